@@ -1,0 +1,22 @@
+# make        a first run: no GPU, no network after the install, minutes on two cores
+# make test   every test
+PYTHON ?= python3
+V = .venv/bin/python
+
+first-run: .venv/ready
+	$(V) prepare.py --preset quick
+	$(V) train.py --preset quick
+	$(V) eval_blimp.py out/quick/ckpt.pt --data data/pocket/pairs
+	$(V) sample.py out/quick/ckpt.pt --num-samples 3 --max-tokens 40 --seed 1
+
+test: .venv/ready
+	$(V) -m ruff check .
+	$(V) -m pytest -q
+
+.venv/ready: requirements.txt requirements-dev.txt
+	$(PYTHON) -c "import sys; sys.exit('error: Python 3.10 or newer is needed' if sys.version_info < (3, 10) else 0)"
+	$(PYTHON) -m venv .venv
+	$(V) -m pip install --quiet -r requirements-dev.txt
+	touch .venv/ready
+
+.PHONY: first-run test

@@ -1,0 +1,116 @@
+"""Checkpoints: written whole or not at all, self-contained, and safe to open when they come from a stranger.
+
+A checkpoint is one file that needs nothing beside it: model settings, weights, the tokenizer's bytes, and where it came
+from. It loads with weights_only=True, so no code in it can run, and everything in it is checked before it is used.
+"""
+import hashlib
+import math
+import os
+import zipfile
+from dataclasses import asdict, dataclass
+
+import torch
+
+from config import ModelConfig, UserError, atomic_write, model_config
+from model import Model, parameter_counts
+from tokenizer import Tokenizer
+
+FORMAT, VERSION = "sllama-lab", 1
+
+
+@dataclass
+class Checkpoint:
+    config: ModelConfig
+    weights: dict
+    tokenizer: Tokenizer
+    provenance: dict
+    sha256: str
+    path: str
+
+
+def make(config, weights, tokenizer_bytes, provenance):
+    """The dictionary that `save` writes; weights: name -> tensor; provenance: plain numbers, texts, lists and dictionaries."""
+    return {"format": FORMAT, "version": VERSION, "model": asdict(config), "tokenizer": torch.frombuffer(bytearray(tokenizer_bytes), dtype=torch.uint8),
+            "weights": {name: w.detach().to("cpu", copy=True).contiguous() for name, w in weights.items()}, "provenance": provenance}
+
+
+def save(path, tree):
+    atomic_write(path, lambda f: torch.save(tree, f))
+
+
+def file_sha256(path):
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(f.read()).hexdigest()
+
+
+def read(path):
+    """The dictionary in a file written by `save`, or UserError. Nothing in the file is executed, and it is only mapped
+    into memory after its parts are seen to be no larger than the file."""
+    if not os.path.exists(path):
+        raise UserError(f"{path}: no such file; train.py writes checkpoints to out/NAME/ckpt.pt")
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: not a file; a checkpoint such as {os.path.join(path, 'ckpt.pt')} is expected")
+    try:
+        with zipfile.ZipFile(path) as z:
+            if sum(i.file_size for i in z.infolist()) > os.path.getsize(path):
+                raise UserError(f"{path}: not a checkpoint of this project (it unpacks to more than its size)")
+            if bad := z.testzip():
+                raise UserError(f"{path}: damaged (checksum of {bad}); copy or train it again")
+        tree = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except Exception as e:                                              # torch.load raises nearly anything on a broken file
+        code = "weights_only" in str(e).lower() or "Weights only" in str(e)
+        reason = "it holds more than plain data, which is never executed" if code else "damaged, truncated or of another kind"
+        raise UserError(f"{path}: not a readable checkpoint ({reason})") from None
+    if not isinstance(tree, dict) or tree.get("format") != FORMAT:
+        raise UserError(f"{path}: not a checkpoint of this project; export.py --from-hf converts a Hugging Face LLaMA folder")
+    if tree.get("version") != VERSION:
+        raise UserError(f"{path}: format version {tree.get('version')!r}, this code reads version {VERSION}; update the code")
+    return tree
+
+
+def load(path):
+    """A Checkpoint, every part of it checked: settings that can be built, each weight with its shape and finite, a tokenizer
+    of the model's size. Raises UserError."""
+    tree = read(path)
+    try:
+        config = model_config(tree.get("model"))
+        check_weights(config, tree.get("weights"))
+        if not isinstance(tree.get("tokenizer"), torch.Tensor) or tree["tokenizer"].dtype != torch.uint8:
+            raise UserError("it has no tokenizer")
+        tokenizer = Tokenizer(tree["tokenizer"].numpy().tobytes())
+        if tokenizer.vocab_size != config.vocab_size:
+            raise UserError(f"its tokenizer has {tokenizer.vocab_size} pieces, its model {config.vocab_size}")
+        if not isinstance(tree.get("provenance"), dict):
+            raise UserError("it does not say where it came from (provenance)")
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from None
+    return Checkpoint(config, tree["weights"], tokenizer, tree["provenance"], file_sha256(path), str(path))
+
+
+def check_weights(config, weights):
+    """UserError unless `weights` are exactly those of a model of this shape, all finite. Builds nothing: a huge declared size costs nothing."""
+    if not isinstance(weights, dict) or not all(isinstance(w, torch.Tensor) for w in weights.values()):
+        raise UserError("it has no weights")
+    held = sum(w.numel() for w in weights.values())
+    declared = sum(parameter_counts(config).values())
+    if held != declared:
+        raise UserError(f"its settings need {declared:,} weights, it holds {held:,}")
+    with torch.device("meta"):
+        expected = {name: p.shape for name, p in Model(config).named_parameters()}
+    if missing := sorted(expected.keys() - weights.keys()):
+        raise UserError(f"weight {missing[0]} is missing")
+    for name, w in weights.items():
+        if name not in expected or w.shape != expected[name] or not w.is_floating_point():
+            raise UserError(f"weight {name}: {tuple(w.shape)} {w.dtype} does not fit the settings" + (f", {tuple(expected[name])} does" if name in expected else ""))
+        if not math.isfinite(w.double().sum().item()) and not w.isfinite().all():
+            raise UserError(f"weight {name} holds NaN or infinite numbers")
+
+
+def load_model(path, device="cpu"):
+    """(model in float32 and evaluation mode, Checkpoint)"""
+    ckpt = load(path)
+    model = Model(ckpt.config)
+    model.load_state_dict({name: w.float() for name, w in ckpt.weights.items()})
+    return model.to(device).eval(), ckpt

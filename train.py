@@ -1,0 +1,632 @@
+"""Trains a model on a prepared corpus.
+
+    python train.py [--preset NAME] [section.key=value ...]                          one process
+    torchrun --nproc_per_node=N train.py [--preset NAME] [section.key=value ...]     N processes, same numbers
+
+Setup, data, schedule, step, evaluate, save, loop. What it does:
+- mixed precision (bfloat16; float16 with a gradient scaler), gradient accumulation and checkpointing, torch.compile
+- epochs without replacement: which windows a step sees follows from (seed, step) alone, whatever the number of processes
+- AdamW, or Muon for the hidden matrices; warm-up, then cosine, linear or constant; clipping; averaged weights; z-loss
+- ckpt.pt is the best on a fixed set of validation windows; last.pt continues a run to the very bits it would have reached
+- Ctrl-C, a scheduler's SIGTERM, a full disk, a NaN: ends with a message and a checkpoint to go on from
+"""
+import argparse
+import contextlib
+import csv
+import ctypes
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import os
+import platform
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import yaml
+from tqdm import tqdm
+
+import checkpoint
+import config as configuration
+from config import UserError, atomic_write
+from model import Model, parameter_counts
+from tokenizer import load as load_tokenizer
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Setup: device, precision, processes
+
+
+def pick_device(name, local_rank=0):
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{local_rank}"
+    try:
+        torch.empty(1, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as e:
+        raise UserError(f"train.device: `{name}` cannot be used here ({str(e).splitlines()[0]}); try train.device=auto") from None
+
+
+def pick_precision(device, dtype):
+    """device, train.dtype -> (dtype of matrix products, whether gradients need a scaler).
+
+    auto is bfloat16 where the hardware multiplies it (CUDA from compute capability 8, CPUs with avx512_bf16 or AMX), else float32.
+    """
+    if dtype == "auto":
+        native = {"cuda": lambda: torch.cuda.get_device_capability(device)[0] >= 8,
+                  "cpu": lambda: torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(), "mps": lambda: False}[device.type]()
+        dtype = "bfloat16" if native else "float32"
+    if dtype == "float16" and device.type != "cuda":
+        raise UserError(f"train.dtype: float16 needs CUDA, the device is {device.type}; use bfloat16 or float32")
+    return getattr(torch, dtype), dtype == "float16"
+
+
+def pick_compile(device, setting, tokens):
+    """Whether to compile: it costs about a minute of start-up, so `auto` does where a long run on CUDA pays it back."""
+    if setting == "auto":
+        return device.type == "cuda" and tokens > 20e6
+    if setting and device.type == "cpu" and not (shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")):
+        print("notice: train.compile=true, but no C++ compiler was found; running without")
+        return False
+    return setting
+
+
+def keep_freed_memory():
+    """Lets glibc keep freed blocks: given back, each step pays again for zeroed pages (1.2 times the speed on a CPU)."""
+    with contextlib.suppress(OSError, AttributeError):                  # not glibc
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-4, 0)                                             # M_MMAP_MAX: no block of its own mapping
+        libc.mallopt(-1, -1)                                            # M_TRIM_THRESHOLD: never
+
+
+class World:
+    """The processes of the run: one, or those that torchrun started."""
+
+    def __init__(self):
+        self.rank, self.size, self.local_rank = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+        self.main = self.rank == 0
+
+    def connect(self, device):
+        if self.size > 1:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+    def mean(self, tensors):
+        """Replaces each tensor by its mean over the processes, in one message."""
+        if self.size > 1:
+            flat = torch.cat([t.flatten() for t in tensors])
+            dist.all_reduce(flat)
+            for t, part in zip(tensors, (flat / self.size).split([t.numel() for t in tensors])):
+                t.copy_(part.view_as(t))
+
+    def any(self, flag):
+        """Whether the flag is set in any process."""
+        if self.size == 1:
+            return flag
+        votes = torch.tensor([float(flag)], device=f"cuda:{self.local_rank}" if dist.get_backend() == "nccl" else "cpu")
+        dist.all_reduce(votes)
+        return votes.item() > 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data
+
+
+class Windows:
+    """A .bin file of token ids as windows of T tokens, each with its targets one token ahead.
+
+    An epoch holds every window once, in an order that follows from (seed, epoch); epochs follow each other without a gap.
+    """
+
+    def __init__(self, path, T, vocab_size, seed=0, sha256=None):
+        try:
+            raw = open(path, "rb").read()
+        except OSError as e:
+            raise UserError(f"{path}: cannot be read ({e.strerror}); run prepare.py with the same preset") from None
+        if len(raw) % 2 or (sha256 and hashlib.sha256(raw).hexdigest() != sha256):
+            raise UserError(f"{path}: damaged: it is not the file that meta.json describes; delete the folder and run prepare.py again")
+        self.tokens = np.frombuffer(raw, dtype="<u2")
+        self.T, self.seed, self.count = T, seed, (len(self.tokens) - 1) // T
+        if self.count < 1:
+            raise UserError(f"{path}: {len(self.tokens)} tokens are less than one window of {T}; use more text or a smaller model.max_position_embeddings")
+        if (top := int(self.tokens.max())) >= vocab_size:
+            raise UserError(f"{path}: holds token {top}, but the tokenizer has {vocab_size} pieces; run prepare.py again")
+        self.epoch = self.order = None
+
+    def __len__(self):
+        return self.count
+
+    def take(self, windows):
+        """Inputs and targets, (len(windows), T) int64 each."""
+        at = np.asarray(windows)[:, None] * self.T + np.arange(self.T + 1)
+        both = torch.from_numpy(self.tokens[at].astype(np.int64))
+        return both[:, :-1], both[:, 1:]
+
+    def batch(self, first, size, step=1):
+        """Windows number first, first + step, ... (size of them) of the endless sequence of shuffled epochs."""
+        chosen = []
+        for n in range(first, first + size * step, step):
+            epoch, place = divmod(n, self.count)
+            if epoch != self.epoch:
+                self.epoch, self.order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.count)
+            chosen.append(self.order[place])
+        return self.take(chosen)
+
+
+def load_data(config, T):
+    """(train windows, validation windows, meta, tokenizer) of the prepared folder; UserError if any of it is missing or does not fit."""
+    folder = config.data_dir
+    try:
+        with open(os.path.join(folder, "meta.json"), encoding="utf-8") as f:
+            meta = json.load(f)
+        vocab, hashes = meta["vocab_size"], (meta["train"]["sha256"], meta["val"]["sha256"])
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no prepared corpus; run: python prepare.py --preset {config.preset}") from None
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{folder}/meta.json: damaged ({e}); delete the folder and run prepare.py again") from None
+    tokenizer = load_tokenizer(os.path.join(folder, "tokenizer.model"))
+    if tokenizer.sha256 != meta.get("tokenizer_sha256") or tokenizer.vocab_size != vocab:
+        raise UserError(f"{folder}/tokenizer.model: not the tokenizer that the corpus was encoded with; run prepare.py again")
+    windows = [Windows(os.path.join(folder, name), T, vocab, config.train.seed, sha) for name, sha in zip(("train.bin", "val.bin"), hashes)]
+    return *windows, meta, tokenizer
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Schedule and optimiser
+
+
+def schedule(step, settings, steps):
+    """Fraction of the peak learning rate in step 0, 1, ...: a linear warm-up that does not start at 0, then the decay."""
+    warmup = settings.warmup if settings.warmup >= 1 else settings.warmup * steps
+    if step < warmup:
+        return min(1.0, (step + 1) / warmup)
+    floor = settings.min_learning_rate / settings.learning_rate
+    done = min(1.0, (step - warmup) / max(1, (settings.decay_steps or steps) - warmup))
+    shape = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[settings.schedule]
+    return floor + (1 - floor) * shape if settings.schedule != "constant" else 1.0
+
+
+def make_optimizers(model, settings, device):
+    """A list of optimisers whose groups hold every parameter once; each group remembers its peak learning rate."""
+    named = list(model.named_parameters())
+    hidden = {n for n, p in named if p.dim() == 2 and n.startswith(("attention.", "mlp."))} if settings.optimizer == "muon" else set()
+    rest = [(n, p) for n, p in named if n not in hidden]
+    groups = [{"params": [p for _, p in rest if p.dim() > 1], "weight_decay": settings.weight_decay},
+              {"params": [p for _, p in rest if p.dim() < 2], "weight_decay": 0.0}]
+    optimizers = [torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate, betas=tuple(settings.betas), fused=device.type in ("cuda", "cpu"))]
+    if hidden:
+        if not hasattr(torch.optim, "Muon"):
+            raise UserError(f"train.optimizer: muon needs a newer PyTorch (torch.optim.Muon), this is {torch.__version__}; use adamw")
+        optimizers.append(torch.optim.Muon([p for n, p in named if n in hidden], lr=settings.muon_learning_rate, weight_decay=settings.weight_decay))
+    for group in (g for o in optimizers for g in o.param_groups):
+        group["peak"] = group["lr"]
+    return optimizers
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The run
+
+
+class Run:
+    """Everything a run needs, so that each part of the loop below is a short function of it."""
+
+    def __init__(self, config, world):
+        self.config, self.world, train = config, world, config.train
+        self.device = pick_device(train.device, world.local_rank)
+        self.dtype, scaled = pick_precision(self.device, train.dtype)
+        world.connect(self.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        if train.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        if train.batch_size % world.size:
+            raise UserError(f"train.batch_size: {train.batch_size} windows cannot be shared equally by {world.size} processes")
+
+        T = config.model.max_position_embeddings
+        self.train_data, self.val_data, self.meta, self.tokenizer = load_data(config, T)
+        self.vocab_changed = config.model.vocab_size != self.meta["vocab_size"]
+        config.model.vocab_size = self.meta["vocab_size"]
+        self.windows_per_step = train.batch_size * train.gradient_accumulation_steps
+        self.tokens_per_step = self.windows_per_step * T
+        self.steps = train.max_steps or math.ceil(train.epochs * len(self.train_data) / self.windows_per_step)
+
+        torch.manual_seed(train.seed)
+        self.model = Model(config.model).to(self.device)                # initialised on the CPU: the same weights on every device
+        self.model.gradient_checkpointing, self.model.z_loss = train.gradient_checkpointing, train.z_loss
+        self.compiled = pick_compile(self.device, train.compile, self.steps * self.tokens_per_step)
+        self.hidden = torch.compile(self.model.hidden) if self.compiled else self.model.hidden
+        self.optimizers = make_optimizers(self.model, train, self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
+        self.ema = {n: p.detach().clone() for n, p in self.model.named_parameters()} if train.ema else None
+
+        self.step, self.evaluated, self.best, self.skipped = 0, -1, math.inf, 0
+        self.rows, self.seconds, self.timed_tokens, self.timed_seconds, self.blimp = [], 0.0, 0, 0.0, ""
+
+    def words(self, step):
+        return step * self.tokens_per_step / self.meta["tokens_per_word"]
+
+    def autocast(self):
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+
+def train_step(run):
+    """One optimiser step; returns (loss, gradient norm). The lessons of the loop are all here."""
+    settings, world = run.config.train, run.world
+    run.model.train()
+    if run.config.model.dropout:
+        torch.manual_seed((settings.seed << 40) + (run.step << 12) + world.rank)     # dropout follows from the step: nothing to save for resume
+    factor = schedule(run.step, settings, run.steps)
+    for group in (g for o in run.optimizers for g in o.param_groups):
+        group["lr"] = group["peak"] * factor
+
+    total = torch.zeros((), device=run.device)
+    for micro in range(settings.gradient_accumulation_steps):
+        first = run.step * run.windows_per_step + micro * settings.batch_size + world.rank
+        ids, targets = (t.to(run.device, non_blocking=True) for t in run.train_data.batch(first, settings.batch_size // world.size, world.size))
+        with run.autocast():
+            loss = run.model.loss(run.hidden(ids), targets) / settings.gradient_accumulation_steps
+        run.scaler.scale(loss).backward()
+        total += loss.detach()
+
+    params = [p for p in run.model.parameters() if p.grad is not None]
+    world.mean([p.grad for p in params] + [total])
+    for optimizer in run.optimizers:
+        run.scaler.unscale_(optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(params, settings.grad_clip or math.inf)
+    loss, norm = total.item(), norm.item()
+    if run.scaler.is_enabled() and math.isfinite(loss) and not math.isfinite(norm):
+        run.skipped += 1                                                # float16 overflowed: the scaler skips this step and halves its scale
+    elif not (math.isfinite(loss) and math.isfinite(norm)):
+        raise Diverged(loss, norm)
+    for optimizer in run.optimizers:
+        run.scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
+    run.scaler.update()
+    if run.ema:
+        torch._foreach_lerp_(list(run.ema.values()), [p.detach() for p in run.model.parameters()], 1 - settings.ema)
+    run.step += 1
+    return loss, norm
+
+
+class Diverged(Exception):
+    """A loss or gradient that is not a number."""
+
+
+@contextlib.contextmanager
+def averaged_weights(run):
+    """The model with its averaged weights, if there are any."""
+    if not run.ema:
+        yield
+        return
+    current = {n: p.detach().clone() for n, p in run.model.named_parameters()}
+    with torch.no_grad():
+        for n, p in run.model.named_parameters():
+            p.copy_(run.ema[n])
+        yield
+        for n, p in run.model.named_parameters():
+            p.copy_(current[n])
+
+
+@torch.no_grad()
+def validate(run):
+    """Mean loss over the fixed validation windows, which are spread evenly over the held-out text."""
+    run.model.eval()
+    chosen = np.linspace(0, len(run.val_data) - 1, min(run.config.train.eval_windows, len(run.val_data))).astype(int)
+    total = torch.zeros(2, dtype=torch.float64)
+    mine, size = chosen[run.world.rank::run.world.size], run.config.train.batch_size
+    for i in range(0, len(mine), size):
+        ids, targets = (t.to(run.device) for t in run.val_data.take(mine[i:i + size]))
+        with run.autocast():
+            total += torch.tensor([run.model.loss(run.model.hidden(ids), targets).item() * len(ids), len(ids)], dtype=torch.float64)
+    run.world.mean([total])
+    return (total[0] / total[1]).item()
+
+
+def bits_per_byte(loss, counts):
+    """Nats per token -> bits per byte of the text itself; counts: meta.json's {"tokens", "bytes"}."""
+    return loss / math.log(2) * counts["tokens"] / counts["bytes"]
+
+
+def score_blimp(run):
+    """Accuracy on a fixed subset of minimal pairs, to watch; never used to choose anything."""
+    from eval_blimp import find_data, quick_accuracy
+    run.model.eval()
+    return quick_accuracy(run.model, run.tokenizer, find_data(run.config.eval.data, run.meta)[0], run.config.eval.blimp_pairs)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Save and resume
+
+
+def provenance(run, val_loss):
+    """Where a checkpoint came from, in plain data."""
+    try:
+        here = os.path.dirname(os.path.abspath(__file__))
+        commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=here).stdout.strip()
+    except OSError:
+        commit = ""
+    return {"corpus": run.meta["corpus"], "data": run.meta, "preset": run.config.preset, "settings": dataclasses.asdict(run.config),
+            "steps": run.step, "tokens": run.step * run.tokens_per_step, "words": round(run.words(run.step)), "epochs": run.step * run.windows_per_step / len(run.train_data),
+            "train_loss": run.rows[-1]["train_loss"] if run.rows else None, "val_loss": val_loss, "val_bits_per_byte": bits_per_byte(val_loss, run.meta["val"]),
+            "seconds": run.seconds, "device": device_name(run.device), "dtype": str(run.dtype).removeprefix("torch."), "processes": run.world.size, "compiled": bool(run.compiled),
+            "commit": commit, "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}}
+
+
+def device_name(device):
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def save_best(run, val_loss):
+    weights = run.ema or dict(run.model.named_parameters())
+    tree = checkpoint.make(run.config.model, weights, run.tokenizer.model_bytes, provenance(run, val_loss))
+    checkpoint.save(os.path.join(run.config.out_dir, "ckpt.pt"), tree)
+
+
+def same_run(run):
+    """What must agree for a run to be continued."""
+    s, c = run.config.train, run.config
+    return {"model": dataclasses.asdict(c.model), "data": run.meta["train"]["sha256"], "train.seed": s.seed, "train.optimizer": s.optimizer, "train.ema": bool(s.ema),
+            "windows per step": run.windows_per_step}
+
+
+STATE = ("step", "evaluated", "best", "skipped", "rows", "seconds")      # plain numbers of a run that last.pt keeps
+
+
+def save_last(run):
+    """Everything needed to go on: weights, optimisers, scaler, averaged weights, position, and the rows of losses.csv."""
+    val_loss = next((r["val_loss"] for r in reversed(run.rows) if r["val_loss"] != ""), run.best)
+    tree = checkpoint.make(run.config.model, dict(run.model.named_parameters()), run.tokenizer.model_bytes, provenance(run, val_loss))
+    tree["training"] = {"same_run": same_run(run), **{key: getattr(run, key) for key in STATE}, "ema": run.ema,
+                        "optimizers": [o.state_dict() for o in run.optimizers], "scaler": run.scaler.state_dict()}
+    checkpoint.save(os.path.join(run.config.out_dir, "last.pt"), tree)
+
+
+def resume(run):
+    """Continues from last.pt, if train.resume says so; returns whether it did."""
+    setting = run.config.train.resume
+    path = os.path.join(run.config.out_dir, "last.pt") if setting == "auto" else setting
+    if setting == "never" or (setting == "auto" and not os.path.exists(path)):
+        return False
+    tree = checkpoint.read(path)
+    state = tree.get("training")
+    if not isinstance(state, dict):
+        raise UserError(f"{path}: holds no training state; continue from a last.pt, or start anew with train.resume=never")
+    now, then = same_run(run), state.get("same_run", {})
+    if different := [k for k in now if now[k] != then.get(k)]:
+        raise UserError(f"{path}: belongs to another run, {' and '.join(different)} differ; "
+                        "set train.resume=never to start anew (this replaces it) or train.out=FOLDER to keep both")
+    checkpoint.check_weights(run.config.model, tree["weights"])
+    run.model.load_state_dict(tree["weights"])
+    for optimizer, saved in zip(run.optimizers, state["optimizers"]):
+        peaks = [g["peak"] for g in optimizer.param_groups]
+        optimizer.load_state_dict(saved)
+        for group, peak in zip(optimizer.param_groups, peaks):          # today's settings decide the learning rate
+            group["peak"] = peak
+    run.scaler.load_state_dict(state["scaler"])
+    if run.ema:
+        run.ema = {n: t.to(run.device) for n, t in state["ema"].items()}
+    for key in STATE:
+        setattr(run, key, state[key])
+    return True
+
+
+COLUMNS = ["step", "tokens", "words", "lr", "train_loss", "val_loss", "blimp", "seconds"]
+
+
+def write_curves(run):
+    """losses.csv and curves.png, from the rows in memory: after a resume they hold no row twice."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(run.rows)
+    atomic_write(os.path.join(run.config.out_dir, "losses.csv"), text.getvalue())
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for column, style in (("train_loss", {"alpha": 0.6, "linewidth": 0.8}), ("val_loss", {"marker": "o", "markersize": 3})):
+        points = [(r["tokens"], r[column]) for r in run.rows if r[column] != ""]
+        axes.plot(*zip(*points) if points else ([], []), label=column.replace("_", " "), **style)
+    axes.set(xlabel="tokens", ylabel="loss, nats per token", title=f"{run.config.preset} on {run.meta['corpus']}")
+    scored = [(r["tokens"], 100 * r["blimp"]) for r in run.rows if r["blimp"] != ""]
+    if scored:
+        right = axes.twinx()
+        right.plot(*zip(*scored), color="tab:green", marker="s", markersize=3, label="minimal pairs, %")
+        right.set_ylabel("accuracy on a subset of minimal pairs, %")
+        right.legend(loc="lower left")
+    axes.legend(loc="upper right")
+    axes.grid(alpha=0.3)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=110)
+    atomic_write(os.path.join(run.config.out_dir, "curves.png"), png.getvalue())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the user sees
+
+
+def parameter_table(config):
+    """Lines: parameters by part, beside a plain untied LLaMA of the same shape, and what each trick saved."""
+    plain = dataclasses.replace(config, embedding="full", attention="mha", mlp="full", layer_sharing="none", tie_word_embeddings=False, num_key_value_heads=None)
+    ours, theirs = parameter_counts(config), parameter_counts(plain)
+    tricks = {"embedding": config.embedding if not config.tie_word_embeddings else "tied to the head", "head": "",
+              "attention": config.attention, "mlp": config.mlp, "norms": ""}
+    lines = [f"{'parameters':<12}{'this model':>12}{'plain LLaMA':>13}{'saved':>12}"]
+    for part in ours:
+        note = tricks[part]
+        if part in ("attention", "mlp", "norms") and config.layer_sharing != "none" and ours[part] < theirs[part]:
+            note += f" layer_sharing {config.layer_sharing}"
+        lines.append(f"{part:<12}{ours[part]:>12,}{theirs[part]:>13,}{theirs[part] - ours[part]:>12,}  {note}".rstrip())
+    lines.append(f"{'total':<12}{sum(ours.values()):>12,}{sum(theirs.values()):>13,}{sum(theirs.values()) - sum(ours.values()):>12,}")
+    return lines
+
+
+def banner(run):
+    s, m, epoch = run.config.train, run.config.model, len(run.train_data)
+    warmup = s.warmup if s.warmup >= 1 else s.warmup * run.steps
+    lines = [f"preset {run.config.preset} on {run.meta['corpus']}: {run.meta['train']['words']:,} words, {run.meta['train']['tokens']:,} tokens, vocabulary {m.vocab_size:,}",
+             *parameter_table(m),
+             f"device {device_name(run.device)}; {str(run.dtype).removeprefix('torch.')}{' with gradient scaler' if run.scaler.is_enabled() else ''}; "
+             f"compile {'on' if run.compiled else 'off'}; checkpointing {'on' if s.gradient_checkpointing else 'off'}; processes {run.world.size}",
+             f"{run.steps:,} steps of {run.windows_per_step} windows x {m.max_position_embeddings} = {run.tokens_per_step:,} tokens; "
+             f"{run.steps * run.windows_per_step / epoch:.2f} epochs of {epoch / run.windows_per_step:.1f} steps; {run.words(run.steps):,.0f} words seen"]
+    for o in run.optimizers:
+        for g in o.param_groups:
+            size = sum(p.numel() for p in g["params"])
+            lines.append(f"{type(o).__name__}: {len(g['params'])} tensors, {size:,} parameters, peak learning rate {g['peak']:g}, weight decay {g['weight_decay']:g}")
+    if warmup >= run.steps:
+        lines.append(f"WARNING: the warm-up of {warmup:.0f} steps is longer than the run of {run.steps}: the learning rate never reaches {s.learning_rate:g}, "
+                     f"it ends at {s.learning_rate * schedule(run.steps - 1, s, run.steps):.2g}. train.warmup=0.05 would warm up over a twentieth of the run.")
+    if run.vocab_changed:
+        lines.append(f"notice: the prepared tokenizer has {m.vocab_size:,} pieces, not what tokenizer.vocab_size says; the model follows it")
+    return lines
+
+
+def closing_block(run, ended_by):
+    """What the run came to, one greppable `key: value` a line."""
+    trained = [r["train_loss"] for r in run.rows if r["train_loss"] != ""]
+    lines = {"steps": run.step, "tokens": run.step * run.tokens_per_step, "words": round(run.words(run.step)),
+             "train_loss": f"{trained[-1] if trained else math.nan:.6f}", "val_loss": f"{run.best:.6f}", "val_bits_per_byte": f"{bits_per_byte(run.best, run.meta['val']):.6f}",
+             "tokens_per_second": f"{run.timed_tokens / run.timed_seconds if run.timed_seconds else math.nan:.0f}", "seconds": f"{run.seconds:.1f}",
+             "peak_memory_mb": f"{peak_memory_mb(run.device):.0f}", "skipped_steps": run.skipped, "corpus": run.meta["corpus"],
+             "checkpoint": os.path.join(run.config.out_dir, "ckpt.pt")}
+    text = "\n".join(f"{key}: {value}" for key, value in lines.items())
+    if ended_by:
+        text = f"stopped at step {run.step} of {run.steps}; the same command continues from {os.path.join(run.config.out_dir, 'last.pt')}\n" + text
+    return text
+
+
+def peak_memory_mb(device):
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def lock(folder):
+    """Keeps a second run out of the folder for as long as the returned file is open."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        handle = open(os.path.join(folder, ".lock"), "w")
+    except OSError as e:
+        raise UserError(f"{folder}: cannot be written ({e.strerror}); choose another with train.out=FOLDER") from None
+    try:
+        import fcntl
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass
+    except OSError:
+        raise UserError(f"{folder}: another run is writing here; wait for it, or choose another folder with train.out=FOLDER") from None
+    return handle
+
+
+class Signals:
+    """The first SIGINT or SIGTERM asks for an end after this step; a second SIGINT ends at once."""
+
+    def __init__(self):
+        self.caught = None
+        for s in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(s, self.handle)
+
+    def handle(self, number, frame):
+        if self.caught and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.caught = number
+        print("\nending after this step; Ctrl-C again ends at once", file=sys.stderr)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The loop
+
+
+def loop(run, signals):
+    """Runs to the last step, evaluating and saving on the way; returns the signal that ended it early, or None."""
+    s, main = run.config.train, run.world.main
+    bar = tqdm(total=run.steps, initial=run.step, unit="step", disable=None if main else True, dynamic_ncols=True)
+    warm = run.step + 3                                                 # compile and first steps are not what a step costs
+    while True:
+        last = run.step >= run.steps
+        if (run.step % s.eval_every == 0 or last) and run.evaluated != run.step:
+            with averaged_weights(run):
+                val_loss = validate(run)
+                if run.config.eval.blimp_every and (run.step % run.config.eval.blimp_every == 0 or last):
+                    run.blimp = score_blimp(run) if main else ""
+            run.evaluated = run.step
+            if run.rows:
+                run.rows[-1].update(val_loss=val_loss, blimp=run.blimp)
+            else:
+                run.rows.append(row(run, "", val_loss, run.blimp))
+            run.blimp = ""
+            if val_loss < run.best:
+                run.best = val_loss
+                if main:
+                    save_best(run, val_loss)
+            if main:
+                write_curves(run)
+                bar.write(f"step {run.step:>6}  train loss {run.rows[-1]['train_loss'] or math.nan:.4f}  val loss {val_loss:.4f}  "
+                          f"{bits_per_byte(val_loss, run.meta['val']):.4f} bits per byte  {run.seconds:.0f} s")
+        stop = run.world.any(signals.caught is not None)
+        if main and (last or stop or (run.step % s.save_every == 0 and run.step)):
+            save_last(run)
+        if last or stop:
+            bar.close()
+            return None if last else signals.caught or signal.SIGTERM
+        start = time.perf_counter()
+        try:
+            loss, _ = train_step(run)
+        except Diverged as e:
+            good = next((r for r in reversed(run.rows) if r["train_loss"] != ""), None)
+            raise UserError(f"step {run.step}: loss {e.args[0]}, gradient norm {e.args[1]} at learning rate {s.learning_rate * schedule(run.step, s, run.steps):.3g}; "
+                            f"last good loss {good['train_loss'] if good else 'none'}. The checkpoints in {run.config.out_dir} are intact; try half the learning rate, "
+                            "a longer train.warmup, train.grad_clip=1 or train.dtype=float32") from None
+        elapsed = time.perf_counter() - start
+        run.seconds += elapsed
+        if run.step > warm:
+            run.timed_seconds += elapsed
+            run.timed_tokens += run.tokens_per_step
+        run.rows.append(row(run, loss, "", ""))
+        bar.update()
+        bar.set_postfix(loss=f"{loss:.3f}", lr=f"{run.rows[-1]['lr']:.1e}", tok_s=f"{run.timed_tokens / run.timed_seconds:,.0f}" if run.timed_seconds else "...")
+
+
+def row(run, train_loss, val_loss, blimp):
+    s = run.config.train
+    return {"step": run.step, "tokens": run.step * run.tokens_per_step, "words": round(run.words(run.step)), "lr": s.learning_rate * schedule(run.step - 1, s, run.steps) if run.step else "",
+            "train_loss": train_loss, "val_loss": val_loss, "blimp": blimp, "seconds": round(run.seconds, 3)}
+
+
+def main(argv=None):
+    _, config = configuration.parse_args(argparse.ArgumentParser(description="Train a model on a prepared corpus."), argv)
+    world = World()
+    held = lock(config.out_dir) if world.main else None                 # noqa: F841  held open until the end
+    run = Run(config, world)
+    signals = Signals()
+    resumed = resume(run)
+    if world.main:
+        resolved = {**dataclasses.asdict(config), "presets": {config.preset: {}}}                       # a config file of its own: --config out/NAME/config.yaml
+        atomic_write(os.path.join(config.out_dir, "config.yaml"), yaml.safe_dump(resolved, sort_keys=False))
+        print("\n".join(banner(run)))
+        if resumed:
+            print(f"continuing {config.out_dir} at step {run.step} of {run.steps}")
+    ended_by = loop(run, signals)
+    if world.main:
+        print(closing_block(run, ended_by))
+    if world.size > 1:
+        dist.destroy_process_group()
+    return 128 + ended_by if ended_by else 0
+
+
+if __name__ == "__main__":
+    configuration.run(main)
