@@ -358,7 +358,7 @@ def provenance(run, val_loss):
             "steps": run.step, "tokens": run.step * run.tokens_per_step, "words": round(run.words(run.step)), "epochs": run.step * run.windows_per_step / len(run.train_data),
             "train_loss": run.rows[-1]["train_loss"] if run.rows else None, "val_loss": val_loss, "val_bits_per_byte": bits_per_byte(val_loss, run.meta["val"]),
             "seconds": run.seconds, "device": device_name(run.device), "dtype": str(run.dtype).removeprefix("torch."), "processes": run.world.size, "compiled": bool(run.compiled),
-            "commit": commit, "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}}
+            "commit": commit, "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": str(np.__version__)}}
 
 
 def device_name(device):

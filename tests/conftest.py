@@ -1,0 +1,65 @@
+"""A tiny prepared corpus that the tests share: Pocket English, 1000 pieces."""
+import hashlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+TINY = ["data.name=tiny", "tokenizer.vocab_size=1000", "model.hidden_size=32", "model.num_hidden_layers=2", "model.num_attention_heads=2", "model.intermediate_size=48",
+        "model.max_position_embeddings=32", "train.batch_size=4", "train.max_steps=12", "train.eval_every=4", "train.save_every=4", "train.dtype=float32", "train.device=cpu",
+        "train.eval_windows=8"]
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory):
+    """A folder in which train.py finds config.yaml and data/tiny."""
+    import pocket_english
+    import tokenizer
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "config.yaml").write_text((ROOT / "config.yaml").read_text())
+    data = folder / "data" / "tiny"
+    data.mkdir(parents=True)
+    lines = [line for line in pocket_english.text(20000, seed=1) if line]
+    tok = tokenizer.train(lines, 1000)
+    cut = len(lines) * 9 // 10
+    meta = {"corpus": "tiny test corpus", "name": "tiny", "vocab_size": 1000, "tokenizer_sha256": tok.sha256, "pairs": None}
+    for split, part in (("train", lines[:cut]), ("val", lines[cut:])):
+        ids = np.array([i for line in part for i in (1, *tok.encode(line))], dtype="<u2")
+        (data / f"{split}.bin").write_bytes(ids.tobytes())
+        meta[split] = {"bytes": sum(len(line.encode()) + 1 for line in part), "words": sum(len(line.split()) for line in part), "lines": len(part), "tokens": len(ids),
+                       "sha256": hashlib.sha256(ids.tobytes()).hexdigest()}
+    meta["tokens_per_word"] = meta["train"]["tokens"] / meta["train"]["words"]
+    (data / "tokenizer.model").write_bytes(tok.model_bytes)
+    (data / "meta.json").write_text(json.dumps(meta))
+    return folder
+
+
+@pytest.fixture
+def project(tiny_corpus, tmp_path, monkeypatch):
+    """A fresh working folder with the tiny corpus in it; the current directory of the test."""
+    (tmp_path / "config.yaml").write_text((tiny_corpus / "config.yaml").read_text())
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "tiny").symlink_to(tiny_corpus / "data" / "tiny")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def command(script, *args, cwd=None, env=None, timeout=120, **kwargs):
+    """Runs a command line as a user types it; returns the finished process with its output as text."""
+    return subprocess.run([sys.executable, str(ROOT / script), *map(str, args)], capture_output=True, text=True, cwd=cwd, timeout=timeout,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}, **kwargs)
+
+
+def refused(result, *words):
+    """The command ended as a user's mistake should: status 2, one `error:` line holding `words`, no traceback."""
+    assert result.returncode == 2, result.stderr + result.stdout
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "Traceback" not in result.stderr, result.stderr
+    for word in words:
+        assert str(word) in result.stderr, (word, result.stderr)
