@@ -108,9 +108,22 @@ def check_weights(config, weights):
             raise UserError(f"weight {name} holds NaN or infinite numbers")
 
 
+def pick_device(name, setting="--device", local_rank=0):
+    """The device called `name`, `auto` for the best there is; UserError naming `setting` if it cannot be used."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{local_rank}"
+    try:
+        torch.empty(1, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as e:
+        raise UserError(f"{setting}: `{name}` cannot be used here ({str(e).splitlines()[0]}); try auto") from None
+
+
 def load_model(path, device="cpu"):
     """(model in float32 and evaluation mode, Checkpoint)"""
     ckpt = load(path)
     model = Model(ckpt.config)
     model.load_state_dict({name: w.float() for name, w in ckpt.weights.items()})
-    return model.to(device).eval(), ckpt
+    return model.to(pick_device(str(device))).eval(), ckpt

@@ -277,11 +277,13 @@ def load_config(preset=None, overrides=(), path="config.yaml"):
 
     Raises UserError listing every unknown key, wrong type, value out of range and impossible combination.
     """
+    if path == "config.yaml" and not os.path.exists(path):              # outside the project's folder: the project's own
+        path = os.path.join(os.path.dirname(os.path.abspath(__file__)), path)
     try:
         with open(path, encoding="utf-8") as f:
             tree = parse_yaml(f.read(), path)
     except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: cannot be read ({getattr(e, 'strerror', None) or 'not UTF-8 text'}); run in the project's folder or give --config FILE") from None
+        raise UserError(f"{path}: cannot be read ({getattr(e, 'strerror', None) or 'not UTF-8 text'}); give another with --config FILE") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected the sections preset, {', '.join(SECTIONS)}, presets")
     presets = tree.pop("presets", None) or {}

@@ -115,10 +115,7 @@ def main(argv=None):
                 prompts += [line.rstrip("\n") for line in f]
         except (OSError, UnicodeDecodeError) as e:
             raise UserError(f"{args.prompt_file}: cannot be read ({getattr(e, 'strerror', None) or 'not UTF-8 text'})") from None
-    try:
-        model, ckpt = checkpoint.load_model(args.checkpoint, args.device)
-    except RuntimeError as e:
-        raise UserError(f"--device {args.device}: {str(e).splitlines()[0]}") from None
+    model, ckpt = checkpoint.load_model(args.checkpoint, args.device)
     print(f"{args.checkpoint}, trained on {ckpt.provenance.get('corpus', 'unknown text')}", file=sys.stderr)
 
     def write(text):

@@ -23,6 +23,14 @@ LONGEST_LINE = 16_384   # characters: SentencePiece's trainer counts the charact
 SPACE = "\u2581"        # ▁, what SentencePiece writes for a space
 
 
+class VocabularyError(UserError):
+    """A vocabulary that the text does not support; `possible` is the nearest size that it does."""
+
+    def __init__(self, message, possible):
+        super().__init__(message)
+        self.possible = possible
+
+
 class Tokenizer:
     """A SentencePiece model. `encode` adds no BOS; text that looks like a special piece ("<s>", "<0x0A>") is text."""
 
@@ -90,9 +98,9 @@ def train(lines, vocab_size):
             max_sentence_length=LONGEST_LINE * 4, num_threads=1, minloglevel=2)
     except (RuntimeError, OSError) as e:
         if most := re.search(r"too high .*<= (\d+)", str(e)):
-            raise UserError(f"tokenizer.vocab_size: {vocab_size} is more than this text supports; the largest possible is {most[1]}") from None
+            raise VocabularyError(f"tokenizer.vocab_size: {vocab_size} is more than this text supports; the largest possible is {most[1]}", int(most[1])) from None
         if least := re.search(r"smaller than required_chars. \d+ vs (\d+)", str(e)):
-            raise UserError(f"tokenizer.vocab_size: {vocab_size} is less than bytes and characters alone need; the smallest possible is {least[1]}") from None
+            raise VocabularyError(f"tokenizer.vocab_size: {vocab_size} is less than bytes and characters alone need; the smallest possible is {least[1]}", int(least[1])) from None
         raise UserError(f"tokenizer: SentencePiece cannot train on this text: {e}") from None
     return Tokenizer(model.getvalue())
 

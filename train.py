@@ -44,18 +44,6 @@ from tokenizer import load as load_tokenizer
 # Setup: device, precision, processes
 
 
-def pick_device(name, local_rank=0):
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "cuda":
-        name = f"cuda:{local_rank}"
-    try:
-        torch.empty(1, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as e:
-        raise UserError(f"train.device: `{name}` cannot be used here ({str(e).splitlines()[0]}); try train.device=auto") from None
-
-
 def pick_precision(device, dtype):
     """device, train.dtype -> (dtype of matrix products, whether gradients need a scaler).
 
@@ -220,7 +208,7 @@ class Run:
 
     def __init__(self, config, world):
         self.config, self.world, train = config, world, config.train
-        self.device = pick_device(train.device, world.local_rank)
+        self.device = checkpoint.pick_device(train.device, "train.device", world.local_rank)
         self.dtype, scaled = pick_precision(self.device, train.dtype)
         world.connect(self.device)
         if self.device.type == "cpu":

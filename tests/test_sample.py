@@ -1,0 +1,83 @@
+import collections
+
+import pytest
+import torch
+
+import checkpoint
+import pocket_english
+import sample
+import tokenizer
+from config import ModelConfig
+from conftest import command, refused
+from model import Cache, Model
+
+SHAPE = ModelConfig(vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, max_position_embeddings=24)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    model = Model(SHAPE).eval()
+    torch.nn.init.normal_(model.lm_head.weight, std=0.7)                # sharper than a fresh model's
+    return model
+
+
+@pytest.fixture(scope="module")
+def ckpt(model, tmp_path_factory):
+    tok = tokenizer.train([line for line in pocket_english.text(3000, seed=1) if line], 400)
+    path = tmp_path_factory.mktemp("s") / "ckpt.pt"
+    checkpoint.save(path, checkpoint.make(SHAPE, dict(model.named_parameters()), tok.model_bytes, {"corpus": "test"}))
+    return path
+
+
+def test_greedy_equals_recomputation(model):
+    ids = [1, 7, 9]
+    out = [t for t, _ in sample.generate(model, ids, 15, temperature=0)]
+    for _ in range(15):
+        ids.append(model(torch.tensor([ids]))[0, -1].argmax().item())
+    assert out == ids[3:]
+
+
+def test_same_seed_same_text_and_past_the_context(model):
+    a, b, c = ([t for t, _ in sample.generate(model, [1], 60, seed=s)] for s in (3, 3, 4))
+    assert a == b != c and len(a) == 60                                 # the context is 24
+
+
+def test_sampling_follows_the_distribution(model):
+    p = model(torch.tensor([[1, 5]]))[0, -1].softmax(-1)
+    counts = collections.Counter(next(sample.generate(model, [1, 5], 1, seed=s))[0] for s in range(800))
+    top = p.topk(3).indices.tolist()
+    for token in top:
+        assert counts[token] / 800 == pytest.approx(p[token].item(), abs=0.06)
+
+
+def test_top_k_top_p_penalty_by_hand():
+    logits = torch.tensor([0.5, 0.25, 0.15, 0.1]).log()
+    def adjust(**kw):
+        return sample.adjust(logits, kw.pop("seen", []), **{"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, **kw}).tolist()
+    assert adjust() == pytest.approx([0.5, 0.25, 0.15, 0.1])
+    assert adjust(top_k=2) == pytest.approx([2 / 3, 1 / 3, 0, 0])
+    assert adjust(top_p=0.6) == pytest.approx([2 / 3, 1 / 3, 0, 0]) and adjust(top_p=0.5) == pytest.approx([1, 0, 0, 0])
+    assert adjust(temperature=0) == [1, 0, 0, 0]
+    assert adjust(temperature=0.5) == pytest.approx([x / 0.345 for x in (0.25, 0.0625, 0.0225, 0.01)])
+    penalised = adjust(repetition_penalty=2.0, seen=[0])                # log 0.5 < 0: doubled, 0.5 -> 0.25
+    assert penalised == pytest.approx([0.25 / 0.75, 0.25 / 0.75, 0.15 / 0.75, 0.1 / 0.75])
+
+
+def test_probability_reported_is_the_models(model):
+    cache = Cache()
+    expected = model.step(torch.tensor([[1, 5]]), cache)[0].softmax(-1)
+    token, p = next(sample.generate(model, [1, 5], 1, temperature=0.3))
+    assert p == pytest.approx(expected[token].item())
+
+
+def test_command_line(ckpt, tmp_path):
+    (tmp_path / "prompts.txt").write_text("The cat\nA dog\n")
+    args = (ckpt, "--prompt-file", tmp_path / "prompts.txt", "--num-samples", 2, "--max-tokens", 5, "--seed", 7)
+    a, b = command("sample.py", *args), command("sample.py", *args)
+    assert a.returncode == 0 and a.stdout == b.stdout and a.stdout.count("The cat") == 2 and a.stdout.count("---") == 4
+    piped = command("sample.py", ckpt, "--prompt-file", "-", "--max-tokens", 3, "--probabilities", input="Once\n")
+    assert piped.stdout.startswith("Once") and len(piped.stdout.strip().splitlines()) == 4
+    refused(command("sample.py", ckpt, "--temperature", -1), "--temperature")
+    refused(command("sample.py", ckpt, "--prompt-file", tmp_path / "none"), "none", "cannot be read")
+    refused(command("sample.py", ckpt, "--device", "cuda:99"), "--device", "cuda:99")

@@ -1,0 +1,308 @@
+import csv
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import checkpoint
+import train
+from config import UserError, load_config
+from conftest import ROOT, TINY, command, refused
+from model import Model
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """train.main takes over SIGINT and SIGTERM; give them back."""
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for s, handler in before.items():
+        signal.signal(s, handler)
+
+
+def run(*overrides, out="out/a"):
+    """Trains in this process; returns (exit status, last.pt's dictionary, rows of losses.csv)."""
+    status = train.main([*TINY, f"train.out={out}", *overrides])
+    with open(f"{out}/losses.csv") as f:
+        return status, checkpoint.read(f"{out}/last.pt"), list(csv.DictReader(f))
+
+
+def same_bits(a, b):
+    """Whether two nested structures of tensors and numbers are equal to the bit, times aside."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_bits(a[k], b[k]) for k in a if k not in ("seconds", "rows"))
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same_bits, a, b))
+    return a == b
+
+
+def losses(rows):
+    return [(r["step"], r["lr"], r["train_loss"], r["val_loss"]) for r in rows]
+
+
+# --- schedule ---
+
+def test_schedule_of_the_release():
+    s = load_config("sllama", path=str(ROOT / "config.yaml")).train
+    rate = [s.learning_rate * train.schedule(i, s, 3000) for i in range(3000)]
+    assert rate[0] == pytest.approx(4e-4 / 200) and rate[199] == pytest.approx(4e-4) and max(rate) == pytest.approx(4e-4)
+    assert rate[-1] == pytest.approx(1.73e-4, abs=1e-6)                 # the release's last learning rate
+    assert train.schedule(5000, s, 3000) == pytest.approx(0.1) == train.schedule(9000, s, 3000)
+
+
+def test_schedule_shapes():
+    s = load_config("quick", ["train.schedule=linear", "train.warmup=0.1", "train.min_learning_rate=0"], path=str(ROOT / "config.yaml")).train
+    f = [train.schedule(i, s, 100) for i in range(100)]
+    assert f[0] == 0.1 and f[9] == 1.0 and f[55] == pytest.approx(0.5) and f[99] == pytest.approx(1 / 90)
+    s.schedule = "constant"
+    assert train.schedule(99, s, 100) == 1.0
+    s.schedule, s.warmup = "cosine", 0
+    assert train.schedule(0, s, 100) == 1.0 and train.schedule(50, s, 100) == pytest.approx(0.5)
+    s.warmup = 200                                                      # longer than the run
+    assert train.schedule(99, s, 100) == 0.5
+
+
+# --- data ---
+
+def bin_file(path, n):
+    np.arange(n, dtype="<u2").tofile(path)
+    return str(path)
+
+
+@settings(max_examples=25, deadline=None)
+@given(tokens=st.integers(9, 400), T=st.integers(2, 8), size=st.integers(1, 7), world=st.sampled_from([1, 2, 3]), seed=st.integers(0, 3))
+def test_each_window_once_an_epoch_at_any_world_size(tmp_path_factory, tokens, T, size, world, seed):
+    path = bin_file(tmp_path_factory.mktemp("w") / "x.bin", tokens)
+    alone = train.Windows(path, T, 65536, seed)
+    ranks = [train.Windows(path, T, 65536, seed) for _ in range(world)]
+    seen, n = [], len(alone)
+    for step in range(2 * n // (size * world) + 1):
+        first = step * size * world
+        whole, targets = alone.batch(first, size * world)
+        assert torch.equal(targets[:, :-1], whole[:, 1:]) and torch.equal(targets, whole + 1)       # one token ahead; the file counts upwards
+        parts = [r.batch(first + i, size, world)[0] for i, r in enumerate(ranks)]
+        assert torch.equal(torch.stack(parts, 1).flatten(0, 1), whole)                              # together the processes see the same windows
+        seen += whole[:, 0].tolist()
+    starts = sorted(i * T for i in range(n))
+    assert sorted(seen[:n]) == starts and (len(seen) < 2 * n or sorted(seen[n:2 * n]) == starts)
+
+
+def test_epochs_are_shuffled_differently(tmp_path):
+    w = train.Windows(bin_file(tmp_path / "x.bin", 4001), 4, 65536, seed=1)
+    a, b = (w.batch(e * len(w), len(w))[0][:, 0].tolist() for e in (0, 1))
+    assert a != b and a != sorted(a) and sorted(a) == sorted(b)
+
+
+def test_damaged_bins_are_refused(tmp_path):
+    good = bin_file(tmp_path / "x.bin", 100)
+    for path, T, vocab, sha, words in ((good, 200, 65536, None, "less than one window"), (good, 4, 50, None, "token 99"), (good, 4, 65536, "0" * 64, "damaged"),
+                                       (str(tmp_path / "none"), 4, 9, None, "cannot be read")):
+        with pytest.raises(UserError, match=words):
+            train.Windows(path, T, vocab, 0, sha)
+    open(good, "ab").write(b"x")
+    with pytest.raises(UserError, match="damaged"):
+        train.Windows(good, 4, 65536)
+
+
+# --- the run ---
+
+PINNED = 6.288593
+
+
+def test_loss_of_a_tiny_run_is_pinned(project):
+    """Any change to initialisation, data order, model, optimiser or schedule shows here."""
+    status, last, rows = run("train.max_steps=8")
+    assert status == 0 and [int(r["step"]) for r in rows] == list(range(9))
+    assert float(rows[0]["val_loss"]) == pytest.approx(math.log(1000), abs=0.02)
+    assert float(rows[-1]["val_loss"]) == pytest.approx(PINNED, abs=2e-4)
+    assert last["training"]["best"] == float(rows[-1]["val_loss"])
+    model, ckpt = checkpoint.load_model("out/a/ckpt.pt")
+    assert ckpt.provenance["corpus"] == "tiny test corpus" and ckpt.provenance["steps"] == 8 and os.path.getsize("out/a/curves.png") > 5000
+
+
+@pytest.mark.parametrize("other", [["train.batch_size=2", "train.gradient_accumulation_steps=4"], ["train.gradient_checkpointing=true"], ["train.compile=true"],
+                                   ["model.dropout=0.0", "train.z_loss=0.0", "train.ema=0.0"]], ids=["accumulation", "checkpointing", "compile", "options off"])
+def test_switches_change_no_loss(project, other):
+    if other == ["train.compile=true"] and not shutil.which("c++"):
+        pytest.skip("needs a C++ compiler")
+    a, b = run(out="out/a")[2], run(*other, out="out/b")[2]
+    assert [float(r["train_loss"]) for r in b[1:]] == pytest.approx([float(r["train_loss"]) for r in a[1:]], abs=2e-5)
+
+
+def test_bfloat16_stays_close(project):
+    a, b = run(out="out/a")[2], run("train.dtype=bfloat16", out="out/b")[2]
+    assert [float(r["train_loss"]) for r in b[1:]] == pytest.approx([float(r["train_loss"]) for r in a[1:]], abs=0.02)
+    assert losses(a) != losses(b)
+
+
+def test_seed_decides(project):
+    assert losses(run(out="out/a")[2]) == losses(run(out="out/b")[2]) != losses(run("train.seed=1", out="out/c")[2])
+
+
+HARD = ["model.dropout=0.1", "train.gradient_accumulation_steps=2", "train.ema=0.9", "train.z_loss=1e-4"]
+
+
+@pytest.mark.parametrize("options", [[], [*HARD, "train.optimizer=muon"], [*HARD, "train.dtype=bfloat16", "model.layer_sharing=none", "train.save_every=3"]], ids=["plain", "muon", "bfloat16"])
+def test_resume_is_exact(project, options, monkeypatch):
+    """Interrupted after step 6 and again after step 7, the run reaches the same bits as the uninterrupted one."""
+    whole = run(*options, out="out/whole")
+    step = train.train_step
+    for stop in (6, 7):
+        def interrupting(r, stop=stop):
+            out = step(r)
+            if r.step == stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return out
+        monkeypatch.setattr(train, "train_step", interrupting)
+        assert run(*options, out="out/parts")[0] == 143
+    monkeypatch.setattr(train, "train_step", step)
+    parts = run(*options, out="out/parts")
+    assert parts[0] == 0 and losses(parts[2]) == losses(whole[2])
+    assert same_bits(parts[1]["weights"], whole[1]["weights"]) and same_bits(parts[1]["training"]["optimizers"], whole[1]["training"]["optimizers"])
+    assert same_bits(checkpoint.read("out/parts/ckpt.pt")["weights"], checkpoint.read("out/whole/ckpt.pt")["weights"])
+
+
+def test_a_finished_run_stays_finished_and_can_be_lengthened(project, capsys):
+    run()
+    before = open("out/a/last.pt", "rb").read()
+    status, last, _ = run()
+    assert status == 0 and last["training"]["step"] == 12 and same_bits(checkpoint.read("out/a/last.pt")["weights"], last["weights"]) and before
+    assert run("train.max_steps=14")[1]["training"]["step"] == 14
+    with pytest.raises(UserError, match="train.seed differ"):
+        run("train.seed=9")
+    assert run("train.seed=9", "train.resume=never")[1]["training"]["step"] == 12
+
+
+def test_muon_and_adamw_share_the_parameters(project):
+    config = load_config("sllama", TINY)
+    config.model.vocab_size = 1000
+    config.model.attention, config.model.mlp, config.model.embedding = "mha", "full", "linear"
+    config.train.optimizer = "muon"
+    model = Model(config.model)
+    optimizers = train.make_optimizers(model, config.train, torch.device("cpu"))
+    held = [id(p) for o in optimizers for g in o.param_groups for p in g["params"]]
+    assert sorted(held) == sorted(id(p) for p in model.parameters()) and len(set(held)) == len(held)
+    hidden = {id(p) for n, p in model.named_parameters() if n.startswith(("attention.", "mlp.")) and p.dim() == 2}
+    assert {id(p) for g in optimizers[1].param_groups for p in g["params"]} == hidden
+    config.train.optimizer, config.train.weight_decay = "adamw", 0.1
+    decayed, rest = train.make_optimizers(model, config.train, torch.device("cpu"))[0].param_groups
+    assert all(p.dim() > 1 for p in decayed["params"]) and all(p.dim() < 2 for p in rest["params"]) and (decayed["weight_decay"], rest["weight_decay"]) == (0.1, 0)
+
+
+def test_averaged_weights_are_the_average(project):
+    """ema d: average after n steps of constant gradient-free weights w is w; and ckpt.pt holds the average, last.pt the weights."""
+    _, last, _ = run("train.ema=0.5", "train.max_steps=4", "train.eval_every=4")
+    best = checkpoint.read("out/a/ckpt.pt")
+    assert same_bits(best["weights"], last["training"]["ema"]) and not same_bits(best["weights"], last["weights"])
+
+
+def test_z_loss_adds_what_it_says():
+    torch.manual_seed(0)
+    x, w, t = torch.randn(40, 8, requires_grad=True), torch.randn(30, 8, requires_grad=True), torch.randint(0, 30, (40,))
+    from model import LinearCrossEntropy
+    loss = LinearCrossEntropy.apply(x, w, t, 0.1, torch.float32, True)
+    logits = x @ w.T
+    expected = torch.nn.functional.cross_entropy(logits, t) + 0.1 * logits.logsumexp(1).square().mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    for ours, theirs in zip(torch.autograd.grad(loss, (x, w)), torch.autograd.grad(expected, (x, w))):
+        assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_the_warmup_that_never_ends_is_said_aloud(project, capsys):
+    run("train.warmup=200")
+    assert "WARNING: the warm-up of 200 steps is longer than the run of 12" in capsys.readouterr().out
+    run("train.warmup=0.5", out="out/b")
+    assert "WARNING" not in capsys.readouterr().out
+
+
+def test_epochs_as_the_budget(project):
+    tokens = json.load(open("data/tiny/meta.json"))["train"]["tokens"]
+    windows = (tokens - 1) // 32
+    _, last, _ = run("train.max_steps=null", "train.epochs=0.1", "model.max_position_embeddings=32")
+    assert last["training"]["step"] == math.ceil(0.1 * windows / (4 * 2))
+
+
+def test_closing_block(project):
+    out = command("train.py", *TINY, cwd=project).stdout
+    block = dict(line.split(": ", 1) for line in out.splitlines()[-12:])
+    assert {"steps", "tokens", "train_loss", "val_loss", "tokens_per_second", "seconds", "peak_memory_mb", "checkpoint"} <= block.keys()
+    assert block["steps"] == "12" and block["tokens"] == str(12 * 4 * 2 * 32) and float(block["tokens_per_second"]) > 0 and os.path.exists(project / block["checkpoint"])
+    assert command("train.py", "--config", "out/sllama/config.yaml", "train.out=out/again", cwd=project).stdout.count(block["val_loss"]) == 1
+
+
+# --- faults ---
+
+def test_a_nan_stops_the_run_where_it_happens(project, monkeypatch):
+    run("train.max_steps=5", "train.save_every=2")
+    loss = Model.loss
+    monkeypatch.setattr(Model, "loss", lambda self, x, t: loss(self, x, t) * (math.nan if torch.is_grad_enabled() else 1))
+    with pytest.raises(UserError, match=r"step 5: loss nan.*last good loss 6\.\d+.*intact") as e:
+        run("train.max_steps=9")
+    assert "train.grad_clip" in str(e.value) and checkpoint.load("out/a/last.pt").provenance["steps"] == 5
+
+
+def test_precision_is_one_function():
+    cpu = torch.device("cpu")
+    assert train.pick_precision(cpu, "float32") == (torch.float32, False) and train.pick_precision(cpu, "bfloat16") == (torch.bfloat16, False)
+    assert train.pick_precision(cpu, "auto")[0] in (torch.float32, torch.bfloat16)
+    with pytest.raises(UserError, match="float16 needs CUDA"):
+        train.pick_precision(cpu, "float16")
+    with pytest.raises(UserError, match="train.device"):
+        checkpoint.pick_device("toaster", "train.device")
+
+
+def test_mistakes_on_the_command_line(project, tmp_path):
+    refused(command("train.py", "--preset", "quik", cwd=project), "quick")
+    refused(command("train.py", "train.sed=1", cwd=project), "train.sed", "seed")
+    refused(command("train.py", "--preset", "llama-26m", cwd=project), "data/babylm-2mb", "prepare.py --preset llama-26m")
+    refused(command("train.py", *TINY, "train.out=/proc/nowhere", cwd=project), "/proc/nowhere", "train.out")
+    refused(command("train.py", *TINY, "train.resume=nothing.pt", cwd=project), "nothing.pt", "no such file")
+    refused(command("train.py", *TINY, "model.max_position_embeddings=4096", cwd=project), "val.bin", "less than one window")
+
+
+def test_a_second_run_is_kept_out(project):
+    held = train.lock("out/a")
+    with pytest.raises(UserError, match="another run"):
+        run()
+    held.close()
+    assert run()[0] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_after_the_step_and_the_run_goes_on(project, number):
+    args = [sys.executable, str(ROOT / "train.py"), *TINY, "train.max_steps=100000", "train.eval_every=100000", "train.save_every=100000", "train.out=out/s"]
+    process = subprocess.Popen(args, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.time() + 60
+    while not os.path.exists(project / "out/s/losses.csv") and time.time() < deadline:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, out
+    assert "the same command continues" in out and "Traceback" not in out
+    assert checkpoint.read(project / "out/s/last.pt")["training"]["step"] > 0
+
+
+@pytest.mark.parametrize("extra", [[], ["train.gradient_accumulation_steps=2", "train.gradient_checkpointing=true", "model.dropout=0.0"]], ids=["plain", "accumulated"])
+def test_two_processes_follow_the_curve_of_one(project, extra):
+    one = run(*extra, out="out/one")[2]
+    args = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train.py"), *TINY, *extra, "train.out=out/two"]
+    done = subprocess.run(args, cwd=project, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    with open("out/two/losses.csv") as f:
+        two = list(csv.DictReader(f))
+    assert done.stdout.count("val_loss:") == 1                          # only rank 0 speaks
+    for column in ("train_loss", "val_loss"):
+        assert [float(r[column]) for r in two if r[column]] == pytest.approx([float(r[column]) for r in one if r[column]], abs=1e-4)
