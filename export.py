@@ -141,10 +141,10 @@ def our_config(settings, where):
     values["max_position_embeddings"] = settings.get("max_position_embeddings", 2048 if not released else 256)
     values["rope_theta"] = rope.get("rope_theta", settings.get("rope_theta", 10000.0))
     if released:
-        kinds = {None: "full", "repeat": "repeat", "linear": "linear", "attn": "attention"}
-        if settings.get("emb_reduction_type", "repeat") not in kinds:
+        kind = settings.get("emb_reduction_type", "repeat")
+        if kind not in (None, "repeat", "linear", "attn"):
             refuse("emb_reduction_type", "expected null, repeat, linear or attn")
-        values |= {"embedding": kinds[settings.get("emb_reduction_type", "repeat")], "attention": settings.get("attn_reduction_type", "pwa") or "mha",
+        values |= {"embedding": {None: "full", "attn": "attention"}.get(kind, kind), "attention": settings.get("attn_reduction_type", "pwa") or "mha",
                    "mlp": "shared_projection" if settings.get("mlp_reduction", True) else "full", "layer_sharing": settings.get("layer_reduction_type", "share") or "none",
                    "num_groups": (settings.get("n_group") or settings.get("num_hidden_layers")) if settings.get("layer_reduction_type", "share") == "share" else 1}
     try:
@@ -218,8 +218,9 @@ def tokenizer_files(tokenizer, context):
         "model": {"type": "BPE", "dropout": None, "unk_token": unk, "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": True,
                   "byte_fallback": tokenizer.has_bytes, "ignore_merges": False, "vocab": vocab, "merges": merges}}
     named = {key: text for key, text in (("bos_token", bos), ("eos_token", eos), ("unk_token", unk)) if text is not None}
-    settings = named | {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True, "add_eos_token": False, "split_special_tokens": True, "model_max_length": context,
-                        "clean_up_tokenization_spaces": False, "model_input_names": ["input_ids", "attention_mask"], "added_tokens_decoder": {str(i): t for i, t in special.items()}}
+    settings = named | {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True, "add_eos_token": False, "split_special_tokens": True,
+                        "clean_up_tokenization_spaces": False, "model_max_length": context, "model_input_names": ["input_ids", "attention_mask"],
+                        "added_tokens_decoder": {str(i): token for i, token in special.items()}}
     return {"tokenizer.json": json.dumps(fast, ensure_ascii=False), "tokenizer_config.json": json.dumps(settings, indent=2), "special_tokens_map.json": json.dumps(named, indent=2),
             "tokenizer.model": tokenizer.model_bytes}
 
@@ -360,19 +361,20 @@ def import_folder(folder, path, force=False):
     if config.embedding == "attention":
         print("note: the released attention embedding sees the future; here it is causal, so this model computes something else")
     corpus = f"unknown (converted from {os.path.basename(os.path.abspath(folder))})"
-    checkpoint.save(path, checkpoint.make(config, weights, tokenizer.model_bytes, {"corpus": corpus, "versions": {"torch": torch.__version__}}))
+    checkpoint.save(path, checkpoint.make(config, weights, tokenizer.model_bytes, {"corpus": corpus, "versions": {"torch": str(torch.__version__)}}))
     return config
 
 
 def fold_biases(config, weights, where):
     """(config, weights) of a LLaMA whose attention may have biases: they are zero and go, or it is an unfolded `rra` and becomes that again."""
-    biases = {name: w for name, w in weights.items() if name.endswith(".bias")}
-    if not any(w.any() for w in biases.values()):
+    attention = {name: w for name, w in weights.items() if ".self_attn." in name and w.dim()}
+    biases = [name for name in attention if name.endswith(".bias")]
+    if not any(weights[name].any() for name in biases):
         return config, {name: w for name, w in weights.items() if name not in biases}
-    attention = {name: w[:len(w) // 4] for name, w in weights.items() if ".self_attn." in name and w.dim()}
-    if not biases.keys() <= attention.keys() or not all(torch.equal(torch.cat([w] * 4), weights[name]) for name, w in attention.items()):
-        raise UserError(f"{where}: {next(iter(biases))}: attention with biases cannot be converted, except for `rra` as export.py unfolds it")
-    return configuration.model_config(vars(config) | {"attention": "rra"}), weights | attention
+    quarters = {name: w[:len(w) // 4] for name, w in attention.items()}
+    if not all(torch.equal(torch.cat([w] * 4), attention[name]) for name, w in quarters.items()):
+        raise UserError(f"{where}: {biases[0]}: attention with biases cannot be converted, except for `rra` as export.py unfolds it")
+    return configuration.model_config(vars(config) | {"attention": "rra"}), weights | quarters
 
 
 def main(argv=None):
@@ -414,7 +416,7 @@ def shown(value):
 
 def table(*rows):
     """A Markdown table; the first row is its header."""
-    rows = [[shown(cell) for cell in row] for row in rows]
+    rows = [[shown(cell).replace("|", "\\|") for cell in row] for row in rows]
     return "\n".join("| " + " | ".join(row) + " |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:]))
 
 
@@ -424,11 +426,17 @@ def model_card(ckpt, numbers, name, blimp, license):
     corpus, sources, train = p.get("corpus", "unknown"), (p.get("data") or {}).get("sources"), (p.get("settings") or {}).get("train")
     metrics = [(corpus, "validation", kind, p[key]) for kind, key in (("loss", "val_loss"), ("bits_per_byte", "val_bits_per_byte")) if isinstance(p.get(key), float)]
     metrics += [("BLiMP", "blimp", "accuracy", blimp["accuracy"])] if blimp else []
-    results = [{"task": {"type": "text-generation"}, "dataset": {"name": data, "type": kind}, "metrics": [{"type": metric, "value": value}]} for data, kind, metric, value in metrics]
+    results = [{"task": {"type": "text-generation"}, "dataset": {"name": data, "type": kind}, "metrics": [{"type": metric, "value": value}]}
+               for data, kind, metric, value in metrics]
     metadata = {"language": ["en"], "license": license, "library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["babylm", "llama", "sllama"]}
     metadata |= {"metrics": sorted({m[2] for m in metrics}), "model-index": [{"name": name, "results": results}]} if metrics else {}
-    groups = (blimp or {}).get("phenomena") or (blimp or {}).get("paradigms") or {}
-    run = [[key, p[key]] for key in ("preset", "steps", "tokens", "words", "epochs", "train_loss", "val_loss", "val_bits_per_byte", "seconds", "device", "dtype") if p.get(key) is not None]
+    scores = "Not scored when this was exported."
+    if blimp:
+        groups = blimp.get("phenomena") or blimp.get("paradigms") or {}
+        scores = (f"Strict accuracy (a tie is wrong), mean over paradigms: **{100 * blimp['accuracy']:.2f} %** of {shown(blimp.get('pairs'))} pairs.\n\n"
+                  + table(["", "accuracy, %", "pairs"], *([group, f"{100 * g['accuracy']:.2f}", g["pairs"]] for group, g in groups.items())))
+    run = ("preset", "steps", "tokens", "words", "epochs", "train_loss", "val_loss", "val_bits_per_byte", "seconds", "device", "dtype")
+    run = [[key, p[key]] for key in run if p.get(key) is not None]
     settings = [[key, value] for key, value in (train or {}).items() if key not in ("out", "resume", "device")]
     return CARD.format(
         metadata=yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True), name=name, corpus=corpus, c=c, kv=c.num_key_value_heads or c.num_attention_heads,
@@ -436,8 +444,7 @@ def model_card(ckpt, numbers, name, blimp, license):
         parts=", ".join(f"{part} {count:,}" for part, count in counts.items()), license=license, sha=ckpt.sha256,
         sources=table(["source", "bytes", "words"], *([s.get("name"), s.get("bytes"), s.get("words")] for s in sources)) if sources else "What it is made of is not recorded.",
         run=table(["", ""], *run) if run else "Not recorded.", settings=f"\n\nSettings:\n\n{table(['train.', ''], *settings)}" if settings else "",
-        scores=f"Strict accuracy (a tie is wrong), mean over the paradigms of {shown(blimp.get('pairs'))} pairs, in %: **{100 * blimp['accuracy']:.2f}**; {shown(blimp.get('ties'))} ties.\n\n"
-        + table(["", "accuracy", "pairs"], *([group, f"{100 * s['accuracy']:.2f}", s["pairs"]] for group, s in groups.items())) if blimp else "Not scored when this was exported.")
+        scores=scores)
 
 
 CARD = """---
@@ -456,8 +463,8 @@ print(tokenizer.decode(model.generate(**text, max_length=50, temperature=0.7, do
 ```
 
 ## Architecture
-LLaMA with {c.num_hidden_layers} layers, hidden size {c.hidden_size}, {c.num_attention_heads} query and {kv} key-value heads, MLP width {c.intermediate_size}, context {c.max_position_embeddings} tokens,
-vocabulary {c.vocab_size} (SentencePiece BPE with byte fallback); {tricks}.
+LLaMA with {c.num_hidden_layers} layers, hidden size {c.hidden_size}, {c.num_attention_heads} query and {kv} key-value heads, MLP width {c.intermediate_size},
+context {c.max_position_embeddings} tokens, vocabulary {c.vocab_size} (SentencePiece BPE with byte fallback); {tricks}.
 
 **{total:,} parameters** were trained: {parts}. This folder is the same function as a plain LLaMA, with shared and compressed weights written out: {numbers:,} numbers.
 

@@ -291,11 +291,14 @@ def documents(text_blocks, boundary):
 # ---------------------------------------------------------------------------------------------------- tokens and files
 
 def encode(tok, texts, label):
-    """uint16 array: BOS and the tokens of each text."""
-    out = [np.zeros(0, "<u2")]
-    texts = list(texts)
-    for at in tqdm(range(0, len(texts), 5000), label, unit_scale=5000, unit=" lines", leave=False, disable=None):
-        out.append(np.fromiter(itertools.chain.from_iterable([tok.bos_id, *ids] for ids in tok.encode_batch(texts[at:at + 5000])), "<u2"))
+    """uint16 array: BOS and the tokens of each text. In batches of about a megabyte, because a list of ids is large."""
+    out, batch, n = [], [], 0
+    for text in tqdm(itertools.chain(texts, [None]), label, unit=" lines", leave=False, disable=None):
+        if text is None or n > 1_000_000:
+            out.append(np.fromiter(itertools.chain.from_iterable([tok.bos_id, *ids] for ids in tok.encode_batch(batch)), "<u2"))
+            batch, n = [], 0
+        batch.append(text)
+        n += len(text or "")
     return np.concatenate(out)
 
 

@@ -15,6 +15,7 @@ import contextlib
 import csv
 import ctypes
 import dataclasses
+import glob
 import hashlib
 import io
 import json
@@ -91,7 +92,7 @@ class World:
         """Replaces each tensor by its mean over the processes, in one message."""
         if self.size > 1:
             flat = torch.cat([t.flatten() for t in tensors])
-            dist.all_reduce(flat)
+            self.sum(flat)
             for t, part in zip(tensors, (flat / self.size).split([t.numel() for t in tensors])):
                 t.copy_(part.view_as(t))
 
@@ -100,8 +101,14 @@ class World:
         if self.size == 1:
             return flag
         votes = torch.tensor([float(flag)], device=f"cuda:{self.local_rank}" if dist.get_backend() == "nccl" else "cpu")
-        dist.all_reduce(votes)
+        self.sum(votes)
         return votes.item() > 0
+
+    def sum(self, tensor):
+        try:
+            dist.all_reduce(tensor)
+        except RuntimeError:
+            raise UserError("another process of this run has ended, so this one ends too; its own message says why. The same command continues from last.pt") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -517,6 +524,8 @@ def lock(folder):
         pass
     except OSError:
         raise UserError(f"{folder}: another run is writing here; wait for it, or choose another folder with train.out=FOLDER") from None
+    for leftover in glob.glob(os.path.join(glob.escape(folder), "*.tmp")):       # of a write that was killed
+        os.unlink(leftover)
     return handle
 
 
@@ -563,7 +572,8 @@ def loop(run, signals):
                     save_best(run, val_loss)
             if main:
                 write_curves(run)
-                bar.write(f"step {run.step:>6}  train loss {run.rows[-1]['train_loss'] or math.nan:.4f}  val loss {val_loss:.4f}  "
+                trained = run.rows[-1]["train_loss"]
+                bar.write(f"step {run.step:>6}  train loss {f'{trained:.4f}' if trained != '' else '-':>7}  val loss {val_loss:.4f}  "
                           f"{bits_per_byte(val_loss, run.meta['val']):.4f} bits per byte  {run.seconds:.0f} s")
         stop = run.world.any(signals.caught is not None)
         if main and (last or stop or (run.step % s.save_every == 0 and run.step)):
@@ -591,7 +601,8 @@ def loop(run, signals):
 
 def row(run, train_loss, val_loss, blimp):
     s = run.config.train
-    return {"step": run.step, "tokens": run.step * run.tokens_per_step, "words": round(run.words(run.step)), "lr": s.learning_rate * schedule(run.step - 1, s, run.steps) if run.step else "",
+    return {"step": run.step, "tokens": run.step * run.tokens_per_step, "words": round(run.words(run.step)),
+            "lr": s.learning_rate * schedule(run.step - 1, s, run.steps) if run.step else "",
             "train_loss": train_loss, "val_loss": val_loss, "blimp": blimp, "seconds": round(run.seconds, 3)}
 
 

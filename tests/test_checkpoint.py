@@ -51,7 +51,8 @@ def test_a_payload_is_not_executed(tmp_path):
     class Payload:
         def __reduce__(self):
             return os.mkdir, (str(trap),)
-    for name, write in (("torch.pt", lambda p: torch.save({"format": "sllama-lab", "version": 1, "model": Payload()}, p)), ("plain.pt", lambda p: open(p, "wb").write(pickle.dumps(Payload())))):
+    for name, write in (("torch.pt", lambda p: torch.save({"format": "sllama-lab", "version": 1, "model": Payload()}, p)),
+                        ("plain.pt", lambda p: open(p, "wb").write(pickle.dumps(Payload())))):
         path = str(tmp_path / name)
         write(path)
         refuses(path, "not a readable checkpoint")

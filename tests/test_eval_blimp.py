@@ -12,7 +12,6 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from conftest import command, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ import blimp_report as report
 import checkpoint
 import eval_blimp
 from config import ModelConfig, UserError
+from conftest import command, refused
 from model import Model
 
 WORDS = "a b c d e f g h".split()                                       # ids 3 to 10; 0, 1, 2 are unknown, BOS, EOS

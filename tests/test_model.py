@@ -59,7 +59,8 @@ IDS = torch.randint(61, (2, 12), generator=torch.Generator().manual_seed(1))
 
 
 def label(config):
-    return "-".join(str(v) for v in (config.embedding, config.attention, config.mlp, config.layer_sharing, config.num_groups, config.tie_word_embeddings, config.num_key_value_heads))
+    c = config
+    return "-".join(map(str, (c.embedding, c.attention, c.mlp, c.layer_sharing, c.num_groups, c.tie_word_embeddings, c.num_key_value_heads)))
 
 
 # --- the released model

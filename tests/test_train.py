@@ -154,7 +154,8 @@ def test_seed_decides(project):
 HARD = ["model.dropout=0.1", "train.gradient_accumulation_steps=2", "train.ema=0.9", "train.z_loss=1e-4"]
 
 
-@pytest.mark.parametrize("options", [[], [*HARD, "train.optimizer=muon"], [*HARD, "train.dtype=bfloat16", "model.layer_sharing=none", "train.save_every=3"]], ids=["plain", "muon", "bfloat16"])
+@pytest.mark.parametrize("options", [[],
+                                     [*HARD, "train.optimizer=muon"], [*HARD, "train.dtype=bfloat16", "model.layer_sharing=none", "train.save_every=3"]], ids=["plain", "muon", "bfloat16"])
 def test_resume_is_exact(project, options, monkeypatch):
     """Interrupted after step 6 and again after step 7, the run reaches the same bits as the uninterrupted one."""
     whole = run(*options, out="out/whole")
@@ -306,3 +307,32 @@ def test_two_processes_follow_the_curve_of_one(project, extra):
     assert done.stdout.count("val_loss:") == 1                          # only rank 0 speaks
     for column in ("train_loss", "val_loss"):
         assert [float(r[column]) for r in two if r[column]] == pytest.approx([float(r[column]) for r in one if r[column]], abs=1e-4)
+
+
+def test_a_dying_process_ends_the_run_with_a_message(project):
+    args = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train.py"), *TINY, "train.max_steps=100000", "train.save_every=2",
+            "train.eval_every=100000", "train.out=out/dies"]
+    process = subprocess.Popen(args, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.time() + 60
+    while not os.path.exists("out/dies/last.pt") and time.time() < deadline:
+        time.sleep(0.1)
+    workers = [int(p) for p in os.listdir("/proc") if p.isdigit() and f"\0{ROOT / 'train.py'}\0" in read_text(f"/proc/{p}/cmdline")
+               and "\0RANK=1\0" in "\0" + read_text(f"/proc/{p}/environ") and str(process.pid) == read_text(f"/proc/{p}/stat").rpartition(")")[2].split()[1]]
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    out, _ = process.communicate(timeout=90)
+    assert workers and process.returncode != 0
+    assert "another process of this run has ended" in out
+    assert checkpoint.load("out/dies/last.pt").provenance["steps"] >= 2
+
+
+def read_text(path):
+    try:
+        return open(path, errors="replace").read()
+    except OSError:
+        return ""
+
+
+def test_killed_at_random_instants_nothing_is_lost():
+    done = command("bench/kill.py", "--kills", 6, "--steps", 12)
+    assert done.returncode == 0 and "differences: 0" in done.stdout and "kills: 6" in done.stdout, done.stdout + done.stderr
