@@ -261,25 +261,30 @@ def table(results, everything=False):
     return "\n".join(text if len(text) <= 100 else text[:97] + "..." for text in lines)
 
 
+def rule(conventions):
+    """What departs from the paper's rule in float32 on all pairs, or `BLiMP`."""
+    usual = {"method": "full", "bos": True, "dtype": "float32", "split": "all"}
+    return " ".join(f"{key}={value}" for key, value in conventions.items() if (value or None) != usual.get(key)) or "BLiMP"
+
+
 def block(r):
     """Warnings, and the `key: value` lines that scripts read."""
-    usual = {"method": "full", "bos": True, "dtype": "float32", "split": "all"}
-    rule = [f"{key}={value}" for key, value in r["conventions"].items() if value not in (usual.get(key), None, False) or (key == "bos" and not value)]
     lines = [f"warning: {warning}" for warning in r["warnings"]]
     lines += [f"{key}: {r[key]:.6f}" for key in ("accuracy", "accuracy_ties_half", "accuracy_ties_correct", "accuracy_dev", "accuracy_test") if r[key] is not None]
     lines += [f"{key}: {r[key]}" for key in ("pairs", "ties", "nan")] + [f"paradigms: {len(r['paradigms'])}", f"incomplete: {str(r['incomplete']).lower()}"]
-    lines += [f"rule: {' '.join(rule) or 'BLiMP'}", f"seconds: {r['seconds']:.2f}"] + [f"{key}: {r[key]}" for key in ("benchmark", "data", "corpus", "checkpoint")]
+    lines += [f"rule: {rule(r['conventions'])}", f"seconds: {r['seconds']:.2f}"] + [f"sha256_{key}: {value}" for key, value in r["sha256"].items()]
+    lines += [f"{key}: {r[key]}" for key in ("benchmark", "data", "corpus", "checkpoint")]
     return "\n".join(lines)
 
 
-def pairs_csv(pairs, scores, tokens, right):
-    """A line per pair: who it is, both sentences, both scores in nats (all digits), both lengths in tokens, the decision."""
+def pairs_csv(pairs, scores, tokens, right, checkpoint="", rule=""):
+    """A line per pair: what it is, both sentences, both scores in nats (all digits), both lengths in tokens, the decision; whose, and by which rule."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow("uid id phenomenon field split good bad score_good score_bad margin tokens_good tokens_bad right tie".split())
+    writer.writerow("uid id phenomenon field split good bad score_good score_bad margin tokens_good tokens_bad right tie checkpoint rule".split())
     for p, (good, bad), lengths, r in zip(pairs, scores.tolist(), tokens.tolist(), right.tolist()):
         who = [p["uid"], p["id"], p["phenomenon"], p["field"], "dev" if p["dev"] else "test", p["good"], p["bad"]]
-        writer.writerow([*who, good, bad, good - bad, *lengths, int(r), int(good == bad)])
+        writer.writerow([*who, good, bad, good - bad, *lengths, int(r), int(good == bad), checkpoint, rule])
     return out.getvalue()
 
 
@@ -332,5 +337,5 @@ def plot(results, f):
         axes.set(xlabel="words seen in training", ylabel="accuracy in %")
         axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.suptitle(f"{last['benchmark']}: {percent(last['accuracy'])}\n{last['checkpoint']}, trained on {last['corpus']}", fontsize=9)
-    figure.savefig(f, format="png")
+    figure.savefig(f, format="png", metadata={"Description": f"sha256 {last['sha256']}, rule {rule(last['conventions'])}"})
     plt.close(figure)

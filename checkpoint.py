@@ -93,6 +93,9 @@ def check_weights(config, weights):
     """UserError unless `weights` are exactly those of a model of this shape, all finite. Builds nothing: a huge declared size costs nothing."""
     if not isinstance(weights, dict) or not all(isinstance(w, torch.Tensor) for w in weights.values()):
         raise UserError("it has no weights")
+    for name, w in weights.items():                                     # a few bytes can pose as gigabytes
+        if w.layout != torch.strided or w.device.type != "cpu" or w.numel() * w.element_size() > w.untyped_storage().nbytes():
+            raise UserError(f"weight {name} is not a plain tensor")
     held = sum(w.numel() for w in weights.values())
     declared = sum(parameter_counts(config).values())
     if held != declared:

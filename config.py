@@ -78,6 +78,8 @@ class ModelConfig:
             out.append(f"num_attention_heads: {heads} does not divide hidden_size {h}")
         elif (h // heads) % 2:
             out.append(f"num_attention_heads: hidden_size/heads = {h // heads} must be even, RoPE turns pairs of numbers")
+        elif self.max_position_embeddings * (h // heads) > 2**25:
+            out.append(f"max_position_embeddings: {self.max_position_embeddings} positions x {h // heads} numbers of a head are more than 2^25")
         if heads % kv:
             out.append(f"num_key_value_heads: {kv} does not divide num_attention_heads {heads}")
         if kv != heads and self.attention == "skqa":

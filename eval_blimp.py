@@ -54,7 +54,7 @@ def tokenize(tokenizer, sentences, prefixes=None, bos=True, leading_space=False,
         raise UserError("--score-eos: the tokenizer has no EOS")
     sequences, starts = encode(sentences), [1] * len(sentences)
     if prefixes is not None:
-        starts = [max(1, sum(itertools.takewhile(bool, map(int.__eq__, ids, prefix)))) for ids, prefix in zip(sequences, encode(prefixes))]
+        starts = [max(1, next((t for t, (a, b) in enumerate(zip(ids, prefix)) if a != b), min(len(ids), len(prefix)))) for ids, prefix in zip(sequences, encode(prefixes))]
     return [ids + [tokenizer.eos_id] * eos for ids in sequences], starts
 
 
@@ -68,8 +68,8 @@ def log_likelihoods(model, sequences, starts, dtype="float32", batch_tokens=None
     weight = model.lm_head.weight
     device = weight.device
     cpu = device.type == "cpu"
-    batch_tokens = batch_tokens or (4096 if cpu else 65536)
-    chunk = max(1, 2**(22 if cpu else 28) // weight.shape[0])                   # tokens whose logits are held at once: 16 MB, a CPU's cache; else 1 GB
+    batch_tokens = batch_tokens or (2048 if cpu else 65536)
+    chunk = max(1, 2**(21 if cpu else 28) // weight.shape[0])                   # tokens whose logits are held at once: 8 MB, a CPU's cache; else 1 GB
     tries = Tries(sequences, starts)
     scores = np.zeros(len(sequences))
     fast = OneDNN() if cpu and dtype == "float32" else contextlib.nullcontext()
@@ -289,7 +289,7 @@ def arguments():
     how = p.add_argument_group("speed and precision")
     how.add_argument("--device", default="auto", help="auto | cpu | cuda | mps")
     how.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the matrix products (default: float32)")
-    how.add_argument("--batch-tokens", type=int, metavar="N", help="tokens per forward pass (default: 4096 on a CPU, else 65536)")
+    how.add_argument("--batch-tokens", type=int, metavar="N", help="tokens per forward pass (default: 2048 on a CPU, else 65536)")
     rule = p.add_argument_group("other rules, each to reproduce what somebody computes")
     rule.add_argument("--compat", choices=sorted(COMPAT), help="babylm: the challenge's pipelines since 2024, --ties-correct; lm-eval: --ties-correct --leading-space")
     rule.add_argument("--no-bos", action="store_true", help="no BOS, and so the first token is not scored")
@@ -320,6 +320,7 @@ def main(argv=None):
     data, results = None, []
     for path in paths + [args.compare] * bool(compared):
         model, ckpt = checkpoint.load_model(path, device)
+        ckpt.weights = None                                             # the model has its own
         if data is None:
             folder, why = (args.data, "--data") if args.data else find_data(settings.eval.data, ckpt.provenance.get("data") or {})
             pairs, data = report.read_pairs(folder, args.max_pairs_per_paradigm, args.split)
@@ -345,7 +346,7 @@ def main(argv=None):
     if args.json:
         atomic_write(args.json, json.dumps({**result, "checkpoints": [r for r, _ in results]} if len(results) > 1 else result, indent=1))
     if args.csv:
-        atomic_write(args.csv, report.pairs_csv(**details))
+        atomic_write(args.csv, report.pairs_csv(**details, checkpoint=result["sha256"]["checkpoint"][:16], rule=report.rule(conventions)))
     if args.predictions:
         atomic_write(args.predictions, json.dumps(report.predictions(details["pairs"], details["right"])))
     if args.plot:

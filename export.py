@@ -19,6 +19,11 @@ import zipfile
 import torch
 import yaml
 
+try:
+    import safetensors.torch as safetensors
+except ImportError:                                                     # training needs it not
+    safetensors = None
+
 import checkpoint
 import config as configuration
 from config import UserError, atomic_write
@@ -190,20 +195,23 @@ def tokenizer_files(tokenizer, context):
     vocabulary, not ▁, so a ▁ in the text falls back to its bytes; and text that looks like a special piece, "<s>", is
     text (split_special_tokens), so no sentence can smuggle a BOS in.
     """
-    model = list(fields(tokenizer.model_bytes))
-    trainer, normalizer = (dict(fields(b"".join(value for key, value in model if key == number))) for number in (2, 3))
-    pieces = [{1: b"", 3: 1} | dict(fields(value)) for key, value in model if key == 1]
-    if trainer.get(3, 1) != 2 or trainer.get(24) or normalizer.get(2) or normalizer.get(4, 1) or not normalizer.get(5, 1) or any(p[3] in (4, 5) for p in pieces):
-        raise UserError("the tokenizer is not plain byte-pair encoding (it is of another kind, normalises text or has pieces defined by hand); it cannot be exported")
+    try:
+        model = list(fields(tokenizer.model_bytes))
+        trainer, normalizer = (dict(fields(b"".join(value for key, value in model if key == number))) for number in (2, 3))
+        kinds = [dict(fields(value)).get(3, 1) for key, value in model if key == 1]     # 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte
+    except (KeyError, IndexError):
+        raise UserError("the tokenizer is not written as SentencePiece writes it; it cannot be exported") from None
     sp, prefix = tokenizer.sp, normalizer.get(3, 1)
-    texts = [sp.id_to_piece(i) for i in range(tokenizer.vocab_size)]
-    texts = [text.replace("▁", " ") if p[3] == 1 else text for text, p in zip(texts, pieces)]
+    texts = [sp.id_to_piece(i).replace("▁", " ") if kind == 1 else sp.id_to_piece(i) for i, kind in enumerate(kinds)]
     vocab = {text: i for i, text in enumerate(texts)}
+    plain = trainer.get(3, 1) == 2 and not trainer.get(24) and not normalizer.get(2) and not normalizer.get(4, 1) and normalizer.get(5, 1)
+    if not plain or {4, 5} & set(kinds) or len(vocab) < tokenizer.vocab_size:
+        raise UserError("the tokenizer is not plain byte-pair encoding (it is of another kind, normalises text or has pieces defined by hand); it cannot be exported")
     merges = []                                                         # SentencePiece joins any neighbours that make a piece, best score first
-    for i in sorted((i for i, p in enumerate(pieces) if p[3] == 1), key=lambda i: -sp.get_score(i)):
+    for i in sorted((i for i, kind in enumerate(kinds) if kind == 1), key=lambda i: -sp.get_score(i)):
         merges += [[texts[i][:n], texts[i][n:]] for n in range(len(texts[i]) - 1, 0, -1) if texts[i][:n] in vocab and texts[i][n:] in vocab]
     special = {i: {"content": texts[i], "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-               for i, p in enumerate(pieces) if p[3] in (2, 3)}
+               for i, kind in enumerate(kinds) if kind in (2, 3)}
     bos, eos, unk = (texts[i] if i >= 0 else None for i in (tokenizer.bos_id, tokenizer.eos_id, sp.unk_id()))
     before, after = {"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
     normal = [{"type": "Prepend", "prepend": " "}] if prefix else []
@@ -231,7 +239,6 @@ def tokenizer_files(tokenizer, context):
 
 def export_folder(path, folder, blimp=None, license="unknown", force=False):
     """Writes the Hugging Face folder of checkpoint `path`; returns how many numbers its weights are. Raises UserError, with `folder` as it was."""
-    from safetensors.torch import save
     check_target(folder, force)
     model, ckpt = checkpoint.load_model(path)
     try:
@@ -240,10 +247,10 @@ def export_folder(path, folder, blimp=None, license="unknown", force=False):
     except UserError as e:
         raise UserError(f"{path}: {e}") from None
     ends = {"bos_token_id": ckpt.tokenizer.bos_id, "eos_token_id": ckpt.tokenizer.eos_id if ckpt.tokenizer.eos_id >= 0 else None}
-    numbers = sum(w.numel() for w in weights.values())
+    numbers, name = sum(w.numel() for w in weights.values()), os.path.basename(os.path.abspath(folder))
     write_folder(folder, files | {
         "config.json": json.dumps(settings | ends, indent=2), "generation_config.json": json.dumps(ends | {"pad_token_id": ends["eos_token_id"], "do_sample": True}, indent=2),
-        "model.safetensors": save(weights, metadata={"format": "pt"}), "README.md": model_card(ckpt, numbers, os.path.basename(os.path.abspath(folder)), blimp, license)})
+        "model.safetensors": safetensors.save(weights, metadata={"format": "pt"}), "README.md": model_card(ckpt, numbers, name, blimp, license)})
     return numbers
 
 
@@ -252,14 +259,17 @@ def check_target(folder, force):
     if os.path.lexists(folder) and not os.path.isdir(folder):
         raise UserError(f"{folder}: is a file; give the name of a folder to write")
     if not force and os.path.isdir(folder) and os.listdir(folder):
-        config = os.path.join(folder, "config.json")
-        if not os.path.isfile(config) or read_json(config).get("written_by") != WRITER:
+        try:
+            ours = read_json(os.path.join(folder, "config.json")).get("written_by") == WRITER
+        except UserError:
+            ours = False
+        if not ours:
             raise UserError(f"{folder}: is not empty and was not written by export.py; choose another folder, or --force to write into it")
 
 
 def write_folder(folder, files):
     """Writes a new folder beside, which then takes the place of `folder`; what else was in there (.git) moves over."""
-    folder = os.path.abspath(folder)
+    folder = os.path.realpath(folder)
     new, old = f"{folder}.{os.getpid()}.tmp", f"{folder}.{os.getpid()}.old"
     try:
         for name, content in files.items():
@@ -267,27 +277,30 @@ def write_folder(folder, files):
         if os.path.isdir(folder):
             os.rename(folder, old)
         os.rename(new, folder)
-        for name in set(os.listdir(old)) - set(files) if os.path.isdir(old) else ():
-            os.rename(os.path.join(old, name), os.path.join(folder, name))
+        if os.path.isdir(old):
+            for name in set(os.listdir(old)) - set(files):
+                os.rename(os.path.join(old, name), os.path.join(folder, name))
+            shutil.rmtree(old)
     except OSError as e:
         if os.path.isdir(old) and not os.path.isdir(folder):
             os.rename(old, folder)
-        raise UserError(f"{folder}: cannot be written ({e.strerror}); choose another folder") from None
+        left = f"; some of what was in it is now in {old}" if os.path.isdir(old) else ""
+        raise UserError(f"{folder}: cannot be written ({e.strerror}); choose another folder{left}") from None
     finally:
         shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def export_run(run, folder, **options):
-    """A run's chck_NM.pt as folder/chck_NM, its ckpt.pt as folder/main; returns those folders. Raises UserError."""
+    """A run's ckpt.pt as folder/main, its chck_NM.pt as folder/chck_NM; returns those folders. Raises UserError."""
     marks = sorted((float(found[1]), name) for name in os.listdir(run) if (found := re.fullmatch(r"chck_([\d.]+)M\.pt", name)))
     if not marks:
         raise UserError(f"{run}: no chck_1M.pt, chck_2M.pt, ... in it; set train.checkpoint_words to have them written")
-    targets = {os.path.join(run, name): os.path.join(folder, name.removesuffix(".pt")) for _, name in marks} | {os.path.join(run, "ckpt.pt"): os.path.join(folder, "main")}
+    targets = {os.path.join(run, "ckpt.pt"): os.path.join(folder, "main")} | {os.path.join(run, name): os.path.join(folder, name.removesuffix(".pt")) for _, name in marks}
     for target in targets.values():
         check_target(target, options.get("force"))
     for path, target in targets.items():
         export_folder(path, target, **options)
+        options["blimp"] = None                                         # the scores are those of main
     return list(targets.values())
 
 
@@ -311,7 +324,6 @@ def read_json(path):
 
 def read_weights(folder):
     """{name: tensor} from a folder's model.safetensors, its shards, or pytorch_model.bin. Nothing in them is executed. Raises UserError."""
-    from safetensors.torch import load_file
     paths = [path for name in ("model.safetensors", "pytorch_model.bin") if os.path.isfile(path := os.path.join(folder, name))][:1]
     index = os.path.join(folder, "model.safetensors.index.json")
     if not paths and os.path.isfile(index):
@@ -330,13 +342,14 @@ def read_weights(folder):
                         raise ValueError("it unpacks to more than its size")
                 weights |= torch.load(path, map_location="cpu", weights_only=True)
             else:
-                weights |= load_file(path)                              # checks that the header's tensors fill the file exactly
+                weights |= safetensors.load_file(path)                  # checks that the header's tensors fill the file exactly
         except Exception as e:                                          # torch.load raises nearly anything on a broken file
             raise UserError(f"{path}: is missing, damaged, or holds more than plain tensors ({str(e).splitlines()[0][:100] if str(e) else type(e).__name__})") from None
     for name, w in weights.items():
-        if not isinstance(w, torch.Tensor) or not w.is_floating_point() or w.numel() * w.element_size() > w.untyped_storage().nbytes():
+        plain = isinstance(w, torch.Tensor) and w.layout == torch.strided and w.device.type == "cpu" and w.dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+        if not plain or w.numel() * w.element_size() > w.untyped_storage().nbytes():
             raise UserError(f"{folder}: weight {name} is not a plain tensor of floating-point numbers")
-    return weights
+    return {name: w.float() for name, w in weights.items()}
 
 
 def import_folder(folder, path, force=False):
@@ -353,7 +366,7 @@ def import_folder(folder, path, force=False):
         raise UserError(f"{where}: vocab_size is {config.vocab_size}, the tokenizer has {tokenizer.vocab_size} pieces; they must agree")
     if config.attention == "mha":
         config, weights = fold_biases(config, weights, folder)
-    weights = {name: w.float() for name, w in fold(config, weights, folder).items()}
+    weights = fold(config, weights, folder)
     try:
         checkpoint.check_weights(config, weights)
     except UserError as e:
@@ -387,6 +400,8 @@ def main(argv=None):
     p.add_argument("--license", default="unknown", metavar="ID", help="licence of the weights for the model card, such as mit")
     p.add_argument("--force", action="store_true", help="write even where something else is")
     args = p.parse_args(argv)
+    if safetensors is None:
+        raise UserError("the package safetensors is missing; pip install -r requirements-dev.txt")
     if not os.path.isdir(args.source) and (args.from_hf or args.all_checkpoints):
         raise UserError(f"{args.source}: no such folder")
     if args.from_hf:
@@ -479,7 +494,7 @@ context {c.max_position_embeddings} tokens, vocabulary {c.vocab_size} (SentenceP
 
 ## Limitations
 So small a model, of so little text, knows few facts and repeats the biases of its sources; it was not made to follow instructions or to be safe.
-Each line of its training text began with BOS, as `tokenizer(text)` does, and none ended with EOS: generation stops at max_length.
+Each line (or document) of its training text began with BOS, as `tokenizer(text)` does, and none ended with EOS: generation stops at max_length.
 
 ## Licence
 `{license}`. The training texts have licences of their own.

@@ -17,6 +17,7 @@ The loss over the vocabulary never holds a (tokens x V) tensor: see LinearCrossE
 """
 import itertools
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -41,8 +42,8 @@ class RMSNorm(nn.Module):
 
 def rope_table(positions, head_dim, theta):
     """cos and sin, each (positions, head_dim/2): position m turns pair i by the angle m * theta^(-2i/head_dim) (Su et al. 2021)."""
-    angles = torch.outer(torch.arange(positions).double(), theta ** (-torch.arange(0, head_dim, 2).double() / head_dim))
-    return angles.cos().float(), angles.sin().float()
+    angles = np.outer(np.arange(positions), theta ** (-np.arange(0, head_dim, 2) / head_dim))
+    return tuple(torch.from_numpy(f(angles).astype(np.float32)) for f in (np.cos, np.sin))
 
 
 def rotate(x, cos, sin):

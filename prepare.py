@@ -76,10 +76,22 @@ def unicode(text):
     return re.sub("[\0-\x08\x0e-\x1f\x7f-\x9f\xad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufffd]", "", text)
 
 
+def unwrap(text):
+    """Joins the lines of each hard-wrapped paragraph, where most lines belong to one: as in Project Gutenberg's files, not in dialogue or verse."""
+    paragraphs = [p.split("\n") for p in re.split(r"\n(?:[^\S\n]*\n)+", text.strip("\n"))]
+    wrapped = [len(p) > 1 and all(50 <= len(line) <= 90 for line in p[:-1]) for p in paragraphs]
+    if 2 * sum(len(p) for p, yes in zip(paragraphs, wrapped) if yes) < sum(map(len, paragraphs)):
+        return text
+    return "\n\n".join((" " if yes else "\n").join(p) for p, yes in zip(paragraphs, wrapped)) + "\n"
+
+
 CLEANING = {
     "unicode": unicode,
-    # "A:\t" of Switchboard, "*MOT:\t" of CHILDES
-    "speaker_tags": rules((r"^[^\S\n]*(\*[A-Z][A-Z0-9]{1,6}:|[A-Z]:)[^\S\n]+", "")),
+    "speaker_tags": rules(
+        (r"^%[a-z]{2,4}:.*\n", ""),                                                                       # "%mor: ..." of CHILDES, what linguists add
+        (r"^[^\S\n]*(?:\*[A-Z][A-Z0-9]{1,6}:|[A-Z]:(?=[^\S\n]))[^\S\n]*", ""),                           # "*MOT:\t", and "A:\t" of Switchboard
+        (r"[^\S\n]?\[(?:/+|[?!<>*]+|(?:[:=%+^]|=!) [^\[\]\n]*)\]", ""),                                    # its codes: [//] [: want to] [=! laughs]
+    ),
     "markup": rules(
         (r"</?[A-Za-z][^<>\n]{0,200}>|\{\\[^{}\n]{0,200}\}|[\u2669-\u266c]", ""),                          # <i>, <laughter>, {\pos(1,2)}, notes
         (r"^[^\S\n]*=.*=[^\S\n]*\n", ""),                                                                 # = = = heading = = =
@@ -91,11 +103,12 @@ CLEANING = {
         (r"(?<!\w)_([^_\n]+)_(?!\w)", r"\1"),                                                             # _emphasis_ of Gutenberg
         (r"^[^\S\n]*(?:[^\w\s]|_)(?:[^\w\n]|_)*\n", ""),                                                  # no letter, no digit
     ),
+    "unwrap": unwrap,
     "spaces": rules(
-        (r"[^\S\n]+", " "),
+        (r"[^\S\n]{2,}|[^\S\n ]", " "),
         (r"^ | $", ""),
         (r" +([,.!?;:]+)(?=[\s\"']|$)", r"\1"),                                                           # "rocks !"
-        (r"(?<=[A-Za-z]) n't\b", "n't"),                                                                  # "do n't", "it 's"
+        (r" (?<=[A-Za-z] )n't\b", "n't"),                                                                 # "do n't", "it 's"
         (r"\b((?i:it|he|she|that|there|what|who|where|how|let|I|you|we|they)|[A-Z][a-z]+) ('(?:s|re|ve|ll|d|m))\b(?!')", r"\1\2"),
     ),
 }

@@ -18,7 +18,6 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import config as configuration  # noqa: E402
-import export  # noqa: E402
 from config import UserError  # noqa: E402
 
 LM_EVAL = """
@@ -73,7 +72,7 @@ def main(argv=None):
         for name in files:
             with open(os.path.join(args.data, name)) as f, open(f"{tmp}/blimp/{name}", "w") as g:
                 g.writelines(line for line, _ in zip(f, range(args.pairs)))
-        export.main([args.checkpoint, f"{tmp}/model"])
+        run([sys.executable, f"{here}/export.py", os.path.abspath(args.checkpoint), f"{tmp}/model"], args.threads)  # apart: its memory would count as its children's
 
         ours = [sys.executable, f"{here}/eval_blimp.py", os.path.abspath(args.checkpoint), "--data", f"{tmp}/blimp", "--device", "cpu"]
         programs = {}

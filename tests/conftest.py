@@ -50,7 +50,7 @@ def project(tiny_corpus, tmp_path, monkeypatch):
     return tmp_path
 
 
-def command(script, *args, cwd=None, env=None, timeout=120, **kwargs):
+def command(script, *args, cwd=None, env=None, timeout=300, **kwargs):
     """Runs a command line as a user types it; returns the finished process with its output as text."""
     return subprocess.run([sys.executable, str(ROOT / script), *map(str, args)], capture_output=True, text=True, cwd=cwd, timeout=timeout,
                           env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}, **kwargs)

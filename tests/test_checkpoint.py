@@ -81,6 +81,10 @@ def test_tampered_content_is_refused(good, tok, tmp_path):
     variant("its settings need", weights={**weights, "extra": torch.zeros(3)})
     variant("is missing", weights={("renamed" if n == name else n): w for n, w in weights.items()})
     variant("no weights", weights=[1, 2])
+    variant("not a plain tensor", weights={**weights, name: torch.zeros(1).expand(400, 16)})               # stride 0
+    variant("not a plain tensor", weights={**weights, name: torch.zeros(400, 16).to_sparse()})
+    variant("not a plain tensor", weights={**weights, name: torch.zeros(400, 16, device="meta")})
+    variant("more than 2^25", model={**tree["model"], "hidden_size": 2**16, "num_attention_heads": 1, "max_position_embeddings": 2**17})
     variant("not a SentencePiece model", tokenizer=torch.zeros(10, dtype=torch.uint8))
     variant("no tokenizer", tokenizer="text")
     variant("pieces, its model", tokenizer=torch.frombuffer(bytearray(tokenizer.train([x for x in pocket_english.text(3000, seed=1) if x], 380).model_bytes), dtype=torch.uint8))

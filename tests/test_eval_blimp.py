@@ -537,7 +537,7 @@ def test_all_outputs_agree(lab, capsys):
     eval_blimp.main(["0.pt", "--data", "mine", "--json", "o/r.json", "--csv", "o/p.csv", "--predictions", "o/b.json", "--plot", "o/p.png", "--compare", "1.pt"])
     out = capsys.readouterr().out
     result = json.load(open("o/r.json"))
-    keys = dict(line.split(": ", 1) for line in out.splitlines()[-18:] if ": " in line)
+    keys = dict(line.split(": ", 1) for line in out.splitlines()[-20:] if ": " in line)
     assert float(keys["accuracy"]) == pytest.approx(result["accuracy"], abs=1e-6) and keys["pairs"] == "90" and keys["corpus"] == "tiny test corpus"
     assert {"accuracy", "accuracy_ties_half", "pairs", "ties", "nan", "paradigms", "seconds", "checkpoint", "data", "benchmark", "rule", "incomplete"} <= keys.keys()
     assert max(map(len, out.splitlines())) <= 100 and "mine" in out and "not BLiMP" in out
@@ -550,13 +550,15 @@ def test_all_outputs_agree(lab, capsys):
     assert result["accuracy_interval"][0] < result["accuracy"] < result["accuracy_interval"][1] and len(result["hardest"]) == 10
 
     rows = list(csv.DictReader(open("o/p.csv")))
+    assert {(r["checkpoint"], r["rule"]) for r in rows} == {(result["sha256"]["checkpoint"][:16], "BLiMP")}
     assert len(rows) == 90 and np.mean([np.mean([int(r["right"]) for r in rows if r["uid"] == u]) for u in ("alpha", "beta", "gamma")]) == pytest.approx(result["accuracy"])
     model, ckpt = checkpoint.load_model("0.pt")
     assert [float(r["score_good"]) for r in rows] == pytest.approx(eval_blimp.score_sentences(model, ckpt.tokenizer, [r["good"] for r in rows]), abs=1e-4)
     chosen = json.load(open("o/b.json"))
     assert [p["id"] for p in chosen["beta"]["predictions"]] == [f"beta_{i}" for i in range(30)]
     assert [p["pred"] for u in chosen for p in chosen[u]["predictions"]] == [r["good"] if r["right"] == "1" else r["bad"] for r in rows]
-    assert open("o/p.png", "rb").read(8) == b"\x89PNG\r\n\x1a\n"
+    png = open("o/p.png", "rb").read()
+    assert png[:8] == b"\x89PNG\r\n\x1a\n" and result["sha256"]["data"].encode() in png
     assert result["comparison"]["with"] == "1.pt" and result["comparison"]["gained"] + result["comparison"]["lost"] > 0 and "McNemar" in out
 
     eval_blimp.main(["1.pt", "--data", "mine", "--compare", "o/p.csv", "--json", "o/c.json"])

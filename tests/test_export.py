@@ -297,7 +297,10 @@ def test_released_layout_however_it_was_saved(released, tmp_path):
         return {name.replace(first, "model.layers.3.").replace("up_proj", "down_proj") if "layernorm" not in name else name: t for name, t in w.items()}
 
     want = from_hf(released("sllama_full")[0], tmp_path)[1].weights
-    for change in (repeated, renamed):
+    def saved(w):                                                       # what the release's save_pretrained made of it, run with transformers 4.46.3
+        return {name.replace(first + "self_attn", "model.layers.3.self_attn").replace("up_proj", "down_proj"): t for name, t in w.items()}
+
+    for change in (repeated, renamed, saved):
         got = from_hf(released("sllama_full", change)[0], tmp_path)[1].weights
         assert got.keys() == want.keys() and all(torch.equal(got[name], want[name]) for name in want)
 
@@ -370,19 +373,20 @@ def test_broken_files_are_refused(name, content, reason, released, tmp_path):
     assert not (tmp_path / "c.pt").exists()
 
 
-@pytest.mark.parametrize("kind", ["code", "bomb", "list", "stride"])
+@pytest.mark.parametrize("kind", ["code", "bomb", "list", "stride", "meta", "sparse", "text"])
 def test_hostile_pickles_are_refused(kind, released, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = released("plain_llama")[0]
     os.remove(os.path.join(folder, "model.safetensors"))
     path = os.path.join(folder, "pytorch_model.bin")
-    torch.save({"code": {"a": Code()}, "bomb": {"lm_head.weight": torch.zeros(10**6)}, "list": [torch.zeros(3)], "stride": {"a": torch.zeros(1).expand(2**50)}}[kind], path)
+    torch.save({"code": {"a": Code()}, "bomb": {"lm_head.weight": torch.zeros(10**6)}, "list": [torch.zeros(3)], "stride": {"a": torch.zeros(1).expand(2**50)},
+                "meta": {"a": torch.zeros(3, device="meta")}, "sparse": {"a": torch.eye(3).to_sparse()}, "text": {"a": "x"}}[kind], path)
     if kind == "bomb":
         with zipfile.ZipFile(path) as z, zipfile.ZipFile(path + "z", "w", zipfile.ZIP_DEFLATED) as deflated:
             for item in z.namelist():
                 deflated.writestr(item, z.read(item))
         os.replace(path + "z", path)
-    with pytest.raises(UserError, match="pytorch_model.bin" if kind != "stride" else "plain tensor"):
+    with pytest.raises(UserError, match="pytorch_model.bin" if kind in ("code", "bomb", "list") else "plain tensor"):
         from_hf(folder, tmp_path)
     assert not os.path.exists("executed") and not os.path.exists("c.pt")
 
@@ -423,10 +427,14 @@ def test_folder_is_replaced_only_if_ours_or_forced(make, tmp_path):
     assert (foreign / "config.json").read_text() == '{"model_type": "llama"}'
     export.main([path, str(foreign), "--force"])
     assert listing(foreign).keys() == before.keys()
+    os.symlink(foreign, tmp_path / "link")                              # a link stays one, its folder is replaced
+    (foreign / "notes").write_text("mine")
+    export.main([other, str(tmp_path / "link")])
+    assert os.path.islink(tmp_path / "link") and (foreign / "notes").exists() and (foreign / "model.safetensors").read_bytes() != before["model.safetensors"]
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="is a file"):
         export.main([path, str(tmp_path / "file"), "--force"])
-    assert sorted(os.listdir(tmp_path)) == ["ckpt.pt", "file", "foreign", "other.pt", "sub"] and os.listdir(tmp_path / "sub") == ["hf"]
+    assert sorted(os.listdir(tmp_path)) == ["ckpt.pt", "file", "foreign", "link", "other.pt", "sub"] and os.listdir(tmp_path / "sub") == ["hf"]
 
 
 @pytest.mark.parametrize("breaks", ["config.json", "README.md", "rename"])
@@ -450,8 +458,9 @@ def test_a_failure_leaves_the_folder_as_it_was(breaks, make, tmp_path, monkeypat
 
     monkeypatch.setattr(export, "atomic_write", full)
     monkeypatch.setattr(os, "rename", failing)
+    other = make("plain", "other.pt")[0]
     with pytest.raises(UserError):
-        export.main([make("plain", "other.pt")[0], str(folder)])
+        export.main([other, str(folder)])
     assert listing(folder) == before and sorted(os.listdir(tmp_path)) == ["ckpt.pt", "hf", "other.pt"]
 
 
@@ -507,7 +516,7 @@ def test_all_checkpoints(make, tmp_path, capsys):
     assert sorted(os.listdir(tmp_path / "hub")) == ["chck_10M", "chck_1M", "chck_2M", "main"]
     assert all((tmp_path / "hub" / name / "model.safetensors").exists() for name in os.listdir(tmp_path / "hub"))
     out = capsys.readouterr().out
-    assert out.index("chck_2M") < out.index("chck_10M") < out.index("main") and "--revision" in out
+    assert out.index("main") < out.index("chck_2M") < out.index("chck_10M") and "--revision" in out
 
 
 # --- the command line

@@ -105,11 +105,12 @@ def test_released_sizes():
 
 @pytest.mark.parametrize("shape", [(61, 16, 4, 4, 24, False, 2), (97, 48, 6, 6, 40, True, 4)], ids=str)
 def test_parameter_counts_in_closed_form(shape):
-    """Part by part, for every combination with 1, 2 and all key-value heads, at two sizes."""
+    """Part by part, for every combination with 1, 2 and all key-value heads; every fourth at another size, with QK-norm."""
     keys = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "qk_norm", "embedding_factor")
     part_of = {"embed_tokens": "embedding", "projector": "embedding", "attention": "attention", "mlp": "mlp", "layers": "norms", "norm": "norms", "lm_head": "head"}
     seen = 0
-    for config in combinations(num_key_value_heads=(None, 1, 2)):
+    every = list(combinations(num_key_value_heads=(None, 1, 2)))
+    for config in every if shape[0] == 61 else every[::4]:
         config = dataclasses.replace(config, **dict(zip(keys, shape)))
         if config.problems():
             continue
@@ -119,7 +120,7 @@ def test_parameter_counts_in_closed_form(shape):
                 counted[part_of[name.split(".")[0]]] += p.numel()
         assert parameter_counts(config) == counted, label(config)
         seen += 1
-    assert seen > 300
+    assert seen > (300 if shape[0] == 61 else 60)
 
 
 @pytest.mark.parametrize("h", [64, 360, 384])
@@ -174,8 +175,8 @@ def test_a_step_on_one_layer_moves_all_that_share(kind, groups, tmp_path):
     torch.save(first.state_dict(), path)
     loaded = Model(config)
     loaded.load_state_dict(torch.load(path, weights_only=True))
-    for make in (lambda: first, lambda: copy.deepcopy(first), lambda: loaded, lambda: torch.compile(loaded, backend="eager")):
-        model = make()
+    compiled = torch.compile(loaded, backend="eager") if groups == 2 else loaded
+    for model in (first, copy.deepcopy(first), loaded, compiled):
         getattr(model, "_orig_mod", model).gradient_checkpointing = True
         before = export.unfold(getattr(model, "_orig_mod", model))[1]
         model(IDS, IDS.roll(-1, 1)).backward()
@@ -232,17 +233,16 @@ def test_causal(embedding):
 
 @pytest.mark.parametrize("embedding", ["full", "repeat", "linear", "attention"])
 def test_cached_generation_equals_recomputation(embedding):
-    """Token by token, and in chunks of 1, 5 and 2 tokens, which need a mask between the new tokens and the cached ones."""
+    """Token by token, with chunks of 3 and 4 tokens in between, which need a mask between the new tokens and the cached ones."""
     for config in (c for c in EVERY if c.embedding == embedding):
         model = random_model(config)
         with torch.no_grad():
             whole = model(IDS)
-            for sizes in ([1] * 8, [3, 1, 5, 2]):
-                cache, start = Cache(), 0
-                for n in sizes:
-                    step = model.step(IDS[:, start:start + n], cache)
-                    start += n
-                    assert torch.allclose(step, whole[:, start - 1], rtol=1e-4, atol=1e-4), (label(config), sizes, start)
+            cache, start = Cache(), 0
+            for n in (1, 1, 3, 1, 4, 1):
+                step = model.step(IDS[:, start:start + n], cache)
+                start += n
+                assert torch.allclose(step, whole[:, start - 1], rtol=1e-4, atol=1e-4), (label(config), start)
             assert cache.length == 11
 
 

@@ -28,7 +28,8 @@ def other_model(**options):
 
 
 # pieces that stand for something else, where texts break
-odd = st.sampled_from(["▁", " ", "  ", "\t", "\n", "\r\n", "\0", "<s>", "</s>", "<unk>", "<0x0A>", "▁▁", "🙂", "👩‍👩‍👧", "é", "e\u0301", "\u2028", "\ufeff", "\U0010fffd", "\U0010ffff", "cat", "The"])
+odd = st.sampled_from(["▁", " ", "  ", "\t", "\n", "\r\n", "\0", "<s>", "</s>", "<unk>", "<0x0A>", "▁▁", "🙂", "👩‍👩‍👧", "é", "e\u0301", "\u2028", "\ufeff",
+                       "\U0010fffd", "\U0010ffff", "cat", "The"])
 anything = st.lists(odd | st.text(max_size=5), max_size=12).map("".join)
 
 

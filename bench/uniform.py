@@ -1,0 +1,35 @@
+"""What a model that knows nothing scores: uniform logits, so a sentence's score is its length alone, and sentences of equal length tie.
+
+    python bench/uniform.py --tokenizer tokenizer.model --data data/blimp_filtered
+
+With SLlama's tokenizer (Llama 2's, 32,000 pieces) and the 59,875 pairs of the BabyLM challenge's filter, ties counted as correct give 0.9194.
+"""
+import argparse
+import os
+import sys
+
+import torch
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+import blimp_report
+import config
+import eval_blimp
+import tokenizer
+from model import Model
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--tokenizer", required=True)
+    parser.add_argument("--data", default="data/blimp")
+    args = parser.parse_args()
+    tok = tokenizer.load(args.tokenizer)
+    model = Model(config.ModelConfig(vocab_size=tok.vocab_size, hidden_size=2, num_hidden_layers=1, num_attention_heads=1, intermediate_size=1)).eval()
+    torch.nn.init.zeros_(model.lm_head.weight)                          # every logit is 0
+    result = eval_blimp.evaluate(model, tok, blimp_report.read_pairs(args.data)[0])[0]
+    for key in ("accuracy", "accuracy_ties_half", "accuracy_ties_correct", "pairs", "ties"):
+        print(f"{key}: {result[key]}")
+
+
+if __name__ == "__main__":
+    config.run(main)

@@ -1,0 +1,472 @@
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import prepare
+import tokenizer
+from config import UserError
+from conftest import ROOT, command, refused
+
+SMALL = ["data.name=t", "data.source=texts", "tokenizer.vocab_size=400", "eval.data=pairs"]     # pairs/ exists: no network is asked
+
+
+def sentences(seed, n):
+    rng, words = random.Random(seed), "cat dog tree house sees takes likes old red small under with never again".split()
+    return [" ".join(rng.choice(words) for _ in range(rng.randint(3, 12))).capitalize() + f" {rng.randint(0, 9999)}." for _ in range(n)]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working folder with config.yaml and three sources: prose, dialogue with blank lines, and one of another form."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(os.path.join(ROOT, "config.yaml"), tmp_path)
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs" / "x.jsonl").write_text("{}\n")
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "wiki.train").write_text("\n".join(sentences(1, 4000)) + "\n")
+    (texts / "talk.train.txt").write_text("".join(s + ("\n\n" if i % 5 == 4 else "\n") for i, s in enumerate(sentences(2, 3000))))
+    (texts / "short.txt").write_text("\n".join(sentences(3, 600)))
+    return tmp_path
+
+
+def make(*overrides):
+    prepare.main(["--preset", "sllama", *SMALL, *overrides])
+    return json.load(open("data/t/meta.json"))
+
+
+def files(folder="data/t"):
+    return {name: hashlib.sha256(open(os.path.join(folder, name), "rb").read()).hexdigest() for name in sorted(os.listdir(folder)) if os.path.isfile(os.path.join(folder, name))}
+
+
+def texts_of(part, tok=None):
+    """The texts of a .bin file, one per BOS."""
+    tok = tok or tokenizer.load("data/t/tokenizer.model")
+    ids = np.fromfile(f"data/t/{part}.bin", "<u2")
+    assert ids[0] == tok.bos_id
+    return [tok.decode(text[1:]) for text in np.split(ids, np.flatnonzero(ids == tok.bos_id)[1:])]
+
+
+# ---------------------------------------------------------------------------------------------------- the whole way
+
+def test_everything_is_there_once(folder):
+    meta = make()
+    train, val = texts_of("train"), texts_of("val")
+    originals = [line for name in os.listdir("texts") for line in open(f"texts/{name}").read().split("\n") if line]
+    assert sorted(train + val) == sorted(originals) and not set(train) & set(val)      # three sources of distinct lines
+    for part, lines in (("train", train), ("val", val)):
+        assert meta[part]["lines"] == len(lines) and meta[part]["words"] == sum(len(line.split()) for line in lines)
+        assert meta[part]["bytes"] == sum(len(line.encode()) + 1 for line in lines)
+        assert meta[part]["tokens"] * 2 == os.path.getsize(f"data/t/{part}.bin") and meta[part]["sha256"] == files()[part + ".bin"]
+    assert meta["tokenizer_sha256"] == files()["tokenizer.model"] and meta["vocab_size"] == 400 == tokenizer.load("data/t/tokenizer.model").vocab_size
+    assert (meta["source"], meta["corpus"], meta["pairs"], meta["seed"], meta["boundary"]) == ("texts", "folder texts", None, 0, "line")
+    assert [s["name"] for s in meta["sources"]] == ["short", "talk", "wiki"] and not any(s["short"] for s in meta["sources"])
+    assert meta["sources"][2]["sha256"] == hashlib.sha256(open("texts/wiki.train", "rb").read()).hexdigest()
+    assert sum(s["bytes"] for s in meta["sources"]) == meta["train"]["bytes"] and meta["tokens_per_word"] == meta["train"]["tokens"] / meta["train"]["words"]
+
+
+def test_same_settings_same_bytes(folder, capsys):
+    make()
+    first, times = files(), {name: os.stat("data/t/" + name).st_mtime_ns for name in files()}
+    make()
+    assert "up to date" in capsys.readouterr().out and times == {name: os.stat("data/t/" + name).st_mtime_ns for name in files()}
+    shutil.rmtree("data/t")
+    result = command("prepare.py", "--preset", "sllama", *SMALL, cwd=folder, env={"PYTHONHASHSEED": "5"})
+    assert result.returncode == 0, result.stderr
+    assert files() == first
+    make("data.seed=1")
+    assert files()["train.bin"] != first["train.bin"]
+
+
+@pytest.mark.parametrize("change", ["corpus", "train.bin", "val.bin", "tokenizer.model", "meta.json", "no meta.json", "data.boundary=document",
+                                    "tokenizer.vocab_size=401", "data.validation_kb=1", "data.clean=[]", "data.budget_mb=0.1", "data.sources=[wiki]"])
+def test_what_changed_is_made_again(folder, change, capsys):
+    make()
+    good = files()
+    if change == "corpus":
+        with open("texts/wiki.train", "a") as f:
+            f.write("One more line.\n")
+    elif change == "no meta.json":
+        os.unlink("data/t/meta.json")
+    elif "=" not in change:
+        raw = bytearray(open("data/t/" + change, "rb").read())
+        raw[len(raw) // 2] ^= 1
+        open("data/t/" + change, "wb").write(raw if change != "meta.json" else raw[: len(raw) // 2])
+    capsys.readouterr()
+    make(*[change] * ("=" in change))
+    assert "up to date" not in capsys.readouterr().out
+    if "=" not in change and change != "corpus":
+        assert files() == good
+
+
+def test_budgets_are_equal_and_nested(folder):
+    """Whole lines, at most a third of the budget each; less is the beginning of more; validation is the same for all."""
+    everything = make()
+    val = files()["val.bin"]
+    vals, trains = texts_of("val"), {}
+    for mb in (0.03, 0.15):
+        meta = make(f"data.budget_mb={mb}")
+        trains[mb] = set(texts_of("train"))
+        assert not trains[mb] & set(vals) and set(texts_of("val")) == set(vals)
+        for s in meta["sources"]:
+            assert s["budget_bytes"] == int(mb * 1e6 / 3)
+            if s["short"]:
+                assert s["bytes"] == next(e["bytes"] for e in everything["sources"] if e["name"] == s["name"]) < s["budget_bytes"]
+            else:
+                assert s["budget_bytes"] - 100 < s["bytes"] <= s["budget_bytes"]
+    assert [s["short"] for s in meta["sources"]] == [True, False, False]
+    assert trains[0.03] < trains[0.15]
+    meta = make("data.budget_mb=0.03", f"tokenizer.model={shutil.copy('data/t/tokenizer.model', folder / 'kept.model')}")
+    same = files()["val.bin"]
+    make("data.budget_mb=0.15", "tokenizer.model=kept.model")
+    assert files()["val.bin"] == same != val
+
+
+def test_any_stretch_holds_every_source(folder):
+    make("data.budget_mb=0.09")
+    origin = {line: name for name in os.listdir("texts") for line in open(f"texts/{name}").read().split("\n")}
+    train = [origin[line] for line in texts_of("train")]
+    for part in (train[:len(train) // 4], train[len(train) // 2:3 * len(train) // 4]):
+        shares = [part.count(name) / len(part) for name in os.listdir("texts")]
+        assert all(0.23 < share < 0.43 for share in shares)
+
+
+def test_order_of_sources_and_unknown_ones(folder):
+    meta = make("data.sources=[wiki, short]")
+    assert [s["name"] for s in meta["sources"]] == ["wiki", "short"]
+    for wanted, words in (("[wikki]", "did you mean `wiki`"), ("[zzz]", "known: short, talk, wiki"), ("[wiki, wiki]", "twice"), ("[]", "empty")):
+        with pytest.raises(UserError, match=words):
+            make("data.sources=" + wanted)
+
+
+def test_documents(folder):
+    make("data.boundary=document", "data.sources=[talk]")
+    train = texts_of("train")
+    originals = open("texts/talk.train.txt").read().split("\n\n")
+    whole = [text for text in train if text in originals]
+    assert len(whole) > 0.9 * len(train) and all(text.count("\n") == 4 for text in whole if text in originals[:-1])
+    assert set("\n".join(train).split("\n")) < set(open("texts/talk.train.txt").read().split("\n"))
+
+
+def test_an_existing_tokenizer(folder):
+    make()
+    shutil.copy("data/t/tokenizer.model", "mine.model")
+    meta = make("tokenizer.model=mine.model", "tokenizer.vocab_size=999", "data.sources=[short]")
+    assert meta["vocab_size"] == 400 and files()["tokenizer.model"] == meta["tokenizer_sha256"]
+    assert "\n".join(texts_of("train"))
+    for bad, words in (("nothere.model", "cannot be read"), ("texts/wiki.train", "not a SentencePiece model")):
+        with pytest.raises(UserError, match=words):
+            make("tokenizer.model=" + bad)
+
+
+def test_pocket(folder):
+    prepare.main(["--preset", "quick", "data.name=t", "data.pocket_words=20000", "tokenizer.vocab_size=600", "data.validation_kb=4", "eval.data=nowhere"])
+    meta = json.load(open("data/t/meta.json"))
+    assert (meta["source"], meta["corpus"]) == ("pocket", "Pocket English (synthetic, seed 0, 20000 words)")
+    pairs = {name: [json.loads(line) for line in open("data/t/pairs/" + name)] for name in os.listdir("data/t/pairs")}
+    assert len(pairs) >= 12 and all(pair["UID"] + ".jsonl" == name for name, found in pairs.items() for pair in found)
+    assert not {pair["sentence_good"] for found in pairs.values() for pair in found} & set(texts_of("train"))
+    assert not os.path.exists("nowhere")
+    os.unlink("data/t/pairs/" + min(pairs))
+    prepare.main(["--preset", "quick", "data.name=t", "data.pocket_words=20000", "tokenizer.vocab_size=600", "data.validation_kb=4"])
+    assert len(os.listdir("data/t/pairs")) == len(pairs)                # a missing file is noticed
+
+
+def test_a_kill_leaves_nothing_to_trust(folder):
+    """Killed before or between its writes: there is no meta.json, and the next run mends it."""
+    make()
+    want = files()
+    make("data.seed=9")                                                 # another corpus is there already
+    for name in ("tokenizer.model", "meta.json"):                       # the first and the last that is written
+        code = (f"import os, sys, prepare; sys.path.insert(0, {str(ROOT)!r}); real = prepare.atomic_write\n"
+                f"def write(path, content):\n    if os.path.basename(path) == {name!r}: os.kill(os.getpid(), 9)\n    real(path, content)\n"
+                f"prepare.atomic_write = write; prepare.main({['--preset', 'sllama', *SMALL]!r})")
+        died = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True)
+        assert died.returncode == -signal.SIGKILL and not os.path.exists("data/t/meta.json"), died.stderr
+    make()
+    assert files() == want
+
+
+def test_failure_leaves_what_was_there(folder):
+    make()
+    before = files()
+    with pytest.raises(UserError, match="tokenizer.vocab_size"):
+        make("tokenizer.vocab_size=60000")
+    open("texts/bad.txt", "wb").write(b"caf\xe9\n" * 10)
+    with pytest.raises(UserError):
+        make()
+    assert files() == before
+
+
+def test_command_line(folder):
+    result = command("prepare.py", *SMALL, cwd=folder)
+    assert result.returncode == 0 and "folder texts" in result.stdout and "tokens_per_word: " in result.stdout, result.stderr
+    refused(command("prepare.py", *SMALL, "tokenizer.vocab_size=60000", cwd=folder), "tokenizer.vocab_size", "largest possible")
+    (folder / "data" / "t" / "meta.json").unlink()
+    (folder / "data" / "t" / "meta.json").mkdir()
+    refused(command("prepare.py", *SMALL, cwd=folder), "meta.json")
+
+
+@pytest.mark.parametrize("override, words", [("data.clean=[unicorn]", "data.clean: no step `unicorn`; known: unicode"), ("data.name=../x", "data.name"),
+                                             ("data.name=downloads", "data.name"), ("data.name=''", "data.name"), ("eval.data=data/t", "data.name"),
+                                             ("data.source=''", "data.source")])
+def test_settings_that_cannot_be(folder, override, words):
+    with pytest.raises(UserError, match=words):
+        make(override)
+    assert not os.path.exists("data/t")
+
+
+# ---------------------------------------------------------------------------------------------------- faults of the text
+
+def fault(content, *overrides, name="texts/bad.txt"):
+    for other in os.listdir("texts"):
+        os.unlink("texts/" + other)
+    with open(name, "wb") as f:
+        f.write(content)
+    return make(*overrides)
+
+
+@pytest.mark.parametrize("content, words", [
+    (b"", "bad.txt: empty"), (b"\n \r\n\t\n", "bad.txt: empty"), (b"\xef\xbb\xbf", "bad.txt: empty"),
+    (b"Good text.\ncaf\xe9 au lait\n", "bad.txt: not UTF-8 text at byte 14"), (b"cut off \xf0\x9f\x99", "byte 8"), ("Text\n".encode("utf-16"), "not UTF-8 text at byte 0"),
+    (bytes(range(128)) * 100, "bad.txt: a binary file"), (b"\0" * 1000, "bad.txt: a binary file"),
+    (b"= = = Heading = = =\n[music]\n", "nothing of `bad` is left after cleaning"),
+    (b"Only one line without an end", "too little text"), (b"The same line.\n" * 500, "too little text")])
+def test_unusable_texts_are_refused(folder, content, words):
+    with pytest.raises(UserError, match=words):
+        fault(content)
+    assert not os.path.exists("data/t")
+
+
+def test_missing_and_empty_folders(folder):
+    with pytest.raises(UserError, match="no folder `nowhere`"):
+        make("data.source=nowhere")
+    os.mkdir("empty")
+    open("empty/.hidden.txt", "w").close()
+    open("empty/notes.md", "w").close()
+    os.mkdir("empty/folder.txt")
+    with pytest.raises(UserError, match="no .*file in this folder"):
+        make("data.source=empty")
+
+
+def test_same_name_and_same_text(folder):
+    shutil.copy("texts/wiki.train", "texts/copy.txt")
+    with pytest.raises(UserError, match="`copy` and `wiki` are the same text"):
+        make()
+    make("data.sources=[wiki, talk]")
+    os.rename("texts/copy.txt", "texts/wiki.txt")
+    with pytest.raises(UserError, match="wiki.train and wiki.txt are both called"):
+        make()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_unreadable_file(folder):
+    os.chmod("texts/wiki.train", 0)
+    with pytest.raises(UserError, match="wiki.train: cannot be read"):
+        make()
+
+
+def test_a_file_that_cannot_be_read(folder, monkeypatch):
+    real = open
+
+    def denied(path, *args, **kwargs):
+        if str(path).endswith("wiki.train"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path, *args, **kwargs)
+    monkeypatch.setattr("builtins.open", denied)
+    with pytest.raises(UserError, match="wiki.train: cannot be read .Permission denied"):
+        make()
+
+
+def test_newlines_marks_and_nuls(folder):
+    lines = sentences(5, 400)
+    expected = None
+    for newline in ("\n", "\r\n", "\r"):
+        fault(("\ufeff" + newline.join(lines[:200]) + "\0" + newline + newline.join(lines[200:])).encode())
+        expected = expected or texts_of("train")
+        assert texts_of("train") == expected and set(expected) < set(lines)
+
+
+def test_nuls_stay_where_nothing_is_cleaned(folder):
+    lines = [line.replace("1", "\0") for line in sentences(5, 4000)]
+    fault("\n".join(lines).encode(), "data.clean=[]")
+    assert sorted(texts_of("train") + texts_of("val")) == sorted(lines) and any("\0" in line for line in lines)
+
+
+def test_one_enormous_line(folder):
+    """No newline, and further down not even a space: cut into bounded pieces, nothing lost, within memory."""
+    words = " ".join(sentences(6, 15_000))                              # 0.7 MB
+    tracemalloc.start()
+    meta = fault((words + " " + "x" * 100_000).encode(), "data.clean=[]")
+    assert tracemalloc.get_traced_memory()[1] < 40 * len(words)
+    tracemalloc.stop()
+    train, val = texts_of("train"), texts_of("val")
+    assert max(map(len, train)) <= tokenizer.LONGEST_LINE and meta["train"]["lines"] > 20
+    assert sorted(" ".join(train + val).replace("x", "").split()) == sorted(words.replace("x", "").split())
+    assert sum(text.count("x") for text in train + val) == 100_000 + words.count("x")
+
+
+def test_lines_of_spaces_are_boundaries(folder):
+    fault(b"".join(s.encode() + b"\n \t \n" for s in sentences(7, 2000)), "data.boundary=document", "data.clean=[]")
+    assert not any("\n" in text for text in texts_of("train"))
+
+
+def test_many_files(folder):
+    for i in range(300):
+        (folder / "texts" / f"f{i}.txt").write_text("\n".join(sentences(100 + i, 30)))
+    meta = make()
+    assert len(meta["sources"]) == 303 and all(s["lines"] for s in meta["sources"])
+
+
+def test_a_budget_too_small(folder):
+    with pytest.raises(UserError, match="data.budget_mb"):
+        make("data.budget_mb=0.00001")
+
+
+# ---------------------------------------------------------------------------------------------------- cleaning
+
+WRAPPED = "A paragraph whose lines were broken at the usual width\nof a page, so that a sentence goes on in the next line,\nends here.\n\nA verse\nis not"
+
+
+@pytest.mark.parametrize("step, before, after", [
+    ("unicode", "Marks &amp; Sparks &#150; caf&eacute; AT&T", "Marks & Sparks – café AT&T"),
+    ("unicode", "e\u0301 \xa0\u2009\u3000\u200b\ufeff\xad\x07\x00x", "é    x"),
+    ("unicode", "one\u2028two\x85three", "one\ntwo\nthree"),
+    ("unicode", "\u2018It\u2019s\u2019 \u201cso\u201d\u2026", "'It's' \"so\"..."),
+    ("speaker_tags", "A:\tWell, yes.\n*MOT:\tlook there .\nB: No.", "Well, yes.\nlook there .\nNo."),
+    ("speaker_tags", "*SI1:\twell .\n*MOT:\n%mor:\tadv|well .\nthe [//] a dog [: doggie] [she] .", "well .\n\nthe a dog [she] ."),
+    ("speaker_tags", "Title: A story\nI saw B: it was red.\n*ouch*", "Title: A story\nI saw B: it was red.\n*ouch*"),
+    ("markup", "= = = LAN switching = = =\nLAN is.\n== History ==\n\nEnd", "LAN is.\n\nEnd"),
+    ("markup", "<i>Go</i> <laughter>.\n{\\pos(192,210)}If 3 < 4 and 5 > 4", "Go .\nIf 3 < 4 and 5 > 4"),
+    ("markup", "- Thank you.\n-Yes.\n-ish\n— Newton\n♪ la la ♪\n# la la #\n#1 of it", "Thank you.\nYes.\n-ish\nNewton\n la la \nla la\n#1 of it"),
+    ("markup", "[door opens]\nHe [sic] went.\n-------\n. . .\n{| class=x\n| cell\n|}\nEnd", "He [sic] went.\nEnd"),
+    ("markup", "Subtitles by Sir Martini\n== sync, corrected by elderman ==\nSync and corrections by X\nwww.addic7ed.com\nTranslated by Me\nHe was corrected by her.",
+     "He was corrected by her."),
+    ("markup", "It is _very_ odd, snake_case_name _", "It is very odd, snake_case_name _"),
+    ("markup", "Is that so?\n\n?\n7\n\n", "Is that so?\n\n7\n\n"),
+    ("unwrap", WRAPPED, WRAPPED.replace("\nof", " of").replace("\nends", " ends")),
+    ("unwrap", "A short line.\n" * 40 + WRAPPED, "A short line.\n" * 40 + WRAPPED),
+    ("spaces", "  two \t words  \nend ", "two words\nend"),
+    ("spaces", "Stop ! Who , me ? . . . Yes : \"no .\" 3 .5 :)", "Stop! Who, me?... Yes: \"no.\" 3 .5 :)"),
+    ("spaces", "I do n't know , it 's John 's . It ca n't 've . The 's , call 'd", "I don't know, it's John's. It can't 've. The's, call 'd"),
+])
+def test_cleaning_steps(step, before, after):
+    assert prepare.CLEANING[step](before + "\n").removesuffix("\n") == after
+
+
+def test_cleaning_leaves_plain_english_alone():
+    """BLiMP-like sentences pass every step unchanged."""
+    import pocket_english
+    lines = [line for line in pocket_english.text(3000, seed=3) if line]
+    lines += ["Who hadn't Anne's sister's friend disliked?", "\"Come in!\" said the king; the king's men (all 3) didn't.", "It's 5:30 - or 6.", "What a day...", "A: b"][:4]
+    assert prepare.clean("\n".join(lines) + "\n", list(prepare.CLEANING)) == [*lines, ""]
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60) | st.text("=-_#[]{}|<>\\*A:. \t\n'&;♪", max_size=40))
+@settings(max_examples=300, deadline=None)
+def test_cleaning_always_ends_in_lines(text):
+    """No step breaks, invents characters of lines, or leaves what a second pass of `spaces` would change."""
+    lines = prepare.clean(text.replace("\r", "\n") + "\n", list(prepare.CLEANING))
+    assert all("\n" not in line and "\0" not in line and line == line.strip() for line in lines)
+    assert prepare.clean("\n".join(lines), ["spaces"])[: len(lines)] == lines
+
+
+@pytest.mark.parametrize("unit", ["=", "= ", "[", "<a", "_", " ", "#", " #", "-", "{\\", "*A", "&", "'s ", " ,", "[/", "%a", "|", "sync ", "w"])
+def test_cleaning_takes_linear_time(unit):
+    """A line of 400 kB of what the patterns begin with; quadratic patterns would take minutes."""
+    import time
+    start = time.process_time()
+    prepare.clean("x" + unit * (400_000 // len(unit)) + "\n" + unit * (400_000 // len(unit)) + "x\n", list(prepare.CLEANING))
+    assert time.process_time() - start < 10
+
+
+# ---------------------------------------------------------------------------------------------------- splitting and mixing
+
+lines_st = st.lists(st.text("ab é", min_size=0, max_size=12).map(str.strip), max_size=120)
+
+
+def flat(text_blocks):
+    return [line for block in text_blocks for line in block if line]
+
+
+@given(lines_st)
+@settings(max_examples=200, deadline=None)
+def test_blocks_are_the_text_in_order(lines):
+    found = prepare.blocks(lines)
+    assert flat(found) == [line for line in lines if line]
+    assert all(block[0] and any(block) and not any(a == b == "" for a, b in zip(block, block[1:])) for block in found)
+
+
+@given(lines_st, st.floats(0.001, 1), st.integers(0, 3))
+@settings(max_examples=200, deadline=None)
+def test_split_is_a_partition_within_its_limits(lines, kb, seed):
+    text_blocks = prepare.blocks(lines)
+    held, rest = prepare.split(text_blocks, kb, seed, "name")
+    assert sorted(map(str, held + rest)) == sorted(map(str, text_blocks))
+    assert sum(map(prepare.size, flat(held))) <= min(1000 * kb, sum(map(prepare.size, lines)) / 20)
+    assert (held, rest) == prepare.split(text_blocks, kb, seed, "name")
+
+
+@given(lines_st, lines_st)
+@settings(max_examples=100, deadline=None)
+def test_validation_lines_are_new(lines, others):
+    kept = prepare.unseen(prepare.blocks(lines), set(others))
+    assert flat(kept) == [line for line in flat(prepare.blocks(lines)) if line not in others] and all(flat([block]) for block in kept)
+
+
+@given(lines_st, st.integers(0, 500), st.integers(0, 500))
+@settings(max_examples=200, deadline=None)
+def test_take_gives_whole_lines_up_to_the_budget(lines, budget, more):
+    text_blocks = prepare.blocks(lines)
+    part, short = prepare.take(text_blocks, budget)
+    used, total = sum(map(prepare.size, flat(part))), sum(map(prepare.size, lines))
+    everything = flat(text_blocks)
+    assert flat(part) == everything[: len(flat(part))] and used <= budget
+    assert short == (total < budget)
+    assert len(flat(part)) == len(everything) or used + prepare.size(everything[len(flat(part))]) > budget      # no room for the next line
+    larger = flat(prepare.take(text_blocks, budget + more)[0])
+    assert larger[: len(flat(part))] == flat(part)
+    assert prepare.take(text_blocks, None) == (text_blocks, False)
+
+
+@given(st.lists(lines_st.map(prepare.blocks).filter(bool), min_size=1, max_size=5))
+@settings(max_examples=200, deadline=None)
+def test_interleave_keeps_all_and_balances(parts):
+    mixed = prepare.interleave(parts)
+    assert sorted(map(str, mixed)) == sorted(str(block) for part in parts for block in part)
+    tagged = [[[f"{i}{line}" if line else "" for line in block] for block in part] for i, part in enumerate(parts)]
+    totals = [sum(map(prepare.size, flat(part))) for part in tagged]
+    largest = [max(sum(map(prepare.size, block)) for block in part) for part in tagged]
+    given_so_far = [0] * len(parts)
+    order = [[] for _ in parts]
+    for block in prepare.interleave(tagged):
+        i = int(block[0][0])
+        order[i].append(block)
+        given_so_far[i] += sum(map(prepare.size, block))
+        shares = [g / t for g, t in zip(given_so_far, totals)]
+        assert max(shares) - min(shares) <= max(n / t for n, t in zip(largest, totals)) + 1e-9
+    assert order == tagged                                              # each source in its own order
+
+
+def test_validation_does_not_depend_on_the_other_sources(folder):
+    make("data.sources=[wiki]", "tokenizer.vocab_size=330")
+    alone = set(texts_of("val"))
+    make("data.sources=[talk, wiki]")
+    assert alone < set(texts_of("val"))
+
+
+def test_every_default_step_exists():
+    tree = yaml.safe_load(open(os.path.join(ROOT, "config.yaml"), encoding="utf-8"))
+    assert set(tree["data"]["clean"]) <= set(prepare.CLEANING)
