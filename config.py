@@ -124,6 +124,8 @@ class TrainConfig:
     eval_every: int = setting(1)
     eval_windows: int = setting(1)
     save_every: int = setting(1)
+    checkpoint_words: Literal["none", "babylm"]
+    sample_tokens: int = setting(0, 1000)
     resume: str
     deterministic: bool
 

@@ -41,7 +41,8 @@ import tokenizer
 from config import UserError, atomic_write, parse_args, run
 from download import DownloadError, download, file_sha256, read_json
 
-FORMAT = 1
+FORMAT = 1                      # of meta.json
+# Mirrors: the environment variables SLLAMA_LAB_BABYLM_URL (a folder of the six files) and SLLAMA_LAB_BLIMP_URL (the archive).
 BABYLM_URL = "https://huggingface.co/datasets/BabyLM-community/BabyLM-2026-Strict-Small/resolve/c92ab16b4f08858304b0815706065b3354d8fc0a"
 BABYLM = ["bnc_spoken", "childes", "gutenberg", "open_subtitles", "simple_wiki", "switchboard"]
 BLIMP_URL = "https://raw.githubusercontent.com/alexwarstadt/blimp/3e56b06fcabca9b30822fc66435fca6b1aa40bb1/BLiMP.zip"
@@ -322,11 +323,11 @@ def count(text_blocks):
 
 def build(config, tok, sources, fallback=False):
     """({file name: bytes}, meta) of a corpus. sources: {name: function that gives (text, sha256)}; fallback: take a smaller vocabulary if need be."""
-    d, held, pools, hashes = config.data, {}, {}, {}
+    d, held, pools, hashes, owner = config.data, {}, {}, {}, {}
     print("cleaning", flush=True)
     for name in sources:
-        text, digest = sources[name]()
-        if (twin := hashes.setdefault(digest, name)) != name:
+        text, hashes[name] = sources[name]()
+        if (twin := owner.setdefault(hashes[name], name)) != name:
             raise UserError(f"data.source: `{twin}` and `{name}` are the same text; remove one or leave it out of data.sources")
         lines = clean(text, d.clean)
         if not any(lines):
@@ -336,17 +337,17 @@ def build(config, tok, sources, fallback=False):
     val = interleave([part for part in (unseen(held[name], seen) for name in sources) if part])
     if not val:
         raise UserError("data.source: too little text, a twentieth of it (or data.validation_kb) holds no line that the rest does not have; nothing is left to validate on")
-    budget, report, parts = None if d.budget_mb is None else int(1e6 * d.budget_mb / len(sources)), [], []
+    budget, rows, parts = None if d.budget_mb is None else int(1e6 * d.budget_mb / len(sources)), [], []
     for name in sources:
         part, short = take(pools[name], budget)
         if not count(part)["lines"]:
             raise UserError(f"data.budget_mb: `{name}` may give {budget} bytes, and its first line is longer; set more")
         parts.append(part)
-        report.append({"name": name, "budget_bytes": budget, **count(part), "short": short, "sha256": next(h for h in hashes if hashes[h] == name)})
+        rows.append({"name": name, "budget_bytes": budget, **count(part), "short": short, "sha256": hashes[name]})
     train = interleave(parts)
     if tok is None:
         tok = train_tokenizer(train, config.tokenizer.vocab_size, fallback)
-    files, meta = {"tokenizer.model": tok.model_bytes}, {"format": FORMAT, "name": d.name, "sources": report}
+    files, meta = {"tokenizer.model": tok.model_bytes}, {"format": FORMAT, "name": d.name, "sources": rows}
     print("tokenising", flush=True)
     for part, text_blocks in (("train", train), ("val", val)):
         tokens = encode(tok, documents(text_blocks, d.boundary), part)
@@ -424,6 +425,21 @@ def prepare(config, corpus, fallback=False):
     report(read_json(os.path.join(folder, "meta.json")), time.time() - start)
 
 
+def find_and_prepare(config):
+    """data.source -> a prepared folder, and BLiMP but for Pocket English, which never asks the network."""
+    source = config.data.source
+    if source == "pocket":
+        return prepare(config, pocket_corpus(config))
+    try:
+        prepare(config, babylm_corpus(config) if source in ("auto", "babylm") else folder_corpus(config))
+    except DownloadError as e:
+        if source != "auto":
+            raise UserError(f"{e}. Without a network: data.source=pocket, or a folder of text") from None
+        print(f"{e}\n\nNOTICE: BABYLM CANNOT BE DOWNLOADED. POCKET ENGLISH, A SYNTHETIC LANGUAGE, TAKES ITS PLACE IN {config.data_dir}.\n")
+        return prepare(config, pocket_corpus(config), fallback=True)
+    get_blimp(config.eval.data)
+
+
 def up_to_date(folder, settings_sha256):
     """meta.json if the folder holds, bit for bit, what these settings gave; else None."""
     meta = read_json(os.path.join(folder, "meta.json"))
@@ -448,8 +464,9 @@ def write(folder, files, meta):
     path = os.path.join(folder, "meta.json")
     if os.path.exists(path):
         os.unlink(path)
-    for name in glob.glob(os.path.join(glob.escape(folder), "pairs", "*.jsonl")):
-        os.unlink(name)
+    for old in ("pairs/*.jsonl", "*.tmp", "pairs/*.tmp"):
+        for name in glob.glob(os.path.join(glob.escape(folder), old)):
+            os.unlink(name)
     for name, content in files.items():
         atomic_write(os.path.join(folder, name), content)
     atomic_write(path, json.dumps(meta | {"pairs_sha256": pairs_sha256(folder)}, indent=1) + "\n")
@@ -474,18 +491,10 @@ def main(argv=None):
         raise UserError(f"data.clean: no step `{step}`; known: {', '.join(CLEANING)}")
     if not re.fullmatch(r"[\w-][\w.-]*", d.name) or os.path.abspath(config.data_dir) in map(os.path.abspath, (DOWNLOADS, config.eval.data)):
         raise UserError(f"data.name: `{d.name}` must be the name of a new folder in data/: letters, digits, - _ . and not that of the downloads or of eval.data")
-    if d.source == "pocket":
-        return prepare(config, pocket_corpus(config))
     try:
-        prepare(config, babylm_corpus(config) if d.source in ("auto", "babylm") else folder_corpus(config))
-    except DownloadError as e:
-        if d.source != "auto":
-            raise UserError(f"{e}. Without a network: data.source=pocket, or a folder of text") from None
-        print(f"{e}\n\nNOTICE: BABYLM CANNOT BE DOWNLOADED. POCKET ENGLISH, A SYNTHETIC LANGUAGE, TAKES ITS PLACE IN {config.data_dir}.\n")
-        return prepare(config, pocket_corpus(config), fallback=True)
+        find_and_prepare(config)
     except OSError as e:                                                # whatever a disk can do
         raise UserError(f"{e.filename or config.data_dir}: {e.strerror or e}") from None
-    get_blimp(config.eval.data)
 
 
 if __name__ == "__main__":

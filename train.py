@@ -39,6 +39,7 @@ import checkpoint
 import config as configuration
 from config import UserError, atomic_write
 from model import Model, parameter_counts
+from sample import generate
 from tokenizer import load as load_tokenizer
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -362,10 +363,21 @@ def device_name(device):
     return f"{device.type}, {platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def save_best(run, val_loss):
+def save_weights(run, name, val_loss):
+    """A self-contained checkpoint of the weights as they are, or of their average."""
     weights = run.ema or dict(run.model.named_parameters())
     tree = checkpoint.make(run.config.model, weights, run.tokenizer.model_bytes, provenance(run, val_loss))
-    checkpoint.save(os.path.join(run.config.out_dir, "ckpt.pt"), tree)
+    checkpoint.save(os.path.join(run.config.out_dir, name), tree)
+
+
+BABYLM_WORDS = [*range(1, 10), *range(10, 101, 10)]                     # millions of words seen at which the challenge wants a checkpoint
+
+
+def passed_words(run):
+    """The milestones of train.checkpoint_words that the last step has passed, in millions of words."""
+    if run.config.train.checkpoint_words == "none":
+        return []
+    return [m for m in BABYLM_WORDS if run.words(run.step - 1) < m * 10**6 <= run.words(run.step)]
 
 
 def same_run(run):
@@ -375,13 +387,16 @@ def same_run(run):
             "windows per step": run.windows_per_step}
 
 
+def last_val_loss(run):
+    return next((r["val_loss"] for r in reversed(run.rows) if r["val_loss"] != ""), run.best)
+
+
 STATE = ("step", "evaluated", "best", "skipped", "rows", "seconds")      # plain numbers of a run that last.pt keeps
 
 
 def save_last(run):
     """Everything needed to go on: weights, optimisers, scaler, averaged weights, position, and the rows of losses.csv."""
-    val_loss = next((r["val_loss"] for r in reversed(run.rows) if r["val_loss"] != ""), run.best)
-    tree = checkpoint.make(run.config.model, dict(run.model.named_parameters()), run.tokenizer.model_bytes, provenance(run, val_loss))
+    tree = checkpoint.make(run.config.model, dict(run.model.named_parameters()), run.tokenizer.model_bytes, provenance(run, last_val_loss(run)))
     tree["training"] = {"same_run": same_run(run), **{key: getattr(run, key) for key in STATE}, "ema": run.ema,
                         "optimizers": [o.state_dict() for o in run.optimizers], "scaler": run.scaler.state_dict()}
     checkpoint.save(os.path.join(run.config.out_dir, "last.pt"), tree)
@@ -467,6 +482,15 @@ def parameter_table(config):
         lines.append(f"{part:<12}{ours[part]:>12,}{theirs[part]:>13,}{theirs[part] - ours[part]:>12,}  {note}".rstrip())
     lines.append(f"{'total':<12}{sum(ours.values()):>12,}{sum(theirs.values()):>13,}{sum(theirs.values()) - sum(ours.values()):>12,}")
     return lines
+
+
+def written(run):
+    """A line of text by the model as it is, to watch it learn."""
+    if not run.config.train.sample_tokens:
+        return ""
+    run.model.eval()
+    ids = [token for token, _ in generate(run.model, [run.tokenizer.bos_id], run.config.train.sample_tokens, seed=run.step, temperature=0.8)]
+    return "\n    " + repr(run.tokenizer.decode([i for i in ids if i != run.tokenizer.bos_id]))
 
 
 def banner(run):
@@ -569,12 +593,12 @@ def loop(run, signals):
             if val_loss < run.best:
                 run.best = val_loss
                 if main:
-                    save_best(run, val_loss)
+                    save_weights(run, "ckpt.pt", val_loss)
             if main:
                 write_curves(run)
                 trained = run.rows[-1]["train_loss"]
                 bar.write(f"step {run.step:>6}  train loss {f'{trained:.4f}' if trained != '' else '-':>7}  val loss {val_loss:.4f}  "
-                          f"{bits_per_byte(val_loss, run.meta['val']):.4f} bits per byte  {run.seconds:.0f} s")
+                          f"{bits_per_byte(val_loss, run.meta['val']):.4f} bits per byte  {run.seconds:.0f} s" + written(run))
         stop = run.world.any(signals.caught is not None)
         if main and (last or stop or (run.step % s.save_every == 0 and run.step)):
             save_last(run)
@@ -595,6 +619,8 @@ def loop(run, signals):
             run.timed_seconds += elapsed
             run.timed_tokens += run.tokens_per_step
         run.rows.append(row(run, loss, "", ""))
+        for millions in passed_words(run) if main else []:
+            save_weights(run, f"chck_{millions}M.pt", last_val_loss(run))
         bar.update()
         bar.set_postfix(loss=f"{loss:.3f}", lr=f"{run.rows[-1]['lr']:.1e}", tok_s=f"{run.timed_tokens / run.timed_seconds:,.0f}" if run.timed_seconds else "...")
 

@@ -195,6 +195,7 @@ def test_a_kill_leaves_nothing_to_trust(folder):
                 f"prepare.atomic_write = write; prepare.main({['--preset', 'sllama', *SMALL]!r})")
         died = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True)
         assert died.returncode == -signal.SIGKILL and not os.path.exists("data/t/meta.json"), died.stderr
+    open("data/t/train.bin.abc.tmp", "w").close()                       # what a kill inside of a write leaves
     make()
     assert files() == want
 
@@ -470,3 +471,20 @@ def test_validation_does_not_depend_on_the_other_sources(folder):
 def test_every_default_step_exists():
     tree = yaml.safe_load(open(os.path.join(ROOT, "config.yaml"), encoding="utf-8"))
     assert set(tree["data"]["clean"]) <= set(prepare.CLEANING)
+
+
+@pytest.mark.parametrize("source", ["texts", "pocket"])
+def test_a_full_disk(folder, monkeypatch, source):
+    make()
+    before = files()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="t.*No space left"):
+        make("data.seed=1", "data.source=" + source, "data.pocket_words=3000")
+    monkeypatch.undo()
+    os.chdir(folder)
+    assert not os.path.exists("data/t/meta.json") and not [name for name in os.listdir("data/t") if name.endswith(".tmp")]
+    make()
+    assert files() == before
