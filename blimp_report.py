@@ -236,7 +236,7 @@ def table(results, everything=False):
     def line(name, g):
         low, high = g["interval"]
         return f"{name[:51]:<52}{percent(g['accuracy']):>9}   {f'{percent(low, 1)} - {percent(high, 1)}':<14}{g['pairs']:>7,}{g['ties']:>6,}{g['margin']:>8.2f}"
-    lines = [f"{r['benchmark']}: {r['checkpoint']}, trained on {r['corpus']}"]
+    lines = [f"{r['benchmark']}: {r['checkpoint']}", f"trained on {r['corpus']}"]
     for groups in ([r["paradigms"]] if everything or not r["phenomena"] else []) + [r["phenomena"], r["fields"]]:
         lines += ["", head, *(line(name, g) for name, g in groups.items())] if groups else []
     lines += ["", head, line(f"mean over {len(r['paradigms'])} paradigms", {**r, "interval": r["accuracy_interval"]})]

@@ -4,6 +4,7 @@ A checkpoint is one file that needs nothing beside it: model settings, weights, 
 from. It loads with weights_only=True, so no code in it can run, and everything in it is checked before it is used.
 """
 import hashlib
+import json
 import math
 import os
 import zipfile
@@ -77,24 +78,47 @@ def load(path):
     try:
         config = model_config(tree.get("model"))
         check_weights(config, tree.get("weights"))
-        if not isinstance(tree.get("tokenizer"), torch.Tensor) or tree["tokenizer"].dtype != torch.uint8:
+        if not plain_tensor(tree.get("tokenizer")) or tree["tokenizer"].dtype != torch.uint8:
             raise UserError("it has no tokenizer")
         tokenizer = Tokenizer(tree["tokenizer"].numpy().tobytes())
         if tokenizer.vocab_size != config.vocab_size:
             raise UserError(f"its tokenizer has {tokenizer.vocab_size} pieces, its model {config.vocab_size}")
-        if not isinstance(tree.get("provenance"), dict):
-            raise UserError("it does not say where it came from (provenance)")
+        check_provenance(tree.get("provenance"))
     except UserError as e:
         raise UserError(f"{path}: {e}") from None
     return Checkpoint(config, tree["weights"], tokenizer, tree["provenance"], file_sha256(path), str(path))
+
+
+def check_provenance(p):
+    """UserError unless what a checkpoint says of its origin is plain data, with the parts that are looked into as they should be."""
+    if not isinstance(p, dict) or not plain(p):
+        raise UserError("it does not say in plain data where it came from (provenance)")
+    data, settings = p.get("data") or {}, p.get("settings") or {}
+    good = isinstance(p.get("corpus", ""), str) and isinstance(data, dict) and isinstance(settings, dict) and isinstance(settings.get("train") or {}, dict)
+    sources = (data.get("sources") or []) if good else None
+    if not isinstance(sources, list) or not all(isinstance(s, dict) for s in sources) or not isinstance(p.get("words") or 0, (int, float)):
+        raise UserError("what it says of where it came from (provenance) is damaged")
+
+
+def plain(tree):
+    """Whether it is made of numbers, texts, lists and dictionaries only."""
+    try:
+        return json.dumps(tree) is not None
+    except (TypeError, ValueError, RecursionError):
+        return False
+
+
+def plain_tensor(w):
+    """Whether it is a tensor whose every number is there: a few bytes can pose as gigabytes."""
+    return isinstance(w, torch.Tensor) and w.layout == torch.strided and w.device.type == "cpu" and w.numel() * w.element_size() <= w.untyped_storage().nbytes()
 
 
 def check_weights(config, weights):
     """UserError unless `weights` are exactly those of a model of this shape, all finite. Builds nothing: a huge declared size costs nothing."""
     if not isinstance(weights, dict) or not all(isinstance(w, torch.Tensor) for w in weights.values()):
         raise UserError("it has no weights")
-    for name, w in weights.items():                                     # a few bytes can pose as gigabytes
-        if w.layout != torch.strided or w.device.type != "cpu" or w.numel() * w.element_size() > w.untyped_storage().nbytes():
+    for name, w in weights.items():
+        if not plain_tensor(w):
             raise UserError(f"weight {name} is not a plain tensor")
     held = sum(w.numel() for w in weights.values())
     declared = sum(parameter_counts(config).values())
@@ -107,7 +131,7 @@ def check_weights(config, weights):
     for name, w in weights.items():
         if name not in expected or w.shape != expected[name] or not w.is_floating_point():
             raise UserError(f"weight {name}: {tuple(w.shape)} {w.dtype} does not fit the settings" + (f", {tuple(expected[name])} does" if name in expected else ""))
-        if not math.isfinite(w.double().sum().item()) and not w.isfinite().all():
+        if not math.isfinite(w.float().double().sum().item()):          # in double, finite numbers cannot add up to infinity
             raise UserError(f"weight {name} holds NaN or infinite numbers")
 
 

@@ -9,6 +9,8 @@ range is found before anything starts, and everything that is wrong is reported 
 """
 import dataclasses
 import difflib
+import hashlib
+import json
 import os
 import sys
 import tempfile
@@ -185,7 +187,7 @@ def parse_yaml(text, where):
         return yaml.load(text, Loader)
     except UserError as e:
         raise UserError(f"{where}: {e}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as e:
+    except Exception as e:                                              # a bad tag, `!!int ''`, makes PyYAML raise nearly anything
         problem = getattr(e, "problem", None) or str(e).split("\n")[0] or type(e).__name__
         mark = getattr(e, "problem_mark", None)
         raise UserError(f"{where}: " + (f"line {mark.line + 1}: " if mark else "") + f"not valid YAML: {problem}") from None
@@ -204,14 +206,14 @@ def convert(value, kind):
     if typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
         for choice in choices:
-            if str(value).lower() == str(choice).lower():
+            if not isinstance(value, (list, dict)) and str(value).lower() == str(choice).lower():
                 return choice
         raise ValueError("expected one of " + ", ".join(str(c).lower() if isinstance(c, bool) else str(c) for c in choices))
     if typing.get_origin(kind) is list:
         if not isinstance(value, list):
             raise ValueError("expected a list, such as [a, b]")
         return [convert(v, typing.get_args(kind)[0]) for v in value]
-    if kind is bool and str(value).lower() in ("true", "false"):
+    if kind is bool and isinstance(value, (bool, str)) and str(value).lower() in ("true", "false"):
         return str(value).lower() == "true"
     if kind is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
         return str(value)
@@ -258,7 +260,9 @@ def build(cls, values, where=""):
         try:
             out[name] = convert(values[name], f.type)
         except ValueError as e:
-            problems.append(f"{where}{name}: {values[name]!r}: {e}")
+            value = values[name]
+            nested = isinstance(value, dict) or isinstance(value, list) and any(isinstance(v, (list, dict)) for v in value)     # YAML's aliases can make one endless
+            problems.append(f"{where}{name}: {'nested values' if nested else repr(value)}: {e}")
             continue
         if reason := out_of_range(out[name], f.metadata):
             problems.append(f"{where}{name}: {values[name]!r} {reason}")
@@ -293,7 +297,11 @@ def load_config(preset=None, overrides=(), path="config.yaml"):
     presets = tree.pop("presets", None) or {}
     named = tree.pop("preset", None)
     preset = preset or named
-    if not isinstance(presets, dict) or preset not in presets:
+    if not isinstance(presets, dict) or not all(isinstance(name, str) and isinstance(layer or {}, dict) for name, layer in presets.items()):
+        raise UserError(f"{path}: presets: expected names with sections below them")
+    if isinstance(preset, (list, dict)):
+        raise UserError(f"{path}: preset: expected the name of one")
+    if preset not in presets:
         near = difflib.get_close_matches(str(preset), list(presets), 1)
         raise UserError(f"{path}: preset `{preset}` is unknown; " + (f"did you mean `{near[0]}`? " if near else "") + f"known: {', '.join(presets)}")
 
@@ -364,6 +372,12 @@ def atomic_write(path, content):
     finally:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def sealed(tree):
+    """A dictionary for a JSON file with a checksum of the rest of it as `meta_sha256`: where one digit has changed since, sealed(tree) != tree."""
+    rest = {key: value for key, value in tree.items() if key != "meta_sha256"}
+    return {**rest, "meta_sha256": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
 
 
 def run(main):

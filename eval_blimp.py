@@ -38,6 +38,7 @@ import config as configuration
 from config import UserError, atomic_write
 
 ROW = 128                                                               # tokens in a trie: the longer, the more is shared; the shorter, the less attention
+BLOCK = 16384                                                           # sequences laid out at once, so that memory does not grow with their number
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Scoring
@@ -69,13 +70,14 @@ def log_likelihoods(model, sequences, starts, dtype="float32", batch_tokens=None
     device = weight.device
     cpu = device.type == "cpu"
     batch_tokens = batch_tokens or (2048 if cpu else 65536)
-    chunk = max(1, 2**(21 if cpu else 28) // weight.shape[0])                   # tokens whose logits are held at once: 8 MB, a CPU's cache; else 1 GB
-    tries = Tries(sequences, starts)
+    chunk = max(1, 2**(21 if cpu else 28) // weight.shape[0] // 64) * 64        # tokens whose logits are held at once: 8 MB, a CPU's cache; else 1 GB
+    order = np.array(sorted(range(len(sequences)), key=lambda s: sequences[s][:-1]), int)
+    blocks = (Tries(sequences, starts, order[k:k + BLOCK]) for k in range(0, len(order), BLOCK))
     scores = np.zeros(len(sequences))
     fast = OneDNN() if cpu and dtype == "float32" else contextlib.nullcontext()
     with evaluation_mode(model), torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"), fast, \
-            tqdm(total=len(np.unique(tries.node)), desc="scoring", unit="tok", unit_scale=True, disable=None if progress else True, leave=False) as bar:
-        for ids, depth, last, (row, column), node, target, sequence in tries.batches(batch_tokens):
+            tqdm(total=len(sequences), desc="scoring", unit="sentence", disable=None if progress else True, leave=False) as bar:
+        for ids, depth, last, (row, column), node, target, sequence in itertools.chain.from_iterable(tries.batches(batch_tokens) for tries in blocks):
             cuts = np.searchsorted(node, np.arange(0, len(row) + chunk, chunk))
             ids, depth, last, node, target = (torch.from_numpy(a).to(device) for a in (ids, depth, last, node, target))
             i = torch.arange(ids.shape[1], device=device)
@@ -89,7 +91,7 @@ def log_likelihoods(model, sequences, starts, dtype="float32", batch_tokens=None
                 logit = z[node[lo:hi] - k, target[lo:hi]]
                 logp.append(logit - z.exp2_().sum(1).log2()[node[lo:hi] - k])   # of each scored token: its logit - logsumexp of all
             np.add.at(scores, sequence, math.log(2) * torch.cat(logp).cpu().double().numpy())
-            bar.update(len(row))
+            bar.update(len(np.unique(sequence)))                                # a sequence is in one batch, whole
             if not np.isfinite(scores[sequence]).all():
                 break
     return scores
@@ -136,18 +138,17 @@ def context_of(model):
 
 
 class Tries:
-    """Token sequences laid out in rows of about ROW tokens, each row a trie of sequences that are neighbours when sorted.
+    """Token sequences, those in `order`, laid out in rows of about ROW tokens, each row a trie of neighbours; the order is that of sorting.
 
     A token is written once for all sequences of the row that begin alike up to it; parents come before children (preorder),
     so a token's descendants are the ones after it, up to `last`. A sequence's last token is only ever a target and is left out.
 
-    >>> t = Tries([[1, 5, 6, 7], [1, 5, 6, 8], [1, 9, 6]], [1, 1, 1])
+    >>> t = Tries([[1, 5, 6, 7], [1, 5, 6, 8], [1, 9, 6]], starts=[1, 1, 1], order=[0, 1, 2])
     >>> t.token.tolist(), t.depth.tolist(), t.last.tolist()                     # 1 -> 5 -> 6 and 1 -> 9; after 6 comes 7 or 8
     ([1, 5, 6, 9], [0, 1, 2, 1], [3, 2, 2, 3])
     """
 
-    def __init__(self, sequences, starts):
-        order = np.array(sorted(range(len(sequences)), key=lambda s: sequences[s][:-1]))
+    def __init__(self, sequences, starts, order):
         length = np.array([max(0, len(sequences[s]) - 1) for s in order])       # tokens to feed in
         column = np.arange(max(1, length.max()))                                # (L)
         grid = np.full((len(order), len(column) + 1), -1, np.int32)             # (N, L + 1)
@@ -163,7 +164,7 @@ class Tries:
             row.append(rows - 1)
         size = np.bincount(row, length - shared).astype(int)                    # of each row
         by_size = np.argsort(size[row], kind="stable")                          # rows of the same size side by side: hardly any padding
-        order, length, grid, inside, shared = (a[by_size] for a in (order, length, grid, inside, shared))
+        order, length, grid, inside, shared = (a[by_size] for a in (np.array(order), length, grid, inside, shared))
 
         new = inside & (column >= shared[:, None])
         count = np.cumsum(new).reshape(new.shape)                               # (N, L): tokens written so far
@@ -172,14 +173,14 @@ class Tries:
         self.token, self.depth = grid[:, :-1][new], np.nonzero(new)[1]
         self.last = np.empty(len(self.token), int)
         self.last[path[inside]] = np.repeat(count[:, -1] - 1, length)           # of the sequences through a token, the last one has the last word
-        scored = inside & (column >= np.array(starts)[order][:, None] - 1)
+        scored = inside & (column >= np.array([starts[s] for s in order])[:, None] - 1)
         edges = path[scored], grid[:, 1:][scored].astype(int), np.repeat(order, scored.sum(1))
         by_node = np.argsort(edges[0], kind="stable")
         self.node, self.target, self.sequence = (e[by_node] for e in edges)     # of each scored token: where the one before it stands, its id, whose it is
 
     def batches(self, tokens):
-        """Batches of about `tokens` tokens: ids, depth, last (B, T); (row, column) of the n tokens that a scored one follows;
-        and of each scored token, ordered by the first: which of those n it follows, its id, its sequence."""
+        """Batches of about `tokens` tokens: ids, depth, last (B, T); (row, column) of the n tokens that a scored one follows, n
+        being filled up to a multiple of 64; and of each scored token, in order: which of those n it follows, its id, its sequence."""
         size = np.diff(self.first)
         start = 0
         while start < len(size):
@@ -192,8 +193,9 @@ class Tries:
             ids, depth, last = np.zeros(used.shape, int), np.zeros(used.shape, int), np.where(used, 0, column)      # padding sees itself
             ids[used], depth[used], last[used] = self.token[a:b], self.depth[a:b], self.last[a:b] - np.repeat(self.first[start:stop], size[start:stop])
             lo, hi = np.searchsorted(self.node, (a, b))
-            followed, node = np.unique(self.node[lo:hi], return_inverse=True)
-            if len(followed):
+            if lo < hi:
+                followed, node = np.unique(self.node[lo:hi], return_inverse=True)
+                followed = np.pad(followed, (0, -len(followed) % 64), mode="edge")      # few different sizes: oneDNN sets itself up anew for each
                 yield ids, depth, last, tuple(axis[followed - a] for axis in np.nonzero(used)), node, self.target[lo:hi], self.sequence[lo:hi]
             start = stop
 

@@ -322,6 +322,15 @@ def read_json(path):
     return tree
 
 
+def read_scores(path):
+    """What eval_blimp.py --json wrote, as far as the model card tells of it. Raises UserError."""
+    scores = read_json(path)
+    groups = scores.get("phenomena") or scores.get("paradigms") or {}
+    if not isinstance(groups, dict) or not all(isinstance(g, dict) and "pairs" in g and isinstance(g.get("accuracy"), float) for g in [scores, *groups.values()]):
+        raise UserError(f"{path}: no accuracy in it; give what eval_blimp.py --json wrote")
+    return scores
+
+
 def read_weights(folder):
     """{name: tensor} from a folder's model.safetensors, its shards, or pytorch_model.bin. Nothing in them is executed. Raises UserError."""
     paths = [path for name in ("model.safetensors", "pytorch_model.bin") if os.path.isfile(path := os.path.join(folder, name))][:1]
@@ -407,9 +416,7 @@ def main(argv=None):
     if args.from_hf:
         print(f"parameters: {sum(parameter_counts(import_folder(args.source, args.target, args.force)).values())}\ncheckpoint: {args.target}")
         return
-    options = {"blimp": read_json(args.blimp) if args.blimp else None, "license": args.license, "force": args.force}
-    if args.blimp and not isinstance(options["blimp"].get("accuracy"), float):
-        raise UserError(f"{args.blimp}: no accuracy in it; give what eval_blimp.py --json wrote")
+    options = {"blimp": read_scores(args.blimp) if args.blimp else None, "license": args.license, "force": args.force}
     if args.all_checkpoints:
         print("\n".join("folder: " + target for target in export_run(args.source, args.target, **options)) + "\n" + UPLOAD.format(folder=args.target))
     else:

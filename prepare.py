@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 import pocket_english
 import tokenizer
-from config import UserError, atomic_write, parse_args, run
+from config import UserError, atomic_write, parse_args, run, sealed
 from download import DownloadError, download, file_sha256, read_json
 
 FORMAT = 1                      # of meta.json
@@ -324,7 +324,7 @@ def count(text_blocks):
 def build(config, tok, sources, fallback=False):
     """({file name: bytes}, meta) of a corpus. sources: {name: function that gives (text, sha256)}; fallback: take a smaller vocabulary if need be."""
     d, held, pools, hashes, owner = config.data, {}, {}, {}, {}
-    print("cleaning", flush=True)
+    print("reading and cleaning", flush=True)
     for name in sources:
         text, hashes[name] = sources[name]()
         if (twin := owner.setdefault(hashes[name], name)) != name:
@@ -444,7 +444,7 @@ def up_to_date(folder, settings_sha256):
     """meta.json if the folder holds, bit for bit, what these settings gave; else None."""
     meta = read_json(os.path.join(folder, "meta.json"))
     try:
-        if meta["settings_sha256"] != settings_sha256:
+        if meta["settings_sha256"] != settings_sha256 or sealed(meta) != meta:
             return None
         files = {"train.bin": meta["train"]["sha256"], "val.bin": meta["val"]["sha256"], "tokenizer.model": meta["tokenizer_sha256"]}
         good = all(file_sha256(os.path.join(folder, name)) == digest for name, digest in files.items())
@@ -469,7 +469,7 @@ def write(folder, files, meta):
             os.unlink(name)
     for name, content in files.items():
         atomic_write(os.path.join(folder, name), content)
-    atomic_write(path, json.dumps(meta | {"pairs_sha256": pairs_sha256(folder)}, indent=1) + "\n")
+    atomic_write(path, json.dumps(sealed(meta | {"pairs_sha256": pairs_sha256(folder)}), indent=1) + "\n")
 
 
 def report(meta, seconds):

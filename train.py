@@ -163,10 +163,12 @@ def load_data(config, T):
     try:
         with open(os.path.join(folder, "meta.json"), encoding="utf-8") as f:
             meta = json.load(f)
+        if configuration.sealed(meta) != meta:
+            raise ValueError("changed since prepare.py wrote it")
         vocab, hashes = meta["vocab_size"], (meta["train"]["sha256"], meta["val"]["sha256"])
     except FileNotFoundError:
         raise UserError(f"{folder}: no prepared corpus; run: python prepare.py --preset {config.preset}") from None
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
         raise UserError(f"{folder}/meta.json: damaged ({e}); delete the folder and run prepare.py again") from None
     tokenizer = load_tokenizer(os.path.join(folder, "tokenizer.model"))
     if tokenizer.sha256 != meta.get("tokenizer_sha256") or tokenizer.vocab_size != vocab:
@@ -412,23 +414,54 @@ def resume(run):
     state = tree.get("training")
     if not isinstance(state, dict):
         raise UserError(f"{path}: holds no training state; continue from a last.pt, or start anew with train.resume=never")
-    now, then = same_run(run), state.get("same_run", {})
-    if different := [k for k in now if now[k] != then.get(k)]:
+    now, then = same_run(run), state.get("same_run")
+    if different := [k for k in now if not (isinstance(then, dict) and checkpoint.plain(then) and now[k] == then.get(k))]:
         raise UserError(f"{path}: belongs to another run, {' and '.join(different)} differ; "
                         "set train.resume=never to start anew (this replaces it) or train.out=FOLDER to keep both")
-    checkpoint.check_weights(run.config.model, tree["weights"])
+    try:
+        checkpoint.check_weights(run.config.model, tree.get("weights"))
+        if run.ema:
+            checkpoint.check_weights(run.config.model, state.get("ema"))
+        check_state(run, state)
+    except UserError as e:
+        raise UserError(f"{path}: {e}; go on from another copy, or start anew with train.resume=never") from None
     run.model.load_state_dict(tree["weights"])
-    for optimizer, saved in zip(run.optimizers, state["optimizers"]):
-        peaks = [g["peak"] for g in optimizer.param_groups]
-        optimizer.load_state_dict(saved)
-        for group, peak in zip(optimizer.param_groups, peaks):          # today's settings decide the learning rate
-            group["peak"] = peak
-    run.scaler.load_state_dict(state["scaler"])
-    if run.ema:
-        run.ema = {n: t.to(run.device) for n, t in state["ema"].items()}
+    for optimizer, saved in zip(run.optimizers, state["optimizers"]):   # today's settings decide learning rate, weight decay and betas
+        optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+    if state["scaler"]:                                                 # none after a run in another precision
+        run.scaler.load_state_dict(state["scaler"])
+    for name in run.ema or ():
+        run.ema[name].copy_(state["ema"][name])
     for key in STATE:
         setattr(run, key, state[key])
     return True
+
+
+def check_state(run, state):
+    """UserError unless the training state in a last.pt has the parts, types and shapes that this run gives it."""
+    def number(x):
+        return isinstance(x, (int, float)) and x == x
+
+    def holds(optimizer, saved):
+        """Nothing, as before the first step, or for each parameter a tensor of its shape under each of the optimiser's names."""
+        params = [p for g in optimizer.param_groups for p in g["params"]]
+        names = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.AdamW) else {"momentum_buffer"}
+        return saved == {} or saved.keys() == set(range(len(params))) and all(
+            part.keys() == names and all(checkpoint.plain_tensor(t) and t.is_floating_point() and t.shape == (() if name == "step" else p.shape) and t.float().isfinite().all()
+                                         for name, t in part.items()) for p, part in zip(params, (saved[i] for i in range(len(params)))))
+    try:
+        good = (checkpoint.plain([[state[key] for key in STATE], state["scaler"]])
+                and all(isinstance(state[key], int) and low <= state[key] < 2**53 for key, low in (("step", 0), ("evaluated", -1), ("skipped", 0)))
+                and number(state["best"]) and number(state["seconds"]) and 0 <= state["seconds"] < math.inf
+                and all(list(r) == COLUMNS and all(isinstance(v, (int, float)) or v == "" and key not in ("step", "tokens", "words", "seconds") for key, v in r.items())
+                        for r in state["rows"])
+                and (state["scaler"] == {} or not run.scaler.is_enabled() or state["scaler"].keys() == run.scaler.state_dict().keys())
+                and all(map(number, state["scaler"].values()))
+                and len(state["optimizers"]) == len(run.optimizers) and all(holds(o, s["state"]) for o, s in zip(run.optimizers, state["optimizers"])))
+    except (LookupError, TypeError, AttributeError):
+        good = False
+    if not good:
+        raise UserError("its training state is damaged")
 
 
 COLUMNS = ["step", "tokens", "words", "lr", "train_loss", "val_loss", "blimp", "seconds"]

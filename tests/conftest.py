@@ -19,6 +19,7 @@ TINY = ["data.name=tiny", "tokenizer.vocab_size=1000", "model.hidden_size=32", "
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory):
     """A folder in which train.py finds config.yaml and data/tiny."""
+    import config
     import pocket_english
     import tokenizer
     folder = tmp_path_factory.mktemp("project")
@@ -36,7 +37,7 @@ def tiny_corpus(tmp_path_factory):
                        "sha256": hashlib.sha256(ids.tobytes()).hexdigest()}
     meta["tokens_per_word"] = meta["train"]["tokens"] / meta["train"]["words"]
     (data / "tokenizer.model").write_bytes(tok.model_bytes)
-    (data / "meta.json").write_text(json.dumps(meta))
+    (data / "meta.json").write_text(json.dumps(config.sealed(meta)))
     return folder
 
 

@@ -136,12 +136,12 @@ def test_tries_compute_what_one_sequence_at_a_time_does(data):
     token = st.integers(3, 5)
     sequences = data.draw(st.lists(st.lists(token, min_size=1, max_size=9).map(lambda ids: [1, *ids]), min_size=1, max_size=30))
     starts = [data.draw(st.integers(1, len(ids))) for ids in sequences]
-    model, row = History(data.draw(st.integers(0, 9))), eval_blimp.ROW
+    model, sizes = History(data.draw(st.integers(0, 9))), (eval_blimp.ROW, eval_blimp.BLOCK)
     try:
-        eval_blimp.ROW = data.draw(st.sampled_from([1, 5, 16, 128]))
+        eval_blimp.ROW, eval_blimp.BLOCK = data.draw(st.sampled_from([1, 5, 16, 128])), data.draw(st.sampled_from([1, 7, 100]))
         scores = eval_blimp.log_likelihoods(model, sequences, starts, batch_tokens=data.draw(st.sampled_from([1, 20, 4096])))
     finally:
-        eval_blimp.ROW = row
+        eval_blimp.ROW, eval_blimp.BLOCK = sizes
     assert scores == pytest.approx([by_hand(model, ids, start) for ids, start in zip(sequences, starts)], abs=1e-4)
 
 
@@ -153,7 +153,7 @@ def test_a_sequence_longer_than_a_row():
 def test_work_is_shared_and_hardly_padded():
     rng = random.Random(1)
     sequences = [[1, *rng.choices(range(3, 9), k=rng.randint(5, 14))] for _ in range(10000)]
-    tries = eval_blimp.Tries(sequences, [1] * len(sequences))
+    tries = eval_blimp.Tries(sequences, [1] * len(sequences), sorted(range(len(sequences)), key=sequences.__getitem__))
     different = {tuple(ids[:n]) for ids in sequences for n in range(1, len(ids))}
     assert len(different) <= len(tries.token) < 1.1 * len(different) < 0.7 * sum(map(len, sequences))
     cells = sum(batch[0].size for batch in tries.batches(4096))
