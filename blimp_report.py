@@ -93,7 +93,7 @@ def read_pair(row, stem, index):
     number = row.get("pairID", row.get("pair_id", index))                   # BLiMP's files, and the filtered ones
     try:
         dev = int(number) % 10 == 0
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         dev = index % 10 == 0
     return {"good": row["sentence_good"], "bad": row["sentence_bad"], "uid": text("UID") or stem, "phenomenon": text("linguistics_term", "phenomenon"), "field": text("field"),
             "id": str(number), "dev": dev, "filtered": "pair_id" in row,

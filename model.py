@@ -328,6 +328,8 @@ class Model(nn.Module):
 
     def init_weights(self):
         """All matrices from N(0, 0.02), norms 1, biases 0, as LLaMA in Hugging Face's library."""
+        if self.lm_head.weight.is_meta:                                 # shapes only: nothing to initialise
+            return
         for name, p in self.named_parameters():
             if p.dim() > 1:
                 nn.init.normal_(p, std=0.02)

@@ -196,7 +196,7 @@ class Grammar:
         that = "who" if kind == "people" and self.chance(0.3) else "that"
         if kind != "things" and self.chance(0.4):
             return f"{that} {self.event()[agr == 'pl']}"
-        words, other = self.np("people", plural, 0, determiner="no") if self.chance(0.08) else self.who(plural, 0)
+        words, other = self.np("people", plural, 0, determiner="no") if self.chance(0.03) else self.who(plural, 0)
         return f"{that} {words} {self.verb(TAKE if kind == 'things' else THANK, other)}"
 
     def tense(self):
@@ -276,7 +276,7 @@ class Grammar:
         elif self.chance(0.05):
             words, agr = f"{self.turn(self.names)[0]} and {self.np('people', None, 0)[0]}", "pl"
         else:
-            words, agr = self.np("people", determiner="no") if self.chance(0.03) else self.who()
+            words, agr = self.np("people", determiner="no") if self.chance(0.05) else self.who()
         if not bound and re.match("[A-Z]|the ", words):
             self.topic = agr
         return f"{words} {self.verb(VANISH, agr) + self.how() if u < 0.21 else (self.event() if bound else self.vp(agr))[agr == 'pl']}"

@@ -218,6 +218,7 @@ class Run:
 
     def __init__(self, config, world):
         self.config, self.world, train = config, world, config.train
+        self.commit = code_version()                                    # of the code that runs, whatever is committed meanwhile
         self.device = checkpoint.pick_device(train.device, "train.device", world.local_rank)
         self.dtype, scaled = pick_precision(self.device, train.dtype)
         world.connect(self.device)
@@ -345,18 +346,21 @@ def score_blimp(run):
 # Save and resume
 
 
+def code_version():
+    """The commit of this code, -dirty if it was changed since; empty outside a git checkout."""
+    try:
+        return subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=os.path.dirname(os.path.abspath(__file__))).stdout.strip()
+    except OSError:
+        return ""
+
+
 def provenance(run, val_loss):
     """Where a checkpoint came from, in plain data."""
-    try:
-        here = os.path.dirname(os.path.abspath(__file__))
-        commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=here).stdout.strip()
-    except OSError:
-        commit = ""
     return {"corpus": run.meta["corpus"], "data": run.meta, "preset": run.config.preset, "settings": dataclasses.asdict(run.config),
             "steps": run.step, "tokens": run.step * run.tokens_per_step, "words": round(run.words(run.step)), "epochs": run.step * run.windows_per_step / len(run.train_data),
             "train_loss": run.rows[-1]["train_loss"] if run.rows else None, "val_loss": val_loss, "val_bits_per_byte": bits_per_byte(val_loss, run.meta["val"]),
             "seconds": run.seconds, "device": device_name(run.device), "dtype": str(run.dtype).removeprefix("torch."), "processes": run.world.size, "compiled": bool(run.compiled),
-            "commit": commit, "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": str(np.__version__)}}
+            "commit": run.commit, "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": str(np.__version__)}}
 
 
 def device_name(device):

@@ -200,7 +200,7 @@ def settings():
 def read_checkpoint(path="ckpt.pt"):
     """As sample.py, eval_blimp.py and export.py do, what they tell of its origin included."""
     net, ckpt = checkpoint.load_model(path)
-    net(torch.ones(1, 4, dtype=torch.int64))
+    net(torch.ones(1, 2, dtype=torch.int64))
     eval_blimp.find_data("pairs", ckpt.provenance.get("data") or {})
     export.model_card(ckpt, 1, "name", None, "mit")
     return ckpt.config, ckpt.weights, ckpt.tokenizer.model_bytes, ckpt.provenance

@@ -51,8 +51,8 @@ def everything(pairs):
 
 def test_text_is_the_same_everywhere():
     """Pinned: another Python, platform or hash seed must yield these very bytes, or numbers of different people cannot be compared."""
-    assert hashlib.sha256("\n".join(pocket.text(20_000, seed=0)).encode()).hexdigest() == "59722f576d024f63c965d17d2825e6da180af2bda754c629e41327c76efd8d6b"
-    assert hashlib.sha256(json.dumps(pocket.pairs(0, 20)).encode()).hexdigest() == "74e1d144fef6b5817ef9d0e0f145c0eb3becd35c053d4eab5e9a8fd5b75f890e"
+    assert hashlib.sha256("\n".join(pocket.text(20_000, seed=0)).encode()).hexdigest() == "119f65e0145c8251d4061e553f11b7165e4668960b2c0eb64e52a32fcc16a990"
+    assert hashlib.sha256(json.dumps(pocket.pairs(0, 20)).encode()).hexdigest() == "9104749a7ae554c95166e03a38bc7db962ea2b567df13a489a05d8fe240f7142"
 
 
 @pytest.mark.parametrize("hash_seed", ["0", "1"])
