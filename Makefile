@@ -11,7 +11,7 @@ first-run: .venv/ready
 
 test: .venv/ready
 	$(V) -m ruff check .
-	$(V) -m pytest -q
+	$(V) -m pytest -q -n 2
 
 .venv/ready: requirements.txt requirements-dev.txt
 	$(PYTHON) -c "import sys; sys.exit('error: Python 3.10 or newer is needed' if sys.version_info < (3, 10) else 0)"
