@@ -280,6 +280,7 @@ def arguments():
     p.add_argument("--config", default="config.yaml", help="settings file (default: config.yaml)")
     p.add_argument("--data", metavar="DIR", help="folder of *.jsonl with sentence_good and sentence_bad (default: eval.data, else the corpus's own pairs)")
     p.add_argument("--max-pairs-per-paradigm", type=int, metavar="N", help="only the first N pairs of each")
+    p.add_argument("--allow-incomplete", action="store_true", help="score a BLiMP of which paradigms or pairs are missing; the JSON then says incomplete")
     p.add_argument("--split", choices=["all", "dev", "test"], default="all", help="dev: pairID a multiple of 10, for choosing recipes; test: the others")
     p.add_argument("--compare", metavar="FILE", help="another checkpoint, or the --csv of another run, on the same pairs")
     p.add_argument("--paradigms", action="store_true", help="print every paradigm")
@@ -326,6 +327,8 @@ def main(argv=None):
         if data is None:
             folder, why = (args.data, "--data") if args.data else find_data(settings.eval.data, ckpt.provenance.get("data") or {})
             pairs, data = report.read_pairs(folder, args.max_pairs_per_paradigm, args.split)
+            if data["incomplete"] and not args.allow_incomplete:
+                raise UserError(f"{folder}: {'; '.join(data['warnings'])}. Mend the folder, or score what is there with --allow-incomplete")
             print(f"{data['benchmark']}: {len(pairs):,} pairs of {folder} ({why})", flush=True)
         start = time.perf_counter()
         result, details = evaluate(model, ckpt.tokenizer, pairs, dtype=args.dtype, batch_tokens=args.batch_tokens, progress=True, **rule)

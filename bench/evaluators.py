@@ -74,7 +74,7 @@ def main(argv=None):
                 g.writelines(line for line, _ in zip(f, range(args.pairs)))
         run([sys.executable, f"{here}/export.py", os.path.abspath(args.checkpoint), f"{tmp}/model"], args.threads)  # apart: its memory would count as its children's
 
-        ours = [sys.executable, f"{here}/eval_blimp.py", os.path.abspath(args.checkpoint), "--data", f"{tmp}/blimp", "--device", "cpu"]
+        ours = [sys.executable, f"{here}/eval_blimp.py", os.path.abspath(args.checkpoint), "--data", f"{tmp}/blimp", "--device", "cpu", "--allow-incomplete"]
         programs = {}
         if args.babylm:
             babylm = [args.python, "-m", "evaluation_pipeline.sentence_zero_shot.run", "--backend", "causal", "--task", "blimp", "--save_predictions"]

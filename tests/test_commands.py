@@ -68,6 +68,19 @@ def test_mistakes_about_pairs(walk):
     refused(command("eval_blimp.py", "out/quick/tokenizer.pt", cwd=walk), "out/quick/tokenizer.pt", "no such file")
 
 
+def test_a_missing_paradigm_is_an_error_unless_asked_for(walk):
+    blimp = walk / "blimp"
+    blimp.mkdir(exist_ok=True)
+    for uid in ("wh_island", "passive_1"):
+        pairs = [{"sentence_good": f"The cat saw dog {i}.", "sentence_bad": f"The cat dog saw {i}.", "UID": uid, "pairID": str(i)} for i in range(20)]
+        (blimp / f"{uid}.jsonl").write_text("".join(json.dumps(p) + "\n" for p in pairs))
+    args = ("eval_blimp.py", "out/quick/ckpt.pt", "--data", "blimp", "--json", "part.json")
+    refused(command(*args, cwd=walk), "65 of BLiMP's 67 paradigms are missing", "--allow-incomplete")
+    assert not (walk / "part.json").exists()
+    assert "incomplete: true" in ok(command(*args, "--allow-incomplete", cwd=walk)).lower()
+    assert json.loads((walk / "part.json").read_text())["incomplete"] is True
+
+
 def test_mistakes_about_text(walk):
     texts = walk / "texts"
     shutil.rmtree(texts, ignore_errors=True)

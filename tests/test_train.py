@@ -361,3 +361,19 @@ def test_checkpoints_by_words_seen(project, monkeypatch):
     assert train.BABYLM_WORDS and not [f for f in os.listdir("out/a") if f.startswith("chck_1M")]
     monkeypatch.undo()
     assert train.BABYLM_WORDS == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100]
+
+
+def test_two_processes_resume_exactly(project):
+    """Stopped after 6 of 12 steps and continued, two processes reach the bits of two processes that never stopped."""
+    def torchrun(*options):
+        args = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train.py"), *TINY, "train.decay_steps=12", "train.eval_every=2",
+                "train.optimizer=muon", "model.dropout=0.1", *options]
+        done = subprocess.run(args, cwd=project, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr[-2000:]
+    torchrun("train.out=out/whole")
+    torchrun("train.out=out/parts", "train.max_steps=6")
+    torchrun("train.out=out/parts")
+    for name in ("last.pt", "ckpt.pt"):
+        whole, parts = (checkpoint.read(f"out/{run}/{name}") for run in ("whole", "parts"))
+        assert same_bits(whole["weights"], parts["weights"])
+    assert checkpoint.read("out/parts/last.pt")["training"]["step"] == 12
