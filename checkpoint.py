@@ -3,7 +3,6 @@
 A checkpoint is one file that needs nothing beside it: model settings, weights, the tokenizer's bytes, and where it came
 from. It loads with weights_only=True, so no code in it can run, and everything in it is checked before it is used.
 """
-import hashlib
 import json
 import math
 import os
@@ -12,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from config import ModelConfig, UserError, atomic_write, model_config
+from config import ModelConfig, UserError, atomic_write, file_sha256, model_config
 from model import Model, parameter_counts
 from tokenizer import Tokenizer
 
@@ -37,11 +36,6 @@ def make(config, weights, tokenizer_bytes, provenance):
 
 def save(path, tree):
     atomic_write(path, lambda f: torch.save(tree, f))
-
-
-def file_sha256(path):
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(f.read()).hexdigest()
 
 
 def read(path):
@@ -145,7 +139,7 @@ def pick_device(name, setting="--device", local_rank=0):
         torch.empty(1, device=name)
         return torch.device(name)
     except (RuntimeError, AssertionError) as e:
-        raise UserError(f"{setting}: `{name}` cannot be used here ({str(e).splitlines()[0]}); try auto") from None
+        raise UserError(f"{setting} {name}: cannot be used here ({str(e).splitlines()[0]}); try auto") from None
 
 
 def load_model(path, device="cpu"):

@@ -374,6 +374,14 @@ def atomic_write(path, content):
             os.unlink(temporary)
 
 
+def file_sha256(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while part := f.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
 def sealed(tree):
     """A dictionary for a JSON file with a checksum of the rest of it as `meta_sha256`: where one digit has changed since, sealed(tree) != tree."""
     rest = {key: value for key, value in tree.items() if key != "meta_sha256"}

@@ -3,7 +3,6 @@
 `download(url, path)` returns when `path` holds the whole file. On the way the bytes are in `path`.part, and `path`.part.json says
 what they are the beginning of (address, ETag, length); checksums.json beside the files has the sha256 of each that is complete.
 """
-import hashlib
 import http.client
 import json
 import os
@@ -16,7 +15,7 @@ import urllib.request
 
 from tqdm import tqdm
 
-from config import UserError, atomic_write
+from config import UserError, atomic_write, file_sha256
 
 TIMEOUT = 9         # seconds of silence: a host that cannot be reached is noticed within ten
 ATTEMPTS = 6        # tries per file
@@ -47,14 +46,6 @@ def read_json(path):
         return tree if isinstance(tree, dict) else {}
     except (OSError, ValueError, RecursionError):
         return {}
-
-
-def file_sha256(path):
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        while part := f.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def answer(request, seconds):

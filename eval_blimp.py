@@ -264,15 +264,6 @@ def find_data(wanted, meta):
     raise UserError(f"{wanted}: no minimal pairs there, nor in {own}; `python prepare.py` provides them, or give --data DIR")
 
 
-def pick_device(name):
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise UserError(f"--device {name}: PyTorch has no such device here; use cpu") from None
-
-
 def arguments():
     p = argparse.ArgumentParser(description="Score checkpoints on minimal pairs.")
     p.add_argument("checkpoints", nargs="*", metavar="CKPT", help="several give a learning curve; default: ckpt.pt of the preset's run. section.key=value settings may follow")
@@ -317,7 +308,7 @@ def main(argv=None):
     rule = {"method": args.method, "bos": not args.no_bos, "leading_space": args.leading_space, "eos": args.score_eos, "mean": args.mean_per_token,
             "ties_correct": args.ties_correct, **COMPAT.get(args.compat, {})}
     conventions = {**rule, "compat": args.compat, "dtype": args.dtype, "split": args.split, "max_pairs_per_paradigm": args.max_pairs_per_paradigm}
-    device = pick_device(args.device)
+    device = checkpoint.pick_device(args.device)
     compared = args.compare and not args.compare.endswith(".csv")
 
     data, results = None, []

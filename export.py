@@ -355,8 +355,7 @@ def read_weights(folder):
         except Exception as e:                                          # torch.load raises nearly anything on a broken file
             raise UserError(f"{path}: is missing, damaged, or holds more than plain tensors ({str(e).splitlines()[0][:100] if str(e) else type(e).__name__})") from None
     for name, w in weights.items():
-        plain = isinstance(w, torch.Tensor) and w.layout == torch.strided and w.device.type == "cpu" and w.dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-        if not plain or w.numel() * w.element_size() > w.untyped_storage().nbytes():
+        if not checkpoint.plain_tensor(w) or w.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
             raise UserError(f"{folder}: weight {name} is not a plain tensor of floating-point numbers")
     return {name: w.float() for name, w in weights.items()}
 

@@ -38,8 +38,8 @@ from tqdm import tqdm
 
 import pocket_english
 import tokenizer
-from config import UserError, atomic_write, parse_args, run, sealed
-from download import DownloadError, download, file_sha256, read_json
+from config import UserError, atomic_write, file_sha256, parse_args, run, sealed
+from download import DownloadError, download, read_json
 
 FORMAT = 1                      # of meta.json
 # Mirrors: the environment variables SLLAMA_LAB_BABYLM_URL (a folder of the six files) and SLLAMA_LAB_BLIMP_URL (the archive).
