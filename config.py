@@ -39,7 +39,7 @@ class DataConfig:
     budget_mb: float | None = setting(above=0)
     validation_kb: float = setting(above=0)
     clean: list[str]
-    boundary: Literal["line", "document"]
+    boundary: Literal["line", "sentence", "document"]
     pocket_words: int = setting(1000)
     seed: int = setting(0)
 
@@ -65,7 +65,7 @@ class ModelConfig:
     tie_word_embeddings: bool = False
     embedding: Literal["full", "repeat", "linear", "attention"] = "full"
     embedding_factor: int = setting(1, 1024, default=4)
-    attention: Literal["mha", "skqa", "pwa", "rra"] = "mha"
+    attention: str = "mha"                                              # a name in model.py's ATTENTION
     mlp: Literal["full", "shared_projection"] = "full"
     layer_sharing: Literal["none", "share", "reuse"] = "none"
     num_groups: int = setting(1, 1024, default=1)
@@ -82,6 +82,9 @@ class ModelConfig:
             out.append(f"num_attention_heads: hidden_size/heads = {h // heads} must be even, RoPE turns pairs of numbers")
         elif self.max_position_embeddings * (h // heads) > 2**25:
             out.append(f"max_position_embeddings: {self.max_position_embeddings} positions x {h // heads} numbers of a head are more than 2^25")
+        known = getattr(sys.modules.get("model"), "ATTENTION", [self.attention])        # prepare.py, without a model, takes any
+        if self.attention not in known:
+            out.append(f"attention: {self.attention!r}: expected one of {', '.join(known)}")
         if heads % kv:
             out.append(f"num_key_value_heads: {kv} does not divide num_attention_heads {heads}")
         if kv != heads and self.attention == "skqa":
@@ -130,6 +133,7 @@ class TrainConfig:
     sample_tokens: int = setting(0, 1000)
     resume: str
     deterministic: bool
+    log: Literal["none", "tensorboard", "wandb"] = "none"               # a default: runs from before it can be continued with their own config.yaml
 
     def problems(self):
         out = []

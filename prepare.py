@@ -293,11 +293,17 @@ def interleave(parts):
     return out
 
 
+SENTENCE_END = re.compile(r"(?<=[.!?]) (?=[\"'A-Z])")                    # rough: it also cuts after "Mr."
+
+
 def documents(text_blocks, boundary):
-    """Blocks -> the texts that get a BOS each: lines, or for boundary `document` the lines between boundaries joined by "\n"."""
+    """Blocks -> the texts that get a BOS each: lines; for `sentence` the parts of each line that end like a sentence; for
+    `document` the lines between boundaries, joined by "\n"."""
     for block in text_blocks:
         if boundary == "line":
             yield from filter(None, block)
+        elif boundary == "sentence":
+            yield from (sentence for line in filter(None, block) for sentence in SENTENCE_END.split(line))
         else:
             yield from ("\n".join(group) for full, group in itertools.groupby(block, bool) if full)
 
