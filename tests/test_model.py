@@ -461,3 +461,20 @@ def test_initial_weights():
             else:
                 assert torch.equal(p.data, torch.zeros_like(p) if name.endswith("bias") else torch.ones_like(p)), name
         assert abs(model(IDS, IDS.roll(-1, 1)).item() - math.log(2000)) < 0.1
+
+
+@pytest.mark.parametrize("T, hs", [(40, 16), (256, 64)])
+def test_bfloat16_attention_on_a_cpu_is_as_close_to_float32_as_the_fused_kernel(T, hs):
+    torch.manual_seed(0)
+    exact, grad = [torch.randn(2, 3, T, hs).bfloat16().float().requires_grad_() for _ in range(3)], torch.randn(2, 3, T, hs).bfloat16()
+    truth = F.scaled_dot_product_attention(*exact, is_causal=True)
+    truth.backward(grad.float())
+
+    def errors(f):
+        tensors = [t.detach().bfloat16().requires_grad_() for t in exact]
+        out = f(*tensors)
+        out.backward(grad)
+        return torch.stack([(a.float() - b).norm() / b.norm() for a, b in zip((out, *(t.grad for t in tensors)), (truth, *(t.grad for t in exact)))])
+    ours = errors(lambda q, k, v: model_file.attend(q, k, v, None, None))
+    fused = errors(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True))
+    assert (ours < 1.5 * fused + 1e-3).all() and ours.max() < 0.015, (ours, fused)
