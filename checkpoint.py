@@ -6,6 +6,8 @@ from. It loads with weights_only=True, so no code in it can run, and everything 
 import json
 import math
 import os
+import pickletools
+import re
 import zipfile
 from dataclasses import asdict, dataclass
 
@@ -16,6 +18,7 @@ from model import Model, parameter_counts
 from tokenizer import Tokenizer
 
 FORMAT, VERSION = "sllama-lab", 1
+TENSORS = re.compile(r"torch\._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage|collections OrderedDict")     # all that a pickle of tensors calls
 
 
 @dataclass
@@ -38,26 +41,56 @@ def save(path, tree):
     atomic_write(path, lambda f: torch.save(tree, f))
 
 
+def unpack(path):
+    """What torch.save wrote, if it is tensors and plain data; else a UserError (without the path). Nothing in the file is executed, and
+    what comes out is not much larger than the file. weights_only alone would run bytearray(10**12), or build twenty lists in each other."""
+    try:
+        size = os.path.getsize(path)
+        with zipfile.ZipFile(path) as z:
+            if sum(i.file_size for i in z.infolist()) > size:
+                raise UserError("it unpacks to more than its size")
+            if bad := z.testzip():
+                raise UserError(f"damaged, says the checksum of {bad!r}")
+            for i in z.infolist():
+                if i.filename.lower().endswith(".pkl") and any("GLOBAL" in op.name and not TENSORS.fullmatch(arg or "") for op, arg, _ in pickletools.genops(z.read(i))):
+                    raise UserError("it holds more than plain data, which is never executed")
+        tree = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except Exception:                                                   # torch.load raises nearly anything on a broken file
+        raise UserError("damaged, truncated or of another kind") from None
+    if not bounded(tree, 10 * size):
+        raise UserError("it unfolds to more than its size")
+    return tree
+
+
+def bounded(tree, most):
+    """Whether the tree, written out, has at most `most` parts and characters: a pickle holds a part that is used twice only once."""
+    todo = [tree]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, (dict, list, tuple, str)):
+            most -= len(node)
+            if most < 0:
+                return False
+        if isinstance(node, dict):
+            todo += node.keys()
+            todo += node.values()
+        elif isinstance(node, (list, tuple)):
+            todo += node
+    return True
+
+
 def read(path):
-    """The dictionary in a file written by `save`, or UserError. Nothing in the file is executed, and it is only mapped
-    into memory after its parts are seen to be no larger than the file."""
+    """The dictionary in a file written by `save`, or UserError."""
     if not os.path.exists(path):
         raise UserError(f"{path}: no such file; train.py writes checkpoints to out/NAME/ckpt.pt")
     if not os.path.isfile(path):
         raise UserError(f"{path}: not a file; a checkpoint such as {os.path.join(path, 'ckpt.pt')} is expected")
     try:
-        with zipfile.ZipFile(path) as z:
-            if sum(i.file_size for i in z.infolist()) > os.path.getsize(path):
-                raise UserError(f"{path}: not a checkpoint of this project (it unpacks to more than its size)")
-            if bad := z.testzip():
-                raise UserError(f"{path}: damaged (checksum of {bad}); copy or train it again")
-        tree = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except Exception as e:                                              # torch.load raises nearly anything on a broken file
-        code = "weights_only" in str(e).lower() or "Weights only" in str(e)
-        reason = "it holds more than plain data, which is never executed" if code else "damaged, truncated or of another kind"
-        raise UserError(f"{path}: not a readable checkpoint ({reason})") from None
+        tree = unpack(path)
+    except UserError as e:
+        raise UserError(f"{path}: not a readable checkpoint ({e}); copy or train it again") from None
     if not isinstance(tree, dict) or tree.get("format") != FORMAT:
         raise UserError(f"{path}: not a checkpoint of this project; export.py --from-hf converts a Hugging Face LLaMA folder")
     if tree.get("version") != VERSION:
@@ -79,7 +112,7 @@ def load(path):
             raise UserError(f"its tokenizer has {tokenizer.vocab_size} pieces, its model {config.vocab_size}")
         check_provenance(tree.get("provenance"))
     except UserError as e:
-        raise UserError(f"{path}: {e}") from None
+        raise UserError(f"{path}: {''.join(c if c.isprintable() else '?' for c in str(e))[:1000]}") from None     # a stranger's names may hold anything
     return Checkpoint(config, tree["weights"], tokenizer, tree["provenance"], file_sha256(path), str(path))
 
 
@@ -109,7 +142,7 @@ def plain_tensor(w):
 
 def check_weights(config, weights):
     """UserError unless `weights` are exactly those of a model of this shape, all finite. Builds nothing: a huge declared size costs nothing."""
-    if not isinstance(weights, dict) or not all(isinstance(w, torch.Tensor) for w in weights.values()):
+    if not isinstance(weights, dict) or not all(isinstance(name, str) and isinstance(w, torch.Tensor) for name, w in weights.items()):
         raise UserError("it has no weights")
     for name, w in weights.items():
         if not plain_tensor(w):

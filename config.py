@@ -7,6 +7,7 @@ One file holds every setting; a preset is a set of overrides; the command line h
 Values are converted by the type each field declares below (PyYAML reads 3e-4 as a string), so a wrong key, type or
 range is found before anything starts, and everything that is wrong is reported at once.
 """
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -41,7 +42,7 @@ class DataConfig:
     clean: list[str]
     boundary: Literal["line", "sentence", "document"]
     pocket_words: int = setting(1000)
-    seed: int = setting(0)
+    seed: int = setting(0, 2**60)
 
 
 @dataclass
@@ -105,7 +106,7 @@ class ModelConfig:
 @dataclass
 class TrainConfig:
     out: str | None
-    seed: int = setting(0)
+    seed: int = setting(0, 2**60)
     device: str
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
     compile: Literal["auto", True, False]
@@ -133,6 +134,7 @@ class TrainConfig:
     sample_tokens: int = setting(0, 1000)
     resume: str
     deterministic: bool
+    masked: float = setting(0, 1, default=0.0)
     log: Literal["none", "tensorboard", "wandb"] = "none"               # a default: runs from before it can be continued with their own config.yaml
 
     def problems(self):
@@ -370,12 +372,27 @@ def atomic_write(path, content):
         os.chmod(temporary, 0o666 & ~UMASK)                             # mkstemp's files are private; these are like any other
         os.replace(temporary, path)
         temporary = None
-    except (OSError, RuntimeError) as e:                                # torch.save turns a full disk into a RuntimeError
+        sync_folder(folder)
+    except (OSError, RuntimeError) as e:
+        if isinstance(e, RuntimeError) and e.__context__:               # in which torch.save wraps what happens to its file
+            e = e.__context__
+        if not isinstance(e, Exception):                                # Ctrl-C
+            raise e from None
         reason = getattr(e, "strerror", None) or str(e).split("\n")[0]
         raise UserError(f"{path}: cannot be written ({reason}); free some space or choose another folder, what was there before is untouched") from None
     finally:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def sync_folder(folder):
+    """A renamed file has its new name after a power cut only once its folder is on the disk too. Not every system can open one."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def file_sha256(path):

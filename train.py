@@ -32,13 +32,14 @@ import time
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 import yaml
 from tqdm import tqdm
 
 import checkpoint
 import config as configuration
 from config import UserError, atomic_write
-from model import Model, parameter_counts
+from model import Model, chunk_size, parameter_counts
 from sample import generate
 from tokenizer import load as load_tokenizer
 
@@ -218,6 +219,7 @@ class Run:
 
     def __init__(self, config, world):
         self.config, self.world, train = config, world, config.train
+        self.log = Log(config, world)
         self.commit = code_version()                                    # of the code that runs, whatever is committed meanwhile
         self.device = checkpoint.pick_device(train.device, "train.device", world.local_rank)
         self.dtype, scaled = pick_precision(self.device, train.dtype)
@@ -247,7 +249,7 @@ class Run:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
         self.ema = {n: p.detach().clone() for n, p in self.model.named_parameters()} if train.ema else None
 
-        self.step, self.evaluated, self.best, self.skipped = 0, -1, math.inf, 0
+        self.step, self.evaluated, self.best, self.skipped, self.skipped_in_a_row = 0, -1, math.inf, 0, 0
         self.rows, self.seconds, self.timed_tokens, self.timed_seconds, self.blimp = [], 0.0, 0, 0.0, ""
 
     def words(self, step):
@@ -257,12 +259,16 @@ class Run:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
 
+MOST_SKIPPED = 20                                                       # steps in a row: a millionth of the scale, so it was not the scale
+
+
 def train_step(run):
     """One optimiser step; returns (loss, gradient norm). The lessons of the loop are all here."""
     settings, world = run.config.train, run.world
     run.model.train()
     if run.config.model.dropout:
-        torch.manual_seed((settings.seed << 40) + (run.step << 12) + world.rank)     # dropout follows from the step: nothing to save for resume
+        seed = np.random.SeedSequence([settings.seed, run.step, world.rank]).generate_state(1, np.uint64)
+        torch.manual_seed(int(seed[0]))                                 # dropout follows from the step: nothing to save for resume
     factor = schedule(run.step, settings, run.steps)
     for group in (g for o in run.optimizers for g in o.param_groups):
         group["lr"] = group["peak"] * factor
@@ -272,7 +278,7 @@ def train_step(run):
         first = run.step * run.windows_per_step + micro * settings.batch_size + world.rank
         ids, targets = (t.to(run.device, non_blocking=True) for t in run.train_data.batch(first, settings.batch_size // world.size, world.size))
         with run.autocast():
-            loss = run.model.loss(run.hidden(ids), targets) / settings.gradient_accumulation_steps
+            loss = batch_loss(run, ids, targets, micro) / settings.gradient_accumulation_steps
         run.scaler.scale(loss).backward()
         total += loss.detach()
 
@@ -282,18 +288,45 @@ def train_step(run):
         run.scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(params, settings.grad_clip or math.inf)
     loss, norm = total.item(), norm.item()
-    if run.scaler.is_enabled() and math.isfinite(loss) and not math.isfinite(norm):
-        run.skipped += 1                                                # float16 overflowed: the scaler skips this step and halves its scale
-    elif not (math.isfinite(loss) and math.isfinite(norm)):
+    if math.isfinite(loss) and math.isfinite(norm):
+        run.skipped_in_a_row = 0
+        for optimizer in run.optimizers:
+            run.scaler.step(optimizer)
+    elif run.scaler.is_enabled() and math.isfinite(loss) and run.skipped_in_a_row < MOST_SKIPPED:
+        run.skipped += 1                                                # float16 overflowed: no optimiser takes this step, and the scaler halves its scale
+        run.skipped_in_a_row += 1
+    else:
         raise Diverged(loss, norm)
     for optimizer in run.optimizers:
-        run.scaler.step(optimizer)
         optimizer.zero_grad(set_to_none=True)
     run.scaler.update()
     if run.ema:
         torch._foreach_lerp_(list(run.ema.values()), [p.detach() for p in run.model.parameters()], 1 - settings.ema)
     run.step += 1
     return loss, norm
+
+
+GAPS = 0.2                                                              # of the tokens of a masked window
+
+
+def batch_loss(run, ids, targets, micro):
+    """Mean next-token loss of the windows ids (B, T); of the first train.masked * B of them, loss of filling in what is hidden.
+
+    Masked next-token prediction (GPT-BERT, Charpentier and Samuel 2024): attention looks both ways, some tokens are replaced by
+    <unk>, and each is predicted where the token before it stands, so that one model learns both from the same weights.
+    """
+    world, B, T = run.world, *ids.shape
+    n = round(run.config.train.masked * B)
+    if not n:
+        return run.model.loss(run.hidden(ids), targets)
+    draw = np.random.default_rng([run.config.train.seed, run.step, micro]).random((B * world.size, T - 1))  # follows from the step, as everything
+    order = draw[world.rank::world.size][:n].argsort(1).argsort(1)      # as many in each window, so that processes weigh the same
+    asked = F.pad(torch.from_numpy(order < GAPS * (T - 1)).to(ids.device), (0, 1))       # (n, T): where the next token is hidden
+    hide = asked.roll(1, dims=1)
+    both_ways = torch.ones(T, T, dtype=torch.bool, device=ids.device)
+    filled = run.model.loss(run.hidden(ids[:n].masked_fill(hide, 0), mask=both_ways), targets[:n].masked_fill(~asked, -100))
+    causal = run.model.loss(run.hidden(ids[n:]), targets[n:]) if n < B else 0
+    return (n * filled + (B - n) * causal) / B
 
 
 class Diverged(Exception):
@@ -405,7 +438,12 @@ def save_last(run):
     tree = checkpoint.make(run.config.model, dict(run.model.named_parameters()), run.tokenizer.model_bytes, provenance(run, last_val_loss(run)))
     tree["training"] = {"same_run": same_run(run), **{key: getattr(run, key) for key in STATE}, "ema": run.ema,
                         "optimizers": [o.state_dict() for o in run.optimizers], "scaler": run.scaler.state_dict()}
-    checkpoint.save(os.path.join(run.config.out_dir, "last.pt"), tree)
+    path = os.path.join(run.config.out_dir, "last.pt")
+    try:
+        checkpoint.check_weights(run.config.model, tree["weights"])
+    except UserError as e:
+        raise UserError(f"{path}: not written at step {run.step}, {e}; what was there before is untouched. Try half the learning rate") from None
+    checkpoint.save(path, tree)
 
 
 def resume(run):
@@ -501,6 +539,34 @@ def write_curves(run):
     atomic_write(os.path.join(run.config.out_dir, "curves.png"), png.getvalue())
 
 
+class Log:
+    """Sends the numbers of a run to TensorBoard or Weights & Biases. Neither is imported unless train.log asks for it."""
+
+    def __init__(self, config, world):
+        self.kind, self.writer, out = config.train.log if world.main else "none", None, config.out_dir
+        try:
+            if self.kind == "tensorboard":
+                from torch.utils.tensorboard import SummaryWriter
+                self.writer = SummaryWriter(out)
+            if self.kind == "wandb":
+                import wandb
+                self.writer = wandb.init(project="sllama-lab", name=out, dir=out, config=dataclasses.asdict(config))
+        except ImportError:
+            raise UserError(f"train.log: the package {self.kind} is not installed; pip install {self.kind}, or train.log=none") from None
+
+    def __call__(self, step, **numbers):
+        numbers = {name: value for name, value in numbers.items() if value != ""}
+        if self.kind == "wandb":
+            self.writer.log(numbers, step=step)
+        elif self.kind == "tensorboard":
+            for name, value in numbers.items():
+                self.writer.add_scalar(name, value, step)
+
+    def close(self):
+        if self.writer:
+            (self.writer.finish if self.kind == "wandb" else self.writer.close)()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What the user sees
 
@@ -530,6 +596,54 @@ def written(run):
     return "\n    " + repr(run.tokenizer.decode([i for i in ids if i != run.tokenizer.bos_id]))
 
 
+def least_memory(run):
+    """Bytes that a step needs at the least: {"weights, gradients, optimiser", "backward pass", "loss"}.
+
+    A layer keeps for its backward pass, per token and with s bytes a number: input and output of both norms in float32 (16 h), the input, q, k, v
+    and output of the attention, s (3 h + 2 h_kv), and the input, gate, up and two products of the MLP, s (h + 4 f). Gradient checkpointing keeps
+    the input of each layer (4 h), and all of one layer at a time. The loss holds a chunk of logits and the gradients of both its factors.
+    """
+    m, s, size = run.config.model, run.config.train, run.dtype.itemsize
+    h, f, kv = m.hidden_size, m.intermediate_size, m.hidden_size // m.num_attention_heads * (m.num_key_value_heads or m.num_attention_heads)
+    tokens = s.batch_size // run.world.size * m.max_position_embeddings         # of one forward pass
+    layer, layers = 16 * h + size * (4 * h + 2 * kv + 4 * f), m.num_hidden_layers
+    kept = layers * 4 * h + layer if s.gradient_checkpointing else layers * layer
+    states = sum(p.numel() * (8 if isinstance(o, torch.optim.AdamW) else 4) for o in run.optimizers for g in o.param_groups for p in g["params"])
+    copies = 1 + (s.gradient_accumulation_steps > 1) + bool(run.ema)            # a single pass frees what it kept while its gradients come
+    chunk = min(tokens, chunk_size(m.vocab_size, run.dtype, run.device)) * m.vocab_size * size
+    return {"weights, gradients, optimiser": states + copies * 4 * sum(parameter_counts(m).values()), "backward pass": tokens * kept,
+            "loss": chunk + 4 * h * (m.vocab_size + tokens)}
+
+
+def device_memory(device):
+    """Bytes of memory that the device has."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def memory_lines(run):
+    parts, has = least_memory(run), device_memory(run.device)
+    least = sum(parts.values())
+    lines = [f"memory: at least {least / 1e6:,.0f} MB ({', '.join(f'{part} {size / 1e6:,.0f}' for part, size in parts.items())})"
+             + ("" if run.device.type == "cuda" else ", besides PyTorch itself and the text")]
+    if least > has:
+        lines.append(f"WARNING: the device has {has / 1e6:,.0f} MB in all; try train.gradient_checkpointing=true, "
+                     "or half the train.batch_size and twice the train.gradient_accumulation_steps")
+    return lines
+
+
+def outlook(run, elapsed):
+    """How long the rest takes at the speed so far, `elapsed` being the seconds of the last step."""
+    speed = run.timed_tokens / run.timed_seconds if run.timed_seconds else run.tokens_per_step / elapsed
+    left = (run.steps - run.step) * run.tokens_per_step / speed
+    span = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min" if left < 7200 else f"{left / 3600:.1f} h"
+    text = f"about {span} to go at {speed:,.0f} tokens/s, validation not counted"
+    if left > 3600 and run.device.type == "cpu":
+        text += "; for a first look, --preset quick takes minutes (prepare.py, train.py and eval_blimp.py all know it)"
+    return text
+
+
 def banner(run):
     s, m, epoch = run.config.train, run.config.model, len(run.train_data)
     warmup = s.warmup if s.warmup >= 1 else s.warmup * run.steps
@@ -538,7 +652,8 @@ def banner(run):
              f"device {device_name(run.device)}; {str(run.dtype).removeprefix('torch.')}{' with gradient scaler' if run.scaler.is_enabled() else ''}; "
              f"compile {'on' if run.compiled else 'off'}; checkpointing {'on' if s.gradient_checkpointing else 'off'}; processes {run.world.size}",
              f"{run.steps:,} steps of {run.windows_per_step} windows x {m.max_position_embeddings} = {run.tokens_per_step:,} tokens; "
-             f"{run.steps * run.windows_per_step / epoch:.2f} epochs of {epoch / run.windows_per_step:.1f} steps; {run.words(run.steps):,.0f} words seen"]
+             f"{run.steps * run.windows_per_step / epoch:.2f} epochs of {epoch / run.windows_per_step:.1f} steps and {run.meta['train']['words']:,} words; {run.words(run.steps):,.0f} words seen",
+             *memory_lines(run)]
     for o in run.optimizers:
         for g in o.param_groups:
             size = sum(p.numel() for p in g["params"])
@@ -583,9 +698,11 @@ def lock(folder):
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except ImportError:
         pass
-    except OSError:
+    except BlockingIOError:
         raise UserError(f"{folder}: another run is writing here; wait for it, or choose another folder with train.out=FOLDER") from None
-    for leftover in glob.glob(os.path.join(glob.escape(folder), "*.tmp")):       # of a write that was killed
+    except OSError as e:                                                # some network file systems
+        print(f"notice: {folder}: this file system has no locks ({e.strerror}); see to it that no second run writes here")
+    for leftover in glob.glob(os.path.join(glob.escape(folder), "*.*.????????.tmp")):       # of a write that was killed
         os.unlink(leftover)
     return handle
 
@@ -614,6 +731,7 @@ def loop(run, signals):
     s, main = run.config.train, run.world.main
     bar = tqdm(total=run.steps, initial=run.step, unit="step", disable=None if main else True, dynamic_ncols=True)
     warm = run.step + 3                                                 # compile and first steps are not what a step costs
+    told = False
     while True:
         last = run.step >= run.steps
         if (run.step % s.eval_every == 0 or last) and run.evaluated != run.step:
@@ -631,6 +749,7 @@ def loop(run, signals):
                 run.best = val_loss
                 if main:
                     save_weights(run, "ckpt.pt", val_loss)
+            run.log(run.step, val_loss=val_loss, bits_per_byte=bits_per_byte(val_loss, run.meta["val"]), blimp=run.rows[-1]["blimp"])
             if main:
                 write_curves(run)
                 trained = run.rows[-1]["train_loss"]
@@ -658,8 +777,13 @@ def loop(run, signals):
         run.rows.append(row(run, loss, "", ""))
         for millions in passed_words(run) if main else []:
             save_weights(run, f"chck_{millions}M.pt", last_val_loss(run))
+        speed = run.timed_tokens / run.timed_seconds if run.timed_seconds else ""
+        run.log(run.step, train_loss=loss, lr=run.rows[-1]["lr"], tokens_per_second=speed)
         bar.update()
-        bar.set_postfix(loss=f"{loss:.3f}", lr=f"{run.rows[-1]['lr']:.1e}", tok_s=f"{run.timed_tokens / run.timed_seconds:,.0f}" if run.timed_seconds else "...")
+        if main and not told and (run.step > warm + 1 or elapsed > 5 and not run.compiled):
+            bar.write(outlook(run, elapsed))
+            told = True
+        bar.set_postfix(loss=f"{loss:.3f}", lr=f"{run.rows[-1]['lr']:.1e}", tok_s=f"{speed:,.0f}" if speed else "...")
 
 
 def row(run, train_loss, val_loss, blimp):
@@ -676,13 +800,18 @@ def main(argv=None):
     run = Run(config, world)
     signals = Signals()
     resumed = resume(run)
+    if world.any(resumed) and not resumed:
+        raise UserError(f"{config.out_dir}: another process of this run finds a last.pt there, this one does not; all machines must share the folder")
     if world.main:
         resolved = {**dataclasses.asdict(config), "presets": {config.preset: {}}}                       # a config file of its own: --config out/NAME/config.yaml
         atomic_write(os.path.join(config.out_dir, "config.yaml"), yaml.safe_dump(resolved, sort_keys=False))
         print("\n".join(banner(run)))
         if resumed:
             print(f"continuing {config.out_dir} at step {run.step} of {run.steps}")
-    ended_by = loop(run, signals)
+    try:
+        ended_by = loop(run, signals)
+    finally:
+        run.log.close()
     if world.main:
         print(closing_block(run, ended_by))
     if world.size > 1:
