@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import sys
 
 import numpy as np
 
@@ -63,7 +64,8 @@ def read_pairs(path, limit=None, split="all"):
                 try:
                     pairs.append(read_pair(json.loads(line.decode("utf-8-sig")), stem, number - 1))
                 except (ValueError, RecursionError) as e:
-                    reason = {json.JSONDecodeError: "not valid JSON, or cut short", UnicodeDecodeError: "not UTF-8 text", RecursionError: "nested too deeply"}.get(type(e), e)
+                    reason = {json.JSONDecodeError: "not valid JSON, or cut short", UnicodeDecodeError: "not UTF-8 text", UnicodeEncodeError: "not Unicode text",
+                              RecursionError: "nested too deeply"}.get(type(e), e)
                     raise UserError(f"{file}:{number}: {reason}; mend the line or fetch the file again") from None
         if len(pairs) == before:
             raise UserError(f"{file}: empty; fetch it again or remove it")
@@ -86,10 +88,11 @@ def read_pair(row, stem, index):
     for key in ("sentence_good", "sentence_bad"):
         if not isinstance(row.get(key), str) or not row[key].strip():
             raise ValueError(f"`{key}` is missing, empty or not text")
+    "".join(value for value in row.values() if isinstance(value, str)).encode()     # JSON can spell half a character, "\\ud800", that no file can hold
 
     def text(*keys):
         value = next((row[key] for key in keys if isinstance(row.get(key), str) and row[key]), None)
-        return SAME.get(value, value)
+        return value and sys.intern(SAME.get(value, value))                 # one text, not one for each pair
     number = row.get("pairID", row.get("pair_id", index))                   # BLiMP's files, and the filtered ones
     try:
         dev = int(number) % 10 == 0
@@ -211,9 +214,10 @@ def compare(pairs, right, other):
     paradigms = group(pairs, "uid")
     for uid, m in paradigms.items():
         n, gained, lost = len(m), int((right[m] & ~other[m]).sum()), int((~right[m] & other[m]).sum())
-        rows[uid] = {"difference": (gained - lost) / n, "gained": gained, "lost": lost}
         drawn = rng.multinomial(n, [gained / n, lost / n, (n - gained - lost) / n], 10000)      # a pair is drawn with both its outcomes
-        draws = draws + (drawn[:, 0] - drawn[:, 1]) / n / len(paradigms)
+        drawn = (drawn[:, 0] - drawn[:, 1]) / n
+        rows[uid] = {"difference": (gained - lost) / n, "interval": np.percentile(drawn, [2.5, 97.5]).tolist(), "gained": gained, "lost": lost}
+        draws = draws + drawn / len(paradigms)
     gained, lost = sum(r["gained"] for r in rows.values()), sum(r["lost"] for r in rows.values())
     return {"difference": float(np.mean([r["difference"] for r in rows.values()])), "interval": np.percentile(draws, [2.5, 97.5]).tolist(),
             "p_bootstrap": float(min(1, 2 * min((draws <= 0).mean(), (draws >= 0).mean()))), "p_mcnemar": mcnemar(gained, lost),

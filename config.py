@@ -411,8 +411,12 @@ def sealed(tree):
 
 def run(main):
     """Runs a command: a UserError becomes one `error:` line and exit status 2, Ctrl-C ends with 130, a closed pipe with 141."""
+    if sys.stdout:                                                      # a log file shows each line at once; a terminal that lacks a character, a ?
+        sys.stdout.reconfigure(line_buffering=True, errors="replace")
     try:
-        sys.exit(main())
+        status = main()
+        sys.stdout.flush()
+        sys.exit(status)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(2)
@@ -422,3 +426,7 @@ def run(main):
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(141)
+    except OSError as e:                                                # of a disk, a device, a terminal: the standard output too may be a full disk
+        print(f"error: {e}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(2)

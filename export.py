@@ -1,7 +1,7 @@
 """Checkpoint <-> Hugging Face folder.
 
     python export.py CKPT DIR                            a checkpoint becomes a plain LLaMA that transformers, lm-eval, ... load as it is
-    python export.py OUT_DIR DIR --all-checkpoints       a run's chck_1M.pt, chck_2M.pt, ... become DIR/chck_1M, ... and its ckpt.pt DIR/main
+    python export.py RUN NAME --all-checkpoints          a run's chck_1M.pt, ... become NAME/chck_1M/NAME, ... and its ckpt.pt NAME/main/NAME
     python export.py --from-hf DIR CKPT                  a LLaMA folder, or SLlama as released, becomes a checkpoint
 
 SLlama's tricks save parameters, not a different kind of function, so a model is exported by unfolding them: the narrow
@@ -14,7 +14,6 @@ import json
 import os
 import re
 import shutil
-import zipfile
 
 import torch
 import yaml
@@ -63,20 +62,15 @@ def unfold(model):
 
 
 def unfold_attention(attention, config):
-    """The matrices q, k, v (h_kv, h) and o (h, h) that this attention multiplies by, and for `rra` their biases."""
+    """The matrices q, k, v (h_kv, h) and o (h, h) that this attention multiplies by, and for `rra` their biases.
+
+    Whatever the trick, without biases they are what it makes of the unit vectors.
+    """
     names = ("q_proj", "k_proj", "v_proj", "o_proj")
-    if config.attention == "pwa":
-        q, k, v = attention.shared_weights[attention.picks].split(attention.widths)
-        matrices = q, k, v, torch.eye(config.hidden_size)               # there is no output matrix
-    elif config.attention == "skqa":
-        matrices = attention.q_proj.weight, attention.q_proj.weight, attention.v_proj.weight, attention.o_proj.weight
-    else:
-        tiles = 4 if config.attention == "rra" else 1
-        matrices = (getattr(attention, name).weight.repeat(tiles, 1) for name in names)
-    out = {name + ".weight": w for name, w in zip(names, matrices)}
     if config.attention == "rra":
-        out |= {name + ".bias": getattr(attention, name).bias.repeat(4) for name in names}
-    return out
+        return {f"{name}.{kind}": getattr(getattr(attention, name), kind).repeat(*tiles) for name in names for kind, tiles in (("weight", (4, 1)), ("bias", (4,)))}
+    unit = torch.eye(config.hidden_size)[None]                          # (1, h, h): h tokens
+    return {name + ".weight": y[0].T for name, y in zip(names, (*attention.project(unit), attention.output(unit)))}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -291,11 +285,16 @@ def write_folder(folder, files):
 
 
 def export_run(run, folder, **options):
-    """A run's ckpt.pt as folder/main, its chck_NM.pt as folder/chck_NM; returns those folders. Raises UserError."""
+    """A run's ckpt.pt as NAME/main/NAME, its chck_NM.pt as NAME/chck_NM/NAME, for `folder` = NAME; returns those folders. Raises UserError.
+
+    The BabyLM pipeline calls a model by the last part of its path, and files its results under that name and the revision's.
+    """
     marks = sorted((float(found[1]), name) for name in os.listdir(run) if (found := re.fullmatch(r"chck_([\d.]+)M\.pt", name)))
     if not marks:
         raise UserError(f"{run}: no chck_1M.pt, chck_2M.pt, ... in it; set train.checkpoint_words to have them written")
-    targets = {os.path.join(run, "ckpt.pt"): os.path.join(folder, "main")} | {os.path.join(run, name): os.path.join(folder, name.removesuffix(".pt")) for _, name in marks}
+    model = os.path.basename(os.path.abspath(folder))
+    targets = {os.path.join(run, name): os.path.join(folder, revision, model)
+               for name, revision in [("ckpt.pt", "main"), *((name, name.removesuffix(".pt")) for _, name in marks)]}
     for target in targets.values():
         check_target(target, options.get("force"))
     for path, target in targets.items():
@@ -346,13 +345,10 @@ def read_weights(folder):
     for path in paths:
         try:
             if path.endswith(".bin"):
-                with zipfile.ZipFile(path) as z:
-                    if sum(i.file_size for i in z.infolist()) > os.path.getsize(path):
-                        raise ValueError("it unpacks to more than its size")
-                weights |= torch.load(path, map_location="cpu", weights_only=True)
+                weights |= checkpoint.unpack(path)
             else:
                 weights |= safetensors.load_file(path)                  # checks that the header's tensors fill the file exactly
-        except Exception as e:                                          # torch.load raises nearly anything on a broken file
+        except Exception as e:                                          # load_file raises several kinds
             raise UserError(f"{path}: is missing, damaged, or holds more than plain tensors ({str(e).splitlines()[0][:100] if str(e) else type(e).__name__})") from None
     for name, w in weights.items():
         if not checkpoint.plain_tensor(w) or w.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
@@ -403,7 +399,7 @@ def main(argv=None):
     p.add_argument("source", metavar="CKPT", help="a checkpoint; with --all-checkpoints a run folder; with --from-hf a Hugging Face folder")
     p.add_argument("target", metavar="DIR", help="the folder to write; with --from-hf the checkpoint to write")
     p.add_argument("--from-hf", action="store_true", help="convert a LLaMA folder, or SLlama as released, into a checkpoint")
-    p.add_argument("--all-checkpoints", action="store_true", help="every chck_NM.pt of a run, each into a folder of its own")
+    p.add_argument("--all-checkpoints", action="store_true", help="ckpt.pt and every chck_NM.pt of a run, each into DIR/REVISION/DIR")
     p.add_argument("--blimp", metavar="FILE", help="what eval_blimp.py --json wrote, for the model card")
     p.add_argument("--license", default="unknown", metavar="ID", help="licence of the weights for the model card, such as mit")
     p.add_argument("--force", action="store_true", help="write even where something else is")
@@ -417,14 +413,16 @@ def main(argv=None):
         return
     options = {"blimp": read_scores(args.blimp) if args.blimp else None, "license": args.license, "force": args.force}
     if args.all_checkpoints:
-        print("\n".join("folder: " + target for target in export_run(args.source, args.target, **options)) + "\n" + UPLOAD.format(folder=args.target))
+        print("\n".join("folder: " + target for target in export_run(args.source, args.target, **options)))
+        print(UPLOAD.format(folder=args.target.rstrip("/"), name=os.path.basename(os.path.abspath(args.target))))
     else:
         print(f"numbers: {export_folder(args.source, args.target, **options)}\nfolder: {args.target}")
 
 
-UPLOAD = """The BabyLM pipeline looks for --revision_name chck_1M in a branch of that name. To upload each folder as one:
-  for d in {folder}/*/; do hf upload USER/NAME "$d" . --revision "$(basename "$d")"; done
-Given a folder instead, it ignores the revision, so name the folder itself: --model_path_or_name {folder}/chck_1M"""
+UPLOAD = """On the Hub each revision is a branch of one repository:
+  for r in $(ls {folder}); do hf upload USER/{name} {folder}/$r/{name} . --revision $r; done
+Given a folder, the BabyLM pipeline ignores --revision_name but for the place of the results: name both, such as
+  --model_path_or_name {folder}/chck_1M/{name} --revision_name chck_1M"""
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -75,6 +75,9 @@ def stream(model, tokenizer, prompt, write, max_tokens, stop_at_line=False, show
             continue
         line.append(token)
         now = tokenizer.decode(line[1:])
+        if stop_at_line and "\n" in now[len(text):]:                    # where a document holds several lines
+            write(now[len(text):].partition("\n")[0])
+            break
         if not now.endswith("\ufffd"):                                  # the bytes of a character come one by one
             write(now[len(text):])
             text = now
@@ -105,7 +108,8 @@ def main(argv=None):
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, mps")
     args = parser.parse_args(argv)
     for name, wrong, rule in (("temperature", not 0 <= args.temperature < 100, "0 .. 100"), ("top-p", not 0 < args.top_p <= 1, "above 0, at most 1"),
-                              ("top-k", args.top_k < 0, "at least 0"), ("repetition-penalty", not 0.1 <= args.repetition_penalty <= 10, "0.1 .. 10")):
+                              ("top-k", args.top_k < 0, "at least 0"), ("seed", not 0 <= args.seed < 2**60, "0 .. 2^60"),
+                              ("repetition-penalty", not 0.1 <= args.repetition_penalty <= 10, "0.1 .. 10")):
         if wrong:
             raise UserError(f"--{name}: must be {rule}")
     prompts = list(args.prompt or [])
@@ -115,6 +119,8 @@ def main(argv=None):
                 prompts += [line.rstrip("\n") for line in f]
         except (OSError, UnicodeDecodeError) as e:
             raise UserError(f"{args.prompt_file}: cannot be read ({getattr(e, 'strerror', None) or 'not UTF-8 text'})") from None
+    if any("\ud800" <= c <= "\udfff" for c in "".join(prompts)):        # what Python makes of other bytes in a command line or standard input
+        raise UserError("the prompt is not UTF-8 text; convert it, for instance with iconv")
     model, ckpt = checkpoint.load_model(args.checkpoint, args.device)
     print(f"{args.checkpoint}, trained on {ckpt.provenance.get('corpus', 'unknown text')}", file=sys.stderr)
 

@@ -12,21 +12,17 @@ Setup, data, schedule, step, evaluate, save, loop. What it does:
 """
 import argparse
 import contextlib
-import csv
 import ctypes
 import dataclasses
 import glob
 import hashlib
-import io
 import json
 import math
 import os
 import platform
-import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -38,9 +34,9 @@ from tqdm import tqdm
 
 import checkpoint
 import config as configuration
+import progress
 from config import UserError, atomic_write
-from model import Model, chunk_size, parameter_counts
-from sample import generate
+from model import Model
 from tokenizer import load as load_tokenizer
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -219,7 +215,7 @@ class Run:
 
     def __init__(self, config, world):
         self.config, self.world, train = config, world, config.train
-        self.log = Log(config, world)
+        self.log = progress.Log(config, world)
         self.commit = code_version()                                    # of the code that runs, whatever is committed meanwhile
         self.device = checkpoint.pick_device(train.device, "train.device", world.local_rank)
         self.dtype, scaled = pick_precision(self.device, train.dtype)
@@ -363,11 +359,6 @@ def validate(run):
     return (total[0] / total[1]).item()
 
 
-def bits_per_byte(loss, counts):
-    """Nats per token -> bits per byte of the text itself; counts: meta.json's {"tokens", "bytes"}."""
-    return loss / math.log(2) * counts["tokens"] / counts["bytes"]
-
-
 def score_blimp(run):
     """Accuracy on a fixed subset of minimal pairs, to watch; never used to choose anything."""
     from eval_blimp import find_data, quick_accuracy
@@ -391,15 +382,10 @@ def provenance(run, val_loss):
     """Where a checkpoint came from, in plain data."""
     return {"corpus": run.meta["corpus"], "data": run.meta, "preset": run.config.preset, "settings": dataclasses.asdict(run.config),
             "steps": run.step, "tokens": run.step * run.tokens_per_step, "words": round(run.words(run.step)), "epochs": run.step * run.windows_per_step / len(run.train_data),
-            "train_loss": run.rows[-1]["train_loss"] if run.rows else None, "val_loss": val_loss, "val_bits_per_byte": bits_per_byte(val_loss, run.meta["val"]),
-            "seconds": run.seconds, "device": device_name(run.device), "dtype": str(run.dtype).removeprefix("torch."), "processes": run.world.size, "compiled": bool(run.compiled),
+            "train_loss": run.rows[-1]["train_loss"] if run.rows else None, "val_loss": val_loss, "val_bits_per_byte": progress.bits_per_byte(val_loss, run.meta["val"]),
+            "seconds": run.seconds, "device": progress.device_name(run.device), "dtype": str(run.dtype).removeprefix("torch."),
+            "processes": run.world.size, "compiled": bool(run.compiled),
             "commit": run.commit, "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": str(np.__version__)}}
-
-
-def device_name(device):
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def save_weights(run, name, val_loss):
@@ -495,7 +481,7 @@ def check_state(run, state):
         good = (checkpoint.plain([[state[key] for key in STATE], state["scaler"]])
                 and all(isinstance(state[key], int) and low <= state[key] < 2**53 for key, low in (("step", 0), ("evaluated", -1), ("skipped", 0)))
                 and number(state["best"]) and number(state["seconds"]) and 0 <= state["seconds"] < math.inf
-                and all(list(r) == COLUMNS and all(isinstance(v, (int, float)) or v == "" and key not in ("step", "tokens", "words", "seconds") for key, v in r.items())
+                and all(list(r) == progress.COLUMNS and all(isinstance(v, (int, float)) or v == "" and key not in ("step", "tokens", "words", "seconds") for key, v in r.items())
                         for r in state["rows"])
                 and (state["scaler"] == {} or not run.scaler.is_enabled() or state["scaler"].keys() == run.scaler.state_dict().keys())
                 and all(map(number, state["scaler"].values()))
@@ -506,184 +492,8 @@ def check_state(run, state):
         raise UserError("its training state is damaged")
 
 
-COLUMNS = ["step", "tokens", "words", "lr", "train_loss", "val_loss", "blimp", "seconds"]
-
-
-def write_curves(run):
-    """losses.csv and curves.png, from the rows in memory: after a resume they hold no row twice."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(run.rows)
-    atomic_write(os.path.join(run.config.out_dir, "losses.csv"), text.getvalue())
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for column, style in (("train_loss", {"alpha": 0.6, "linewidth": 0.8}), ("val_loss", {"marker": "o", "markersize": 3})):
-        points = [(r["tokens"], r[column]) for r in run.rows if r[column] != ""]
-        axes.plot(*zip(*points) if points else ([], []), label=column.replace("_", " "), **style)
-    axes.set(xlabel="tokens", ylabel="loss, nats per token", title=f"{run.config.preset} on {run.meta['corpus']}")
-    scored = [(r["tokens"], 100 * r["blimp"]) for r in run.rows if r["blimp"] != ""]
-    if scored:
-        right = axes.twinx()
-        right.plot(*zip(*scored), color="tab:green", marker="s", markersize=3, label="minimal pairs, %")
-        right.set_ylabel("accuracy on a subset of minimal pairs, %")
-        right.legend(loc="lower left")
-    axes.legend(loc="upper right")
-    axes.grid(alpha=0.3)
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=110)
-    atomic_write(os.path.join(run.config.out_dir, "curves.png"), png.getvalue())
-
-
-class Log:
-    """Sends the numbers of a run to TensorBoard or Weights & Biases. Neither is imported unless train.log asks for it."""
-
-    def __init__(self, config, world):
-        self.kind, self.writer, out = config.train.log if world.main else "none", None, config.out_dir
-        try:
-            if self.kind == "tensorboard":
-                from torch.utils.tensorboard import SummaryWriter
-                self.writer = SummaryWriter(out)
-            if self.kind == "wandb":
-                import wandb
-                self.writer = wandb.init(project="sllama-lab", name=out, dir=out, config=dataclasses.asdict(config))
-        except ImportError:
-            raise UserError(f"train.log: the package {self.kind} is not installed; pip install {self.kind}, or train.log=none") from None
-
-    def __call__(self, step, **numbers):
-        numbers = {name: value for name, value in numbers.items() if value != ""}
-        if self.kind == "wandb":
-            self.writer.log(numbers, step=step)
-        elif self.kind == "tensorboard":
-            for name, value in numbers.items():
-                self.writer.add_scalar(name, value, step)
-
-    def close(self):
-        if self.writer:
-            (self.writer.finish if self.kind == "wandb" else self.writer.close)()
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# What the user sees
-
-
-def parameter_table(config):
-    """Lines: parameters by part, beside a plain untied LLaMA of the same shape, and what each trick saved."""
-    plain = dataclasses.replace(config, embedding="full", attention="mha", mlp="full", layer_sharing="none", tie_word_embeddings=False, num_key_value_heads=None)
-    ours, theirs = parameter_counts(config), parameter_counts(plain)
-    tricks = {"embedding": config.embedding if not config.tie_word_embeddings else "tied to the head", "head": "",
-              "attention": config.attention, "mlp": config.mlp, "norms": ""}
-    lines = [f"{'parameters':<12}{'this model':>12}{'plain LLaMA':>13}{'saved':>12}"]
-    for part in ours:
-        note = tricks[part]
-        if part in ("attention", "mlp", "norms") and config.layer_sharing != "none" and ours[part] < theirs[part]:
-            note += f" layer_sharing {config.layer_sharing}"
-        lines.append(f"{part:<12}{ours[part]:>12,}{theirs[part]:>13,}{theirs[part] - ours[part]:>12,}  {note}".rstrip())
-    lines.append(f"{'total':<12}{sum(ours.values()):>12,}{sum(theirs.values()):>13,}{sum(theirs.values()) - sum(ours.values()):>12,}")
-    return lines
-
-
-def written(run):
-    """A line of text by the model as it is, to watch it learn."""
-    if not run.config.train.sample_tokens:
-        return ""
-    run.model.eval()
-    ids = [token for token, _ in generate(run.model, [run.tokenizer.bos_id], run.config.train.sample_tokens, seed=run.step, temperature=0.8)]
-    return "\n    " + repr(run.tokenizer.decode([i for i in ids if i != run.tokenizer.bos_id]))
-
-
-def least_memory(run):
-    """Bytes that a step needs at the least: {"weights, gradients, optimiser", "backward pass", "loss"}.
-
-    A layer keeps for its backward pass, per token and with s bytes a number: input and output of both norms in float32 (16 h), the input, q, k, v
-    and output of the attention, s (3 h + 2 h_kv), and the input, gate, up and two products of the MLP, s (h + 4 f). Gradient checkpointing keeps
-    the input of each layer (4 h), and all of one layer at a time. The loss holds a chunk of logits and the gradients of both its factors.
-    """
-    m, s, size = run.config.model, run.config.train, run.dtype.itemsize
-    h, f, kv = m.hidden_size, m.intermediate_size, m.hidden_size // m.num_attention_heads * (m.num_key_value_heads or m.num_attention_heads)
-    tokens = s.batch_size // run.world.size * m.max_position_embeddings         # of one forward pass
-    layer, layers = 16 * h + size * (4 * h + 2 * kv + 4 * f), m.num_hidden_layers
-    kept = layers * 4 * h + layer if s.gradient_checkpointing else layers * layer
-    states = sum(p.numel() * (8 if isinstance(o, torch.optim.AdamW) else 4) for o in run.optimizers for g in o.param_groups for p in g["params"])
-    copies = 1 + (s.gradient_accumulation_steps > 1) + bool(run.ema)            # a single pass frees what it kept while its gradients come
-    chunk = min(tokens, chunk_size(m.vocab_size, run.dtype, run.device)) * m.vocab_size * size
-    return {"weights, gradients, optimiser": states + copies * 4 * sum(parameter_counts(m).values()), "backward pass": tokens * kept,
-            "loss": chunk + 4 * h * (m.vocab_size + tokens)}
-
-
-def device_memory(device):
-    """Bytes of memory that the device has."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def memory_lines(run):
-    parts, has = least_memory(run), device_memory(run.device)
-    least = sum(parts.values())
-    lines = [f"memory: at least {least / 1e6:,.0f} MB ({', '.join(f'{part} {size / 1e6:,.0f}' for part, size in parts.items())})"
-             + ("" if run.device.type == "cuda" else ", besides PyTorch itself and the text")]
-    if least > has:
-        lines.append(f"WARNING: the device has {has / 1e6:,.0f} MB in all; try train.gradient_checkpointing=true, "
-                     "or half the train.batch_size and twice the train.gradient_accumulation_steps")
-    return lines
-
-
-def outlook(run, elapsed):
-    """How long the rest takes at the speed so far, `elapsed` being the seconds of the last step."""
-    speed = run.timed_tokens / run.timed_seconds if run.timed_seconds else run.tokens_per_step / elapsed
-    left = (run.steps - run.step) * run.tokens_per_step / speed
-    span = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min" if left < 7200 else f"{left / 3600:.1f} h"
-    text = f"about {span} to go at {speed:,.0f} tokens/s, validation not counted"
-    if left > 3600 and run.device.type == "cpu":
-        text += "; for a first look, --preset quick takes minutes (prepare.py, train.py and eval_blimp.py all know it)"
-    return text
-
-
-def banner(run):
-    s, m, epoch = run.config.train, run.config.model, len(run.train_data)
-    warmup = s.warmup if s.warmup >= 1 else s.warmup * run.steps
-    lines = [f"preset {run.config.preset} on {run.meta['corpus']}: {run.meta['train']['words']:,} words, {run.meta['train']['tokens']:,} tokens, vocabulary {m.vocab_size:,}",
-             *parameter_table(m),
-             f"device {device_name(run.device)}; {str(run.dtype).removeprefix('torch.')}{' with gradient scaler' if run.scaler.is_enabled() else ''}; "
-             f"compile {'on' if run.compiled else 'off'}; checkpointing {'on' if s.gradient_checkpointing else 'off'}; processes {run.world.size}",
-             f"{run.steps:,} steps of {run.windows_per_step} windows x {m.max_position_embeddings} = {run.tokens_per_step:,} tokens; "
-             f"{run.steps * run.windows_per_step / epoch:.2f} epochs of {epoch / run.windows_per_step:.1f} steps and {run.meta['train']['words']:,} words; {run.words(run.steps):,.0f} words seen",
-             *memory_lines(run)]
-    for o in run.optimizers:
-        for g in o.param_groups:
-            size = sum(p.numel() for p in g["params"])
-            lines.append(f"{type(o).__name__}: {len(g['params'])} tensors, {size:,} parameters, peak learning rate {g['peak']:g}, weight decay {g['weight_decay']:g}")
-    if warmup >= run.steps:
-        lines.append(f"WARNING: the warm-up of {warmup:.0f} steps is longer than the run of {run.steps}: the learning rate never reaches {s.learning_rate:g}, "
-                     f"it ends at {s.learning_rate * schedule(run.steps - 1, s, run.steps):.2g}. train.warmup=0.05 would warm up over a twentieth of the run.")
-    if run.vocab_changed:
-        lines.append(f"notice: the prepared tokenizer has {m.vocab_size:,} pieces, not what tokenizer.vocab_size says; the model follows it")
-    return lines
-
-
-def closing_block(run, ended_by):
-    """What the run came to, one greppable `key: value` a line."""
-    trained = [r["train_loss"] for r in run.rows if r["train_loss"] != ""]
-    lines = {"steps": run.step, "tokens": run.step * run.tokens_per_step, "words": round(run.words(run.step)),
-             "train_loss": f"{trained[-1] if trained else math.nan:.6f}", "val_loss": f"{run.best:.6f}", "val_bits_per_byte": f"{bits_per_byte(run.best, run.meta['val']):.6f}",
-             "tokens_per_second": f"{run.timed_tokens / run.timed_seconds if run.timed_seconds else math.nan:.0f}", "seconds": f"{run.seconds:.1f}",
-             "peak_memory_mb": f"{peak_memory_mb(run.device):.0f}", "skipped_steps": run.skipped, "corpus": run.meta["corpus"],
-             "checkpoint": os.path.join(run.config.out_dir, "ckpt.pt")}
-    text = "\n".join(f"{key}: {value}" for key, value in lines.items())
-    if ended_by:
-        text = f"stopped at step {run.step} of {run.steps}; the same command continues from {os.path.join(run.config.out_dir, 'last.pt')}\n" + text
-    return text
-
-
-def peak_memory_mb(device):
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+# One run a folder, and how to end it
 
 
 def lock(folder):
@@ -719,7 +529,8 @@ class Signals:
         if self.caught and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.caught = number
-        print("\nending after this step; Ctrl-C again ends at once", file=sys.stderr)
+        with contextlib.suppress(OSError):                              # not print: the signal may have come in the middle of one
+            os.write(2, b"\nending after this step; Ctrl-C again ends at once\n")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -749,12 +560,12 @@ def loop(run, signals):
                 run.best = val_loss
                 if main:
                     save_weights(run, "ckpt.pt", val_loss)
-            run.log(run.step, val_loss=val_loss, bits_per_byte=bits_per_byte(val_loss, run.meta["val"]), blimp=run.rows[-1]["blimp"])
+            run.log(run.step, val_loss=val_loss, bits_per_byte=progress.bits_per_byte(val_loss, run.meta["val"]), blimp=run.rows[-1]["blimp"])
             if main:
-                write_curves(run)
+                progress.write_curves(run)
                 trained = run.rows[-1]["train_loss"]
                 bar.write(f"step {run.step:>6}  train loss {f'{trained:.4f}' if trained != '' else '-':>7}  val loss {val_loss:.4f}  "
-                          f"{bits_per_byte(val_loss, run.meta['val']):.4f} bits per byte  {run.seconds:.0f} s" + written(run))
+                          f"{progress.bits_per_byte(val_loss, run.meta['val']):.4f} bits per byte  {run.seconds:.0f} s" + progress.written(run))
         stop = run.world.any(signals.caught is not None)
         if main and (last or stop or (run.step % s.save_every == 0 and run.step)):
             save_last(run)
@@ -781,7 +592,7 @@ def loop(run, signals):
         run.log(run.step, train_loss=loss, lr=run.rows[-1]["lr"], tokens_per_second=speed)
         bar.update()
         if main and not told and (run.step > warm + 1 or elapsed > 5 and not run.compiled):
-            bar.write(outlook(run, elapsed))
+            bar.write(progress.outlook(run, elapsed))
             told = True
         bar.set_postfix(loss=f"{loss:.3f}", lr=f"{run.rows[-1]['lr']:.1e}", tok_s=f"{speed:,.0f}" if speed else "...")
 
@@ -805,7 +616,7 @@ def main(argv=None):
     if world.main:
         resolved = {**dataclasses.asdict(config), "presets": {config.preset: {}}}                       # a config file of its own: --config out/NAME/config.yaml
         atomic_write(os.path.join(config.out_dir, "config.yaml"), yaml.safe_dump(resolved, sort_keys=False))
-        print("\n".join(banner(run)))
+        print("\n".join(progress.banner(run, config.train.learning_rate * schedule(run.steps - 1, config.train, run.steps))))
         if resumed:
             print(f"continuing {config.out_dir} at step {run.step} of {run.steps}")
     try:
@@ -813,7 +624,7 @@ def main(argv=None):
     finally:
         run.log.close()
     if world.main:
-        print(closing_block(run, ended_by))
+        print(progress.closing_block(run, ended_by))
     if world.size > 1:
         dist.destroy_process_group()
     return 128 + ended_by if ended_by else 0

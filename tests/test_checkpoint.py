@@ -1,7 +1,9 @@
 """A checkpoint from a stranger can do nothing but be refused."""
+import io
 import os
 import pickle
 import random
+import tracemalloc
 import zipfile
 
 import pytest
@@ -59,6 +61,46 @@ def test_a_payload_is_not_executed(tmp_path):
         assert not trap.exists()
 
 
+class Call:
+    """Unpickles as f(*args)."""
+
+    def __init__(self, f, *args):
+        self.call = f, args
+
+    def __reduce__(self):
+        return self.call
+
+
+def nested(part, times):
+    """[[part, part], [part, part]] and so on: a few bytes in a pickle, 2^times parts when written out."""
+    for _ in range(times):
+        part = [part, part]
+    return part
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"extra": Call(bytearray, 2**28)}, "more than plain data"), ({"extra": Call(torch.Tensor, 2**28)}, "more than plain data"),        # both weights_only runs
+    ({"provenance": {"corpus": "x", "data": nested("x", 25)}}, "unfolds to more"), ({"version": nested("x", 25)}, "unfolds to more"),
+    ({"provenance": {"corpus": ["x" * 10**5] * 10**4}}, "unfolds to more"), ({"model": (nested("x", 25),)}, "unfolds to more")],
+    ids=["bytearray", "tensor", "provenance", "version", "long text", "model"])
+def test_what_grows_when_read_is_refused(good, changes, words):
+    path, tree = good
+    checkpoint.save(path, {**tree, **changes})
+    tracemalloc.start()
+    refuses(path, words)
+    assert tracemalloc.get_traced_memory()[1] < 100e6 and os.path.getsize(path) < 1e6
+    tracemalloc.stop()
+
+
+def test_names_from_a_stranger_stay_on_one_line(good):
+    path, tree = good
+    for changes in ({"model": {**tree["model"], "hidden\n\x1b[31m": 1}}, {"weights": {**tree["weights"], "a\n\x1b[31m": torch.zeros(1).expand(3)}}):
+        checkpoint.save(path, {**tree, **changes})
+        refuses(path, "?")
+    checkpoint.save(path, {**tree, "weights": {**tree["weights"], 3: torch.zeros(1)}})
+    refuses(path, "no weights")
+
+
 def test_tampered_content_is_refused(good, tok, tmp_path):
     path, tree = good
     weights = tree["weights"]
@@ -82,8 +124,8 @@ def test_tampered_content_is_refused(good, tok, tmp_path):
     variant("is missing", weights={("renamed" if n == name else n): w for n, w in weights.items()})
     variant("no weights", weights=[1, 2])
     variant("not a plain tensor", weights={**weights, name: torch.zeros(1).expand(400, 16)})               # stride 0
-    variant("not a plain tensor", weights={**weights, name: torch.zeros(400, 16).to_sparse()})
-    variant("not a plain tensor", weights={**weights, name: torch.zeros(400, 16, device="meta")})
+    variant("more than plain data", weights={**weights, name: torch.zeros(400, 16).to_sparse()})
+    variant("more than plain data", weights={**weights, name: torch.zeros(400, 16, device="meta")})
     variant("more than 2^25", model={**tree["model"], "hidden_size": 2**16, "num_attention_heads": 1, "max_position_embeddings": 2**17})
     variant("not a SentencePiece model", tokenizer=torch.zeros(10, dtype=torch.uint8))
     variant("no tokenizer", tokenizer="text")
@@ -118,6 +160,26 @@ def test_a_zip_bomb_is_refused_unread(tmp_path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
         z.writestr("archive/data.pkl", b"\0" * 50_000_000)
     refuses(path, "unpacks to more than its size")
+
+
+@pytest.mark.parametrize("fault, expected", [(KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, "No space left on device"), UserError)])
+def test_a_fault_in_the_middle_of_a_write_is_called_by_its_name(good, fault, expected, monkeypatch):
+    """torch.save makes a RuntimeError of what its file raises; Ctrl-C must stay Ctrl-C, and a full disk say so. The old file stays."""
+    path, tree = good
+    before = open(path, "rb").read()
+
+    class Failing(io.FileIO):
+        written = 0
+
+        def write(self, data):
+            self.written += 1
+            if self.written == 5:
+                raise fault
+            return super().write(data)
+    monkeypatch.setattr(os, "fdopen", Failing)
+    with pytest.raises(expected, match="No space left" if expected is UserError else None):
+        checkpoint.save(path, tree)
+    assert open(path, "rb").read() == before and os.listdir(os.path.dirname(path)) == ["ckpt.pt"]
 
 
 def test_tied_head_is_stored_once(tok, tmp_path):

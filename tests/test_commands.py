@@ -1,11 +1,19 @@
 """The command lines as a user types them, from no data to a score, in an empty folder."""
 import json
-import re
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
 
 import pytest
 
-from conftest import ROOT, command, refused
+import config
+import progress
+import train
+from conftest import ROOT, TINY, command, refused
 
 SMALL = ["--preset", "quick", "data.pocket_words=30000", "data.validation_kb=4", "tokenizer.vocab_size=600", "model.hidden_size=32", "model.num_hidden_layers=2",
          "model.num_attention_heads=2", "model.intermediate_size=48", "model.max_position_embeddings=64", "train.max_steps=40", "train.eval_every=20", "train.device=cpu"]
@@ -101,14 +109,108 @@ def test_mistakes_about_text(walk):
     refused(prepare("data.sources=[b]"), "data.sources", "a")
 
 
-def test_every_python_command_of_the_readme_parses():
-    """Each `python X.py ...` in README names a script and settings that exist."""
-    import config
-    readme = (ROOT / "README.md").read_text()
-    commands = re.findall(r"python ((?:bench/)?\w+\.py)([^`\n#|]*)", readme)
-    assert len(commands) >= 8
-    for script, rest in commands:
-        assert (ROOT / script).exists(), script
-        words = rest.split()
-        preset = words[words.index("--preset") + 1] if "--preset" in words else None
-        config.load_config(preset, [w for w in words if re.match(r"(data|tokenizer|model|train|eval)\.\w+=", w)], str(ROOT / "config.yaml"))
+# --- training shows itself
+
+
+@pytest.fixture
+def handlers():
+    """train.main takes over SIGINT and SIGTERM; give them back."""
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for s, handler in before.items():
+        signal.signal(s, handler)
+
+
+def test_start_tells_memory_length_and_duration(project, handlers, capsys):
+    train.main([*TINY, "train.gradient_accumulation_steps=2"])
+    out = capsys.readouterr().out
+    for text in ("parameters    this model", "12 steps of 8 windows x 32 = 256 tokens", "memory: at least", "to go at", "words seen"):
+        assert text in out, text
+
+
+@pytest.mark.parametrize("options", [[], ["train.gradient_checkpointing=true"], ["train.ema=0.9", "train.optimizer=muon", "train.gradient_accumulation_steps=2"]])
+def test_least_memory_counts_what_training_holds(project, options):
+    """States: what is there after a step. Backward pass: at most what autograd was seen to save, and most of it."""
+    import torch
+    run = train.Run(config.load_config(None, [*TINY, "train.batch_size=64", "model.attention=mha", "model.mlp=full", "model.layer_sharing=none", *options]), train.World())
+    saved, held, inside = {}, [], {t.data_ptr() for t in [*run.model.parameters(), run.model.cos, run.model.sin]}
+
+    def save(t):
+        if t.data_ptr() not in inside:
+            saved[t.untyped_storage().data_ptr()] = max(saved.get(t.untyped_storage().data_ptr(), 0), t.untyped_storage().nbytes())
+        held.append(t)                                                  # so that no address is used twice
+        return t
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda t: t):
+        x = run.hidden(run.train_data.take(range(64))[0])
+    parts = progress.least_memory(run)
+    assert 0.5 * sum(saved.values()) < parts["backward pass"] <= 1.05 * sum(saved.values()) or run.model.gradient_checkpointing
+    del x
+    held.clear()
+    train.train_step(run)
+    states = sum(t.numel() * 4 for o in run.optimizers for state in o.state.values() for t in state.values() if t.dim())
+    weights = sum(p.numel() * 4 for p in run.model.parameters())
+    assert parts["weights, gradients, optimiser"] == states + weights * (1 + (run.config.train.gradient_accumulation_steps > 1) + bool(run.ema))
+
+
+def test_too_little_memory_is_a_warning(project, monkeypatch):
+    run = train.Run(config.load_config(None, TINY), train.World())
+    assert not any("WARNING" in line for line in progress.memory_lines(run))
+    monkeypatch.setattr(progress, "device_memory", lambda device: 1e6)
+    assert "train.gradient_checkpointing=true" in progress.memory_lines(run)[-1]
+
+
+def test_a_slow_cpu_is_told_of_the_quick_preset(project):
+    run = train.Run(config.load_config(None, TINY), train.World())
+    run.step = 2                                                        # 10 of 12 to go
+    assert progress.outlook(run, 1).startswith("about 10 s to go at 256 tokens/s") and "quick" not in progress.outlook(run, 1)
+    assert progress.outlook(run, 60).startswith("about 10 min") and "--preset quick" in progress.outlook(run, 900) and "2.5 h" in progress.outlook(run, 900)
+
+
+@pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
+def test_log_sends_the_curves(kind, project, handlers, monkeypatch):
+    sent = {}
+
+    class Writer:
+        def __init__(self, *args, **settings):
+            sent["opened"] = settings or args
+
+        def log(self, numbers, step):
+            for name, value in numbers.items():
+                sent.setdefault(name, {})[step] = value
+
+        def add_scalar(self, name, value, step):
+            self.log({name: value}, step)
+
+        def close(self):
+            sent["closed"] = True
+
+        finish = close
+    if kind == "wandb":
+        monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=Writer))
+    else:
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
+    pairs = project / "pairs"
+    pairs.mkdir()
+    (pairs / "mine.jsonl").write_text("".join(json.dumps({"sentence_good": f"The cat saw {i} dogs.", "sentence_bad": f"The cat see {i} dogs."}) + "\n" for i in range(20)))
+    train.main([*TINY, f"train.log={kind}", "eval.blimp_every=4", f"eval.data={pairs}"])
+    assert sorted(sent["train_loss"]) == list(range(1, 13)) and sorted(sent["val_loss"]) == sorted(sent["bits_per_byte"]) == sorted(sent["blimp"]) == [0, 4, 8, 12]
+    assert sent["lr"][2] == pytest.approx(1e-2) and sent["tokens_per_second"] and sent["closed"] and "out/sllama" in str(sent["opened"])
+
+
+@pytest.mark.parametrize("kind, module", [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])
+def test_log_without_its_package(kind, module, project, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)                      # as if it were not installed
+    with pytest.raises(config.UserError, match=f"pip install {kind}"):
+        train.main([*TINY, f"train.log={kind}"])
+    progress.Log(config.load_config(None, TINY), train.World()).close()    # off: neither is missed
+
+
+def test_a_log_file_shows_each_line_at_once(tmp_path):
+    """Without PYTHONUNBUFFERED, what is printed before a long wait is in the file during that wait."""
+    script = tmp_path / "waits.py"
+    script.write_text(f"import sys, time\nsys.path.insert(0, {str(ROOT)!r})\nimport config\n\ndef main():\n    print('banner \U0001f642')\n    time.sleep(60)\nconfig.run(main)\n")
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"} | {"PYTHONIOENCODING": "latin-1"}
+    process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, env=env)
+    began = time.monotonic()
+    assert process.stdout.readline() == b"banner ?\n" and time.monotonic() - began < 30
+    process.kill()

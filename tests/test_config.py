@@ -1,4 +1,8 @@
 import dataclasses
+import os
+import stat
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -82,6 +86,19 @@ def test_a_resolved_config_is_a_config(tmp_path):
     assert load(path=str(path)) == c
 
 
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**60), rate=st.floats(1e-9, 1), name=st.text(max_size=20), sources=st.none() | st.lists(st.text(max_size=9), max_size=3),
+       budget=st.none() | st.floats(1e-6, 1e6), tied=st.booleans(), betas=st.lists(st.floats(0, 0.999), min_size=2, max_size=2))
+def test_any_settings_come_back_from_their_file(tmp_path_factory, seed, rate, name, sources, budget, tied, betas):
+    """Also names that YAML might take for something else: null, 1e3, yes, a: b."""
+    import yaml
+    c = load("model.embedding=full", "train.min_learning_rate=0")
+    c.data.name, c.data.sources, c.data.budget_mb, c.model.tie_word_embeddings, c.train.seed, c.train.learning_rate, c.train.betas = name, sources, budget, tied, seed, rate, betas
+    path = tmp_path_factory.mktemp("c") / "resolved.yaml"
+    path.write_text(yaml.safe_dump({**dataclasses.asdict(c), "presets": {c.preset: {}}}), encoding="utf-8")
+    assert load(path=str(path)) == c
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.text(max_size=60))
 def test_any_override_is_taken_or_refused(text):
@@ -102,6 +119,25 @@ def test_convert_gives_the_type_or_says_what_it_wanted(value, kind):
         assert out is None or isinstance(out, kind if kind is not int | None else int) if kind != list[float] else isinstance(out, list)
         if kind is int:
             assert not isinstance(out, bool) and float(out) == float(value)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux's")
+def test_output_that_cannot_be_written_is_one_line():
+    done = subprocess.run([sys.executable, "-c", "import config; config.run(lambda: print('x'))"], stdout=open("/dev/full", "w"), stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "error: [Errno 28] No space left on device" in done.stderr
+
+
+def test_atomic_write_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Content synced, then renamed, then the folder synced, so that the new name survives a power cut too."""
+    events, fsync, replace = [], os.fsync, os.replace
+
+    def synced(handle):
+        events.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else f"{os.fstat(handle).st_size} bytes")
+        fsync(handle)
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", lambda a, b: events.append("rename") or replace(a, b))
+    config.atomic_write(tmp_path / "file", "12345")
+    assert events == ["5 bytes", "rename", "folder"]
 
 
 def test_atomic_write_keeps_the_old_file_when_it_fails(tmp_path):

@@ -5,6 +5,7 @@ import json
 import math
 import pathlib
 import random
+import re
 import types
 
 import numpy as np
@@ -19,7 +20,7 @@ import blimp_report as report
 import checkpoint
 import eval_blimp
 from config import ModelConfig, UserError
-from conftest import command, refused
+from conftest import TINY, command, refused
 from model import Model
 
 WORDS = "a b c d e f g h".split()                                       # ids 3 to 10; 0, 1, 2 are unknown, BOS, EOS
@@ -166,9 +167,9 @@ def test_work_is_shared_and_hardly_padded():
 
 
 @pytest.mark.parametrize("options, expected", [
-    ({}, ([[1, 3, 4]], [1])), ({"bos": False}, ([[3, 4]], [1])), ({"leading_space": True}, ([[1, 0, 3, 4]], [1])), ({"eos": True}, ([[1, 3, 4, 2]], [1])),
-    ({"prefixes": ["a"]}, ([[1, 3, 4]], [2])), ({"prefixes": ["b"]}, ([[1, 3, 4]], [1])), ({"prefixes": ["a b"]}, ([[1, 3, 4]], [3])),
-    ({"prefixes": [""], "bos": False}, ([[3, 4]], [1]))])
+    ({}, ([(1, 3, 4)], [1])), ({"bos": False}, ([(3, 4)], [1])), ({"leading_space": True}, ([(1, 0, 3, 4)], [1])), ({"eos": True}, ([(1, 3, 4, 2)], [1])),
+    ({"prefixes": ["a"]}, ([(1, 3, 4)], [2])), ({"prefixes": ["b"]}, ([(1, 3, 4)], [1])), ({"prefixes": ["a b"]}, ([(1, 3, 4)], [3])),
+    ({"prefixes": [""], "bos": False}, ([(3, 4)], [1])), ({"prefixes": ["a b"], "eos": True}, ([(1, 3, 4, 2)], [3]))])
 def test_conventions(options, expected):
     assert eval_blimp.tokenize(Words(), ["a b"], **options) == expected
 
@@ -308,6 +309,22 @@ def test_batches_order_and_threads_change_nothing():
         assert ((other[0::2] > other[1::2]) == decisions).all()
 
 
+def test_files_and_lines_in_another_order(tmp_path):
+    """The same pairs in other files and another order: every pair has its score (to rounding), every paradigm its accuracy."""
+    rng, texts, model = random.Random(3), sentences(400), lively()
+    rows = [pair(good, bad, UID=f"u{i % 3}", pairID=i) for i, (good, bad) in enumerate(zip(texts[0::2], texts[1::2]))]
+    outcomes = []
+    for folder in ("one", "other"):
+        files = write(tmp_path / folder, {f"{rng.random()}": rows[k::4] for k in range(4)})
+        result, details = eval_blimp.evaluate(model, Words(), report.read_pairs(files)[0])
+        outcomes.append((result, {p["id"]: score for p, score in zip(details["pairs"], details["scores"])}))
+        rng.shuffle(rows)
+    (result, scores), (other, others) = outcomes
+    assert list(scores) != list(others) and max(np.abs(scores[i] - others[i]).max() for i in scores) < 2e-5
+    assert {u: g["accuracy"] for u, g in result["paradigms"].items()} == {u: other["paradigms"][u]["accuracy"] for u in result["paradigms"]}
+    assert result["accuracy"] == pytest.approx(other["accuracy"], abs=1e-12)
+
+
 def test_onednn_is_only_a_faster_way(monkeypatch):
     model, texts = lively("sllama"), sentences(50)
     base = eval_blimp.score_sentences(model, Words(), texts)
@@ -428,7 +445,9 @@ def test_mcnemar():
 def test_compare():
     pairs = [{"uid": u} for u in "xxxxyy"]
     c = report.compare(pairs, np.array([1, 1, 1, 0, 1, 0], bool), np.array([1, 0, 0, 1, 1, 0], bool))
-    assert c["paradigms"] == {"x": {"difference": 0.25, "gained": 2, "lost": 1}, "y": {"difference": 0.0, "gained": 0, "lost": 0}}
+    low, high = c["paradigms"]["x"].pop("interval")
+    assert low == -0.5 and high == 1                                    # of 4 draws of +1, +1, -1, 0: P(sum <= -3) = 1.7 %, P(sum <= -2) = 4.3 %; P(sum = 4) = 6.3 %
+    assert c["paradigms"] == {"x": {"difference": 0.25, "gained": 2, "lost": 1}, "y": {"difference": 0.0, "interval": [0, 0], "gained": 0, "lost": 0}}
     assert (c["difference"], c["gained"], c["lost"], c["changed"], c["pairs"]) == (0.125, 2, 1, 3, 6) and c["interval"][0] < 0 < c["interval"][1]
     same = report.compare(pairs, np.ones(6, bool), np.ones(6, bool))
     assert same["interval"] == [0, 0] and same["p_bootstrap"] == same["p_mcnemar"] == 1
@@ -444,11 +463,40 @@ GOOD = json.dumps(pair("a b", "b a"))
 @pytest.mark.parametrize("text, line, reason", [
     (GOOD + "\n" + GOOD[:20], 2, "cut short"), (GOOD + "\nnonsense\n", 2, "not valid JSON"), ("[1]\n", 1, "not an object"),
     (GOOD + "\n\n" + '{"sentence_good": "a"}', 3, "`sentence_bad` is missing"),
+    (GOOD + "\n" + json.dumps(pair("a \ud800", "a")), 2, "not Unicode text"),
     (json.dumps(pair("", "a")), 1, "`sentence_good` is missing, empty"), (json.dumps(pair(["a"], "a")), 1, "`sentence_good` is missing, empty or not text"), ("[" * 100000, 1, "")])
 def test_bad_lines_are_named(tmp_path, text, line, reason):
     folder = write(tmp_path / "pairs", {"fine": [pair("a", "b")], "spoilt": text})
     with pytest.raises(UserError, match=rf"spoilt\.jsonl:{line}: .*{reason}"):
         report.read_pairs(folder)
+
+
+TEXT = st.text() | st.text(st.sampled_from("a \x00\n\ud800\u2028"))
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+                    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=5)
+KEYS = st.sampled_from("sentence_good sentence_bad UID pairID pair_id linguistics_term phenomenon field one_prefix_prefix one_prefix_word_good one_prefix_word_bad".split())
+NEARLY = st.dictionaries(KEYS, TEXT, max_size=3).map(lambda row: json.dumps(pair("a b", "b a") | row).encode())
+LINE = st.binary() | st.text().map(str.encode) | st.dictionaries(KEYS, JSON).map(lambda row: json.dumps(row).encode()) | NEARLY
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(NEARLY, min_size=1, max_size=2) | st.lists(LINE, min_size=1, max_size=4))
+def test_any_line_is_a_pair_or_an_error_that_names_it(tmp_path_factory, lines):
+    """Of any bytes: pairs that can be tokenised, printed and written, or a UserError of one line with the file's name, and the number of a line unless it is empty."""
+    path = tmp_path_factory.mktemp("any") / "x.jsonl"
+    content = b"\n".join(lines)
+    path.write_bytes(content)
+    try:
+        pairs, _ = report.read_pairs(str(path))
+    except UserError as e:
+        named, = re.findall(r"x\.jsonl:(?:(\d+):)? ", str(e))
+        assert "\n" not in str(e) and (1 <= int(named) <= len(content.splitlines()) if named else not content.strip())
+    else:
+        assert len(pairs) == sum(bool(line.strip()) for line in content.splitlines()) > 0
+        for p in pairs:
+            assert p["good"].strip() and p["bad"].strip() and p["uid"] and isinstance(p["dev"], bool)
+            assert "".join(text for text in p.values() if isinstance(text, str)).encode()
+        report.pairs_csv(pairs, np.zeros((len(pairs), 2)), np.zeros((len(pairs), 2)), np.zeros(len(pairs)))
 
 
 def test_bad_folders(tmp_path):
@@ -572,6 +620,49 @@ def test_bfloat16_says_how_many_decisions_it_changes(lab, capsys):
     eval_blimp.main(["0.pt", "--data", "mine", "--dtype", "bfloat16", "--compare", "f32.csv"])
     out = capsys.readouterr().out
     assert "of 90 decisions changed" in out and "rule: dtype=bfloat16" in out
+
+
+def test_more_than_one_percent_of_ties_is_said(lab, capsys):
+    """Weights of zero: the model is uniform and ties on every pair of as many tokens."""
+    tree = copy.deepcopy(checkpoint.read("0.pt"))
+    tree["weights"]["lm_head.weight"].zero_()
+    checkpoint.save("zero.pt", tree)
+    eval_blimp.main(["zero.pt", "--data", "mine", "--json", "r.json"])
+    result = json.load(open("r.json"))
+    assert result["ties"] == result["by_length"]["as long"]["pairs"] > 0.01 * 90
+    assert f"warning: {result['ties']} ties in 90 pairs: the model or the precision is degenerate" in capsys.readouterr().out
+    eval_blimp.main(["0.pt", "--data", "mine"])
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_training_scores_a_fixed_subset(lab, monkeypatch):
+    """eval.blimp_every: at validations in those steps and at the end, the accuracy stands in losses.csv beside the loss and in curves.png; it is quick_accuracy's."""
+    from matplotlib.axes import Axes
+
+    import train
+    twins, twinx = [], Axes.twinx
+    monkeypatch.setattr(Axes, "twinx", lambda axes: twins.append(twinx(axes)) or twins[-1])
+    train.main([*TINY, "train.out=out/t", "train.sample_tokens=0", "eval.data=mine", "eval.blimp_every=8", "eval.blimp_pairs=2"])
+    rows = [row for row in csv.DictReader(open("out/t/losses.csv")) if row["blimp"]]
+    scores = [float(row["blimp"]) for row in rows]
+    assert [row["step"] for row in rows] == ["0", "8", "12"] and all(row["val_loss"] for row in rows)
+    assert set(scores) <= {k / 6 for k in range(7)}                     # 3 paradigms of 2 pairs
+    model, ckpt = checkpoint.load_model("out/t/ckpt.pt")
+    assert ckpt.provenance["steps"] == 12 and scores[-1] == eval_blimp.quick_accuracy(model, ckpt.tokenizer, "mine", 2)
+    line, = twins[-1].get_lines()
+    assert line.get_ydata() == pytest.approx([100 * a for a in scores]) and list(line.get_xdata()) == [int(row["tokens"]) for row in rows]
+
+
+def test_the_learning_curve_is_drawn_from_the_accuracies(lab, monkeypatch):
+    import matplotlib.pyplot as plt
+    figures = []
+    monkeypatch.setattr(plt, "close", figures.append)
+    eval_blimp.main(["0.pt", "1.pt", "--data", "mine", "--json", "r.json", "--plot", "curve.png"])
+    results = json.load(open("r.json"))["checkpoints"]
+    lines = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in figures[0].axes[0].get_lines()}
+    for name in ("argument_structure", "binding"):
+        assert lines[name] == ([1000, 2000], [100 * r["phenomena"][name]["accuracy"] for r in results])
+    assert lines["mean over paradigms"] == ([1000, 2000], [100 * r["accuracy"] for r in results])
 
 
 def test_learning_curve(lab, capsys):

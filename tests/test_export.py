@@ -504,7 +504,7 @@ def test_model_card_of_a_checkpoint_without_history(make, tmp_path):
 
 
 def test_all_checkpoints(make, tmp_path, capsys):
-    """chck_1M.pt, ... of a run become folders of those names beside main; DIR/* are the branches the BabyLM pipeline asks for."""
+    """chck_1M.pt, ... of a run become the revisions that the BabyLM pipeline asks for, each in a folder of the model's name."""
     run = tmp_path / "run"
     run.mkdir()
     path, _ = make()
@@ -514,7 +514,8 @@ def test_all_checkpoints(make, tmp_path, capsys):
         shutil.copy(path, run / name)
     export.main([str(run), str(tmp_path / "hub"), "--all-checkpoints"])
     assert sorted(os.listdir(tmp_path / "hub")) == ["chck_10M", "chck_1M", "chck_2M", "main"]
-    assert all((tmp_path / "hub" / name / "model.safetensors").exists() for name in os.listdir(tmp_path / "hub"))
+    assert all(os.listdir(tmp_path / "hub" / name) == ["hub"] and (tmp_path / "hub" / name / "hub" / "model.safetensors").exists() for name in os.listdir(tmp_path / "hub"))
+    export.main([str(run), str(tmp_path / "hub"), "--all-checkpoints"])         # again: they are ours
     out = capsys.readouterr().out
     assert out.index("main") < out.index("chck_2M") < out.index("chck_10M") and "--revision" in out
 

@@ -1,3 +1,4 @@
+import functools
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 import prepare
 import tokenizer
-from config import UserError
+from config import UserError, load_config
 from conftest import ROOT, command, refused
 
 SMALL = ["data.name=t", "data.source=texts", "tokenizer.vocab_size=400", "eval.data=pairs"]     # pairs/ exists: no network is asked
@@ -459,6 +460,42 @@ def test_interleave_keeps_all_and_balances(parts):
         shares = [g / t for g, t in zip(given_so_far, totals)]
         assert max(shares) - min(shares) <= max(n / t for n, t in zip(largest, totals)) + 1e-9
     assert order == tagged                                              # each source in its own order
+
+
+@pytest.fixture(scope="module")
+def tok():
+    return tokenizer.train(sentences(0, 500), 330)
+
+
+texts_st = st.lists(st.lists(st.text("ab 12", min_size=1, max_size=9).map(str.strip), min_size=30, max_size=150), min_size=1, max_size=3)
+
+
+@given(texts_st, st.floats(0.0001, 0.002), st.integers(0, 2**60), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_any_corpus_keeps_the_promises(tok, texts, mb, seed, by_line):
+    """Whatever the text: the same bytes twice, no validation line in training, no source over its budget, the same validation text at every budget."""
+    config = load_config("sllama", ["data.clean=[]", f"data.seed={seed}", f"data.boundary={'line' if by_line else 'document'}"], os.path.join(ROOT, "config.yaml"))
+    texts = ["\n".join([str(i), *lines]) + "\n" for i, lines in enumerate(texts)]
+    sources = {f"s{i}": functools.partial(lambda text: (text, prepare.sha256(text.encode())), text) for i, text in enumerate(texts)}
+
+    def build(budget):
+        config.data.budget_mb = budget
+        try:
+            return prepare.build(config, tok, sources)
+        except UserError as e:
+            assert "too little text" in str(e) or "data.budget_mb" in str(e)
+
+    def lines(bytes_of_bin):
+        ids = np.frombuffer(bytes_of_bin, "<u2")
+        return [line for text in np.split(ids, np.flatnonzero(ids == tok.bos_id)[1:]) for line in tok.decode(text[1:].tolist()).split("\n")]
+    whole, part = build(None), build(mb)
+    assert build(mb) == part
+    for files, meta in filter(None, (whole, part)):
+        train, val = lines(files["train.bin"]), lines(files["val.bin"])
+        assert not set(train) & set(val) and (meta["train"]["lines"], meta["val"]["lines"]) == (len(train), len(val))
+        assert all(s["budget_bytes"] is None or s["bytes"] <= s["budget_bytes"] for s in meta["sources"])
+    if whole and part:
+        assert whole[0]["val.bin"] == part[0]["val.bin"]
 
 
 def test_validation_does_not_depend_on_the_other_sources(folder):

@@ -1,4 +1,8 @@
 import collections
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,7 +12,7 @@ import pocket_english
 import sample
 import tokenizer
 from config import ModelConfig
-from conftest import command, refused
+from conftest import ROOT, command, refused
 from model import Cache, Model
 
 SHAPE = ModelConfig(vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, max_position_embeddings=24)
@@ -81,3 +85,54 @@ def test_command_line(ckpt, tmp_path):
     refused(command("sample.py", ckpt, "--temperature", -1), "--temperature")
     refused(command("sample.py", ckpt, "--prompt-file", tmp_path / "none"), "none", "cannot be read")
     refused(command("sample.py", ckpt, "--device", "cuda:99"), "--device", "cuda:99")
+    refused(command("sample.py", ckpt, "--seed", 10**30), "--seed")
+    refused(command("sample.py", ckpt, "--prompt", b"\xff\xfe".decode("utf-8", "surrogateescape")), "not UTF-8")
+
+
+def run(ckpt, *args):
+    sample.main([str(ckpt), *map(str, args)])
+
+
+@pytest.mark.parametrize("prompt", ["", " ", "The cat saw the dog. " * 100, "naïve 日本語 🙂\t"])
+def test_any_prompt(prompt, ckpt, capsys):
+    """Empty, longer than the context, of characters the tokenizer never saw: printed as given, and gone on from."""
+    run(ckpt, "--prompt", prompt, "--max-tokens", 30, "--seed", 3)
+    out = capsys.readouterr().out
+    assert out.startswith(prompt) and len(out.strip()) > len(prompt.strip())
+
+
+def test_stop_at_line(ckpt, capsys, monkeypatch):
+    """The end of a line is BOS, EOS, or a newline inside a document."""
+    tok = checkpoint.load(ckpt).tokenizer
+    for end in (tok.bos_id, tok.eos_id, *tok.encode("a\n")[-1:]):
+        ids = [*tok.encode("The dog"), end, *tok.encode("More")]
+        monkeypatch.setattr(sample, "generate", lambda *_, ids=ids, **__: ((i, 0.5) for i in ids))
+        run(ckpt, "--stop-at-line")
+        assert capsys.readouterr().out == "The dog\n"
+        run(ckpt)
+        assert capsys.readouterr().out.startswith("The dog\n") and end not in tok.encode("More")
+
+
+def started(ckpt, *args):
+    """sample.py writing without end, after its first output."""
+    process = subprocess.Popen([sys.executable, ROOT / "sample.py", str(ckpt), "--max-tokens", "1000000", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert process.stdout.read(20)
+    return process
+
+
+@pytest.mark.parametrize("end", ["interrupt", "pipe"])
+def test_interrupted(ckpt, end):
+    """Ctrl-C, or `| head -1`: no traceback."""
+    process = started(ckpt)
+    if end == "interrupt":
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+    else:
+        process.stdout.close()
+    assert process.wait(60) == (130 if end == "interrupt" else 141) and b"Traceback" not in process.stderr.read()
+
+
+def test_a_terminal_without_the_characters(ckpt):
+    done = command("sample.py", ckpt, "--prompt", "日本 x", "--max-tokens", 2, env={"PYTHONIOENCODING": "latin-1"})
+    assert done.returncode == 0 and done.stdout.startswith("?? x")

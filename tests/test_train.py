@@ -177,7 +177,7 @@ def test_deterministic_is_pytorchs_strict_mode(project, monkeypatch):
 HARD = ["model.dropout=0.1", "train.gradient_accumulation_steps=2", "train.ema=0.9", "train.z_loss=1e-4", "model.max_position_embeddings=512"]
 
 
-@pytest.mark.parametrize("options", [[], [*HARD, "train.optimizer=muon"], [*HARD, "train.dtype=bfloat16", "model.layer_sharing=none", "train.save_every=3"]],
+@pytest.mark.parametrize("options", [[], [*HARD, "train.optimizer=muon"], [*HARD, "train.dtype=bfloat16", "train.masked=0.5", "model.layer_sharing=none", "train.save_every=3"]],
                          ids=["plain", "muon", "bfloat16"])
 def test_resume_is_exact(project, options, monkeypatch):
     """Interrupted after step 5 and again after step 7, the run reaches the same bits as the uninterrupted one. The text ends between, for all but `plain`."""
@@ -488,7 +488,7 @@ def test_checkpoints_by_words_seen(project, monkeypatch):
 
 
 def test_two_processes_resume_exactly(project):
-    """Stopped after 6 of 12 steps and continued, two processes reach the bits of two processes that never stopped; the text ends twice."""
+    """Stopped after 6 of 12 steps and continued, two processes reach the bits of two processes that never stopped; the text ends on the way."""
     def torchrun(*options):
         args = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train.py"), *TINY, "train.decay_steps=12", "train.eval_every=2",
                 "train.optimizer=muon", "model.dropout=0.1", "model.max_position_embeddings=512", *options]
@@ -497,7 +497,7 @@ def test_two_processes_resume_exactly(project):
     torchrun("train.out=out/whole")
     torchrun("train.out=out/parts", "train.max_steps=6")
     torchrun("train.out=out/parts")
-    assert differences("out/whole", "out/parts") == [] and checkpoint.read("out/parts/last.pt")["provenance"]["epochs"] > 2
+    assert differences("out/whole", "out/parts") == [] and checkpoint.read("out/parts/last.pt")["provenance"]["epochs"] > 1
 
 
 def test_masked_windows_hide_what_they_ask_for(project, monkeypatch):

@@ -1,0 +1,49 @@
+"""One process against several under torchrun: the same losses, step by step, whatever is switched on.
+
+    python prepare.py --preset quick && python bench/processes.py [--processes 2] [--steps 100] [section.key=value ...]
+
+Trains the quick preset in float32, plain and with all of accumulation, sharing, checkpointing, masked windows and torch.compile, and prints the largest
+difference of the training and validation losses. Run folders go to a temporary place.
+"""
+import argparse
+import csv
+import os
+import subprocess
+import sys
+import tempfile
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+import config as configuration
+from config import UserError
+
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SETTINGS = {"plain": [],
+            "everything": ["train.gradient_accumulation_steps=2", "train.batch_size=16", "train.gradient_checkpointing=true", "train.masked=0.25", "train.compile=true",
+                           "model.layer_sharing=share", "model.attention=pwa", "model.mlp=shared_projection", "model.embedding=repeat"]}
+
+
+def losses(command, settings, out):
+    done = subprocess.run([*command, os.path.join(HERE, "train.py"), "--preset", "quick", *settings, f"train.out={out}"], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{' '.join(settings)}: " + " ".join(done.stderr.split())[-300:])
+    with open(os.path.join(out, "losses.csv")) as f:
+        return [float(r[c]) for r in csv.DictReader(f) for c in ("train_loss", "val_loss") if r[c]]
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=100)
+    args, overrides = parser.parse_known_args(argv)
+    several = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={args.processes}"]
+    for name, settings in SETTINGS.items():
+        settings = ["train.dtype=float32", "train.sample_tokens=0", f"train.max_steps={args.steps}", "train.eval_every=50", *settings, *overrides]
+        with tempfile.TemporaryDirectory() as folder:
+            one = losses([sys.executable], settings, os.path.join(folder, "one"))
+            many = losses(several, settings, os.path.join(folder, "many"))
+        gap = max(abs(a - b) for a, b in zip(one, many, strict=True))
+        print(f"{name}: {args.steps} steps, {len(one)} losses from {one[0]:.4f} to {one[-1]:.4f}, 1 against {args.processes} processes: largest difference {gap:.1e}", flush=True)
+
+
+if __name__ == "__main__":
+    configuration.run(main)

@@ -1,0 +1,178 @@
+"""The benchmarks in their smallest form: each runs, and prints and writes what it says."""
+import json
+import os
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from config import ModelConfig
+from conftest import ROOT, TINY, command
+from model import LinearCrossEntropy, Model
+
+sys.path.insert(0, str(ROOT / "bench"))
+import gpu
+import memory
+import roofline
+import startup
+import throughput
+
+SMALL = ["--preset", "quick", "tokenizer.vocab_size=300", "model.hidden_size=16", "model.num_hidden_layers=2", "model.num_attention_heads=2", "model.intermediate_size=24",
+         "model.max_position_embeddings=32"]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+# --- roofline ---
+
+def test_work_equals_a_hand_computation():
+    """h 8, two heads of 4, MLP 12, 20 pieces, 3 layers, windows of 4; 10 tokens a pass, 2 passes a step, bfloat16."""
+    c = ModelConfig(vocab_size=20, hidden_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=12, max_position_embeddings=4, embedding="full",
+                    attention="mha", mlp="full", layer_sharing="none")
+    P = 2 * 20 * 8 + 3 * (4 * 64 + 3 * 96) + 7 * 8
+    work = roofline.work(c, tokens=10, itemsize=2, passes=2)
+    flops = {"embedding": 0, "attention matrices": 6 * 3 * 4 * 64, "attention": 6 * 3 * 2 * 8 * (1 + 2 + 3 + 4) / 4, "MLP": 6 * 3 * 3 * 96, "norms, rope": 12 * 7 * 8 + 6 * 3 * 16,
+             "head, loss": 6 * 160, "optimiser": 15 * P / 20}
+    assert {part: flops for part, (flops, _, _) in work.items()} == pytest.approx(flops)
+    assert work["MLP"][1] == pytest.approx(3 * 2 * (5 * 8 + 4 * 12) + 12 * 3 * 288 / 10) and work["optimiser"][1] == pytest.approx(40 * P / 20)
+    assert [work[part][2] for part in ("attention", "MLP", "head, loss")] == [2 * 3 * 2 * 2.5, 2 * 3 * 12, 20]
+    assert roofline.model_flops(c) == sum(flops[part] for part in ("attention matrices", "attention", "MLP", "head, loss"))
+    assert list(work) == roofline.PARTS
+
+
+@pytest.mark.parametrize("change", [{"attention": "pwa"}, {"attention": "skqa"}, {"attention": "rra"}, {"embedding": "linear"}, {"mlp": "shared_projection"},
+                                    {"num_key_value_heads": 1}], ids=str)
+def test_flops_are_those_that_pytorch_counts(change):
+    """Matrix products of a forward and backward pass, counted by torch.utils.flop_counter; attention left out, of which it counts both halves."""
+    from torch.utils.flop_counter import FlopCounterMode
+    c = ModelConfig(**{**dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, max_position_embeddings=8, embedding="full",
+                              attention="mha", mlp="full", layer_sharing="none"), **change})
+    model, ids = Model(c), torch.randint(0, 50, (3, 8))
+    with FlopCounterMode(display=False) as counter:
+        model(ids, ids).backward()
+    counted = {str(op): n for op, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(op)}
+    work = roofline.work(c, 24)
+    expected = 24 * sum(work[part][0] for part in ("embedding", "attention matrices", "MLP", "head, loss"))
+    assert sum(counted.values()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_roofline_table(capsys):
+    roofline.main([*SMALL, "--batch", "2", "--small", "--dtype", "bfloat16", "--peak", "1e12", "--json", "r.json"])
+    out, r = capsys.readouterr().out, json.load(open("r.json"))
+    assert all(len(line) <= 100 for line in out.splitlines()) and all(part in out for part in roofline.PARTS)
+    assert set(r["parts"]) == set(roofline.PARTS) and r["mfu"] == pytest.approx(r["model_flops"] * r["tokens_per_second"] / 1e12)
+    assert all(p["measured"] > 0 and p["least"] > 0 for p in r["parts"].values()) and len(r["ceilings"]) == 8
+
+
+# --- throughput ---
+
+def test_throughput_beside_transformers(capsys):
+    throughput.main([*SMALL, "--batch", "2", "--rounds", "2", "--steps", "1", "--dtype", "float32", "--threads", "1", "--json", "t.json"])
+    r = json.load(open("t.json"))
+    assert r["largest_loss_difference"] < 1e-5 and "transformers LlamaForCausalLM, transformers " in r["peer"] and r["torch"] == str(torch.__version__)
+    out = capsys.readouterr().out
+    for key in ("ratio_min_median_max", "processor_ratio_min_median_max"):
+        assert r[key] == sorted(r[key]) and r[key][0] > 0 and f"{key}: {r[key]}" in out
+
+
+def test_loss_curves_stay_together():
+    throughput.main([*SMALL, "--batch", "2", "--curve", "12", "--json", "t.json"])
+    r = json.load(open("t.json"))
+    assert r["largest_loss_difference_float32"] < 1e-5 < r["largest_loss_difference_bfloat16"] < 0.02
+    assert r["losses_float32"][1] < r["losses_float32"][0]
+
+
+# --- memory ---
+
+class Largest(TorchDispatchMode):
+    """The most elements that any tensor has which an operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for t in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(t, torch.Tensor):
+                self.elements = max(self.elements, t.numel())
+        return out
+
+
+def largest(loss, B=8, T=128, V=32000, h=16):
+    torch.manual_seed(0)
+    x, w, targets = torch.randn(B * T, h, requires_grad=True), torch.randn(V, h, requires_grad=True), torch.randint(0, V, (B * T,))
+    with Largest() as seen:
+        loss(x, w, targets).backward()
+    return seen.elements / (B * T * V)
+
+
+def test_no_tensor_of_all_logits():
+    """In float32 a chunk is 262 tokens of 32,000 pieces, a quarter of the 1,024 here."""
+    assert largest(lambda x, w, t: LinearCrossEntropy.apply(x, w, t, 0.0, torch.float32, True)) < 0.3
+    assert largest(lambda x, w, t: F.cross_entropy(x @ w.T, t)) == 1
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_no_tensor_of_all_logits_in_a_training_step(checkpointing):
+    c = ModelConfig(vocab_size=32000, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=128)
+    model, ids = Model(c), torch.randint(0, 32000, (8, 128))
+    model.gradient_checkpointing = checkpointing
+    with Largest() as seen:
+        model(ids, ids).backward()
+    assert seen.elements < 0.3 * ids.numel() * c.vocab_size
+
+
+def test_the_plain_loss_needs_more_memory():
+    """By at least the logits, in two runs of train.py, each in a process of its own."""
+    big = ["tokenizer.vocab_size=20000", "model.hidden_size=16", "model.num_hidden_layers=1", "model.num_attention_heads=2", "model.intermediate_size=16", "train.compile=false",
+           "model.max_position_embeddings=64", "train.device=cpu", "train.batch_size=40", "train.gradient_accumulation_steps=1", "train.max_steps=1", "train.eval_windows=1",
+           "train.sample_tokens=0", "train.dtype=float32"]
+    chunked, plain = (memory.measure(loss, ["--preset", "quick", *big]) for loss in ("chunked", "plain"))
+    logits_mb = 40 * 64 * 20000 * 4 / 1e6
+    assert float(plain["peak_memory_mb"]) - float(chunked["peak_memory_mb"]) > logits_mb, (chunked, plain)
+    assert chunked["train_loss"][:5] == plain["train_loss"][:5] and float(chunked["first_step_seconds"]) > 0
+    assert "train.btch" in memory.measure("chunked", ["--preset", "quick", "train.btch=1"])["failed"]
+
+
+# --- startup ---
+
+def test_startup(project):
+    r = startup.measure([*TINY, "train.compile=false"])
+    assert list(r) == startup.POINTS and all(wall >= 0 and processor >= 0 for wall, processor in r.values())
+    assert r["imports"][1] > 0.2
+
+
+# --- gpu.sh ---
+
+def test_gpu_script_on_a_cpu():
+    """The whole way from no data to BLiMP scores of tiny models; the longer stages are left out."""
+    done = command("bench/gpu.py", "gpu.json", env={"DEVICE": "cpu", "QUICK": "1", "STAGES": "recipes", "BLIMP": "", "SECONDS_ALLOWED": "5200"}, timeout=600)
+    r = json.load(open("gpu.json"))
+    assert done.returncode == 0, done.stderr
+    assert set(r["stages"]["data"]["stand_in"]) == {"babylm-2mb", "babylm-10mb", "babylm-10m"}
+    for preset in ("sllama", "llama-26m", "llama-66m"):
+        record = r["stages"]["recipes"][preset]
+        assert record["status"] == 0 and record["closing_block"]["steps"] == 4 and len(record["losses"]) == 6, record
+    assert not [f for f in os.listdir(".") if f != "gpu.json"]
+
+
+def test_gpu_script_records_failures_and_goes_on(tmp_path):
+    failed = gpu.call([sys.executable, "-c", "import sys; print('seen: 3'); sys.exit('broken')"], 60, 1e9, tmp_path)
+    assert failed["status"] == 1 and "broken" in failed["errors"] and gpu.block(failed) == {"seen": 3.0}
+    assert gpu.call(["no-such-program"], 60, 1e9, tmp_path)["status"].startswith("cannot be run")
+    slow = gpu.call([sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"], 6, 1e9, tmp_path)
+    assert slow["status"].startswith("stopped") and "begun" in slow["tail"]
+    assert gpu.call([sys.executable], 60, 0, tmp_path)["status"] == "no time left"
+
+
+def test_losses_by_kind_on_a_cpu(project, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu, "SHORT", [*TINY, "train.max_steps=20", "train.decay_steps=20", "train.eval_every=10", "train.save_every=10"])
+    gpu.compare_runs()
+    r = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(r) == {"float32 again", "bfloat16", "checkpointing", "stopped and continued"} and all(kind["agrees"] for kind in r.values()), r
+    assert r["stopped and continued"]["largest_difference"] == 0 < r["bfloat16"]["largest_difference"]

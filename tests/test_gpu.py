@@ -1,0 +1,147 @@
+"""What only a GPU can show; skipped without CUDA."""
+import csv
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+import torch
+
+import blimp_report
+import checkpoint
+import eval_blimp
+import pocket_english
+import tokenizer
+import train
+from config import ModelConfig, load_config
+from conftest import ROOT, TINY
+from model import Model, parameter_counts
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+RUN = [*TINY, "train.device=cuda", "train.compile=false", "train.max_steps=20", "train.decay_steps=20"]
+
+
+@pytest.fixture(autouse=True)
+def strictness():
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def losses(*options, out):
+    assert train.main([*RUN, f"train.out=out/{out}", *options]) == 0
+    with open(f"out/{out}/losses.csv") as f:
+        return [float(r["train_loss"]) for r in csv.DictReader(f) if r["train_loss"]]
+
+
+def test_precisions_and_switches_follow_one_curve(project):
+    base = losses(out="float32")
+    assert losses("train.device=cpu", out="cpu") == pytest.approx(base, abs=1e-3)
+    for name, options, tolerance in (("bfloat16", ["train.dtype=bfloat16"], 0.05), ("float16", ["train.dtype=float16"], 0.05),
+                                     ("checkpointing", ["train.gradient_checkpointing=true"], 1e-4), ("compiled", ["train.compile=true"], 1e-3)):
+        assert losses(*options, out=name) == pytest.approx(base, abs=tolerance), name
+
+
+def test_auto_is_bfloat16_and_float16_scales_its_gradients(project):
+    assert train.pick_precision(torch.device("cuda"), "float16") == (torch.float16, True)
+    if torch.cuda.get_device_capability()[0] >= 8:
+        assert train.pick_precision(torch.device("cuda"), "auto") == (torch.bfloat16, False)
+    losses("train.dtype=float16", out="a")
+    assert checkpoint.read("out/a/last.pt")["training"]["scaler"]["scale"] >= 1
+
+
+def test_float16_overflow_skips_the_step_and_goes_on(project):
+    class Big(torch.amp.GradScaler):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, init_scale=2.0**60, **kwargs)
+    original, torch.amp.GradScaler = torch.amp.GradScaler, Big
+    try:
+        losses("train.dtype=float16", out="a")
+    finally:
+        torch.amp.GradScaler = original
+    last = checkpoint.read("out/a/last.pt")["training"]
+    assert last["skipped"] > 0 and last["scaler"]["scale"] < 2.0**60
+
+
+def test_resume_is_exact_in_strict_mode(project):
+    for name, options in (("float32", []), ("float16", ["train.dtype=float16"])):
+        options = [*options, "train.deterministic=true", "model.dropout=0.1"]
+        whole = losses(*options, out=f"{name}-whole")
+        losses(*options, "train.max_steps=10", out=f"{name}-parts")
+        assert losses(*options, out=f"{name}-parts") == whole
+        a, b = (checkpoint.read(f"out/{name}-{which}/last.pt")["weights"] for which in ("whole", "parts"))
+        assert all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_a_run_moves_between_devices(project):
+    whole = losses(out="whole")
+    losses("train.max_steps=10", out="parts")
+    assert losses("train.device=cpu", out="parts") == pytest.approx(whole, abs=1e-3)
+
+
+def test_fused_adamw_is_adamw():
+    torch.manual_seed(0)
+    config = load_config("quick", path=str(ROOT / "config.yaml"))
+    config.model.num_hidden_layers = 1
+    weights = {}
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        model = Model(config.model).to(device)
+        optimizer, = train.make_optimizers(model, config.train, torch.device(device))
+        assert all(g["fused"] for g in optimizer.param_groups)
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(3):
+            for p in model.parameters():
+                p.grad = torch.randn(p.shape, generator=generator).to(device)
+            optimizer.step()
+        weights[device] = torch.cat([p.detach().cpu().flatten() for p in model.parameters()])
+    assert (weights["cpu"] - weights["cuda"]).abs().max() < 1e-5
+
+
+def test_nccl_sums_on_this_gpu():
+    """One process is all that a GPU takes; World is told of two, so that it does send its message, and the mean is half the sum."""
+    torch.distributed.init_process_group("nccl", init_method=f"tcp://127.0.0.1:{20000 + os.getpid() % 20000}", rank=0, world_size=1)
+    try:
+        world = train.World()
+        world.size = 2
+        tensors = [torch.full((3, 2), 4.0, device="cuda"), torch.tensor(8.0, device="cuda")]
+        world.mean(tensors)
+        assert tensors[0].tolist() == [[2, 2]] * 3 and tensors[1].item() == 4 and world.any(True) and not world.any(False)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_scores_are_those_of_a_cpu(tmp_path):
+    """Sharpened weights, so that scores differ by much; every decision that is no near tie is the same."""
+    tok = tokenizer.train([line for line in pocket_english.text(20000, seed=1) if line], 800)
+    torch.manual_seed(0)
+    model = Model(ModelConfig(vocab_size=tok.vocab_size, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96, embedding="full", attention="mha",
+                              mlp="full", layer_sharing="none")).eval()
+    for p in model.parameters():
+        p.data *= 3 if p.dim() > 1 else 1
+    for uid, lines in pocket_english.pairs(0, 40).items():
+        (tmp_path / f"{uid}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in lines))
+    pairs = blimp_report.read_pairs(str(tmp_path))[0]
+    scores = [eval_blimp.evaluate(model.to(device), tok, pairs)[1]["scores"] for device in ("cpu", "cuda")]
+    assert np.abs(scores[0] - scores[1]).max() < 1e-3
+    margins = [s[:, 0] - s[:, 1] for s in scores]
+    assert ((margins[0] > 0) == (margins[1] > 0))[np.abs(margins[0]) > 1e-3].all()
+
+
+def test_memory_of_66m_parameters(project):
+    """llama-66m at 16 x 512 with checkpointing and the chunked loss: under 4 GB in all."""
+    config = load_config("llama-66m", path=str(ROOT / "config.yaml"))
+    assert sum(parameter_counts(config.model).values()) == 66_331_136
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    model = Model(config.model).cuda()
+    model.gradient_checkpointing = True
+    optimizer, = train.make_optimizers(model, config.train, torch.device("cuda"))
+    ids = torch.randint(0, config.model.vocab_size, (16, 512), device="cuda")
+    for _ in range(2):
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = model(ids, ids)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    assert math.isfinite(loss.item()) and torch.cuda.max_memory_allocated() < 4e9
