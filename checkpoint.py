@@ -12,6 +12,7 @@ import zipfile
 from dataclasses import asdict, dataclass
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from config import ModelConfig, UserError, atomic_write, file_sha256, model_config
 from model import Model, parameter_counts
@@ -140,6 +141,13 @@ def plain_tensor(w):
     return isinstance(w, torch.Tensor) and w.layout == torch.strided and w.device.type == "cpu" and w.numel() * w.element_size() <= w.untyped_storage().nbytes()
 
 
+class Shapes(TorchFunctionMode):
+    """Leaves out a drawing of weights that have only a shape: PyTorch would load its compiler for it, 70 MB and a second."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return kwargs["tensor"] if function is torch.nn.init.normal_ else function(*args, **(kwargs or {}))
+
+
 def check_weights(config, weights):
     """UserError unless `weights` are exactly those of a model of this shape, all finite. Builds nothing: a huge declared size costs nothing."""
     if not isinstance(weights, dict) or not all(isinstance(name, str) and isinstance(w, torch.Tensor) for name, w in weights.items()):
@@ -151,7 +159,7 @@ def check_weights(config, weights):
     declared = sum(parameter_counts(config).values())
     if held != declared:
         raise UserError(f"its settings need {declared:,} weights, it holds {held:,}")
-    with torch.device("meta"):
+    with torch.device("meta"), Shapes():
         expected = {name: p.shape for name, p in Model(config).named_parameters()}
     if missing := sorted(expected.keys() - weights.keys()):
         raise UserError(f"weight {missing[0]} is missing")

@@ -3,7 +3,8 @@
     python prepare.py --preset quick && python bench/processes.py [--processes 2] [--steps 100] [section.key=value ...]
 
 Trains the quick preset in float32, plain and with all of accumulation, sharing, checkpointing, masked windows and torch.compile, and prints the largest
-difference of the training and validation losses. Run folders go to a temporary place.
+difference of the training and validation losses. Run folders go to a temporary place. SLlama's own learning rate is used for the second: at the
+preset's 2e-3, PWA leaves its plateau at step 60 so suddenly that rounding is multiplied by a thousand there, with one process as with two.
 """
 import argparse
 import csv
@@ -18,7 +19,7 @@ from config import UserError
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SETTINGS = {"plain": [],
-            "everything": ["train.gradient_accumulation_steps=2", "train.batch_size=16", "train.gradient_checkpointing=true", "train.masked=0.25", "train.compile=true",
+            "everything": ["train.gradient_accumulation_steps=2", "train.batch_size=16", "train.gradient_checkpointing=true", "train.masked=0.25", "train.compile=true", "train.learning_rate=4e-4",
                            "model.layer_sharing=share", "model.attention=pwa", "model.mlp=shared_projection", "model.embedding=repeat"]}
 
 
@@ -41,8 +42,9 @@ def main(argv=None):
         with tempfile.TemporaryDirectory() as folder:
             one = losses([sys.executable], settings, os.path.join(folder, "one"))
             many = losses(several, settings, os.path.join(folder, "many"))
-        gap = max(abs(a - b) for a, b in zip(one, many, strict=True))
-        print(f"{name}: {args.steps} steps, {len(one)} losses from {one[0]:.4f} to {one[-1]:.4f}, 1 against {args.processes} processes: largest difference {gap:.1e}", flush=True)
+        gaps = [abs(a - b) for a, b in zip(one, many, strict=True)]
+        print(f"{name}: {args.steps} steps, {len(one)} losses from {one[0]:.4f} to {one[-1]:.4f}, 1 against {args.processes} processes: "
+              f"largest difference {max(gaps):.1e}, of the first half {max(gaps[:len(gaps) // 2]):.1e}", flush=True)
 
 
 if __name__ == "__main__":

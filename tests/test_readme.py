@@ -167,5 +167,5 @@ def test_an_unknown_attention_is_a_mistake():
 
 def test_pictures_and_files_that_the_readme_names_exist():
     for name in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / name).exists() or name == "assets/compare.png", name
+        assert (ROOT / name).exists(), name
     assert all(path.stat().st_size < 150_000 for path in (ROOT / "assets").iterdir())
