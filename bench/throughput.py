@@ -6,10 +6,12 @@
 
 A step is forward, loss, backward, clipping and AdamW. Each round runs --steps steps of one, then of the other, and the next round begins with
 the other; the ratio of the rounds is printed as min / median / max, by the time of day and by the processor's time, which other programs on
-the machine hardly change. Both get the same windows of T tokens and are scored on T - 1. Windows are of data/NAME, or random ids.
+the machine hardly change. Both get the same windows of T tokens and are scored on T - 1. Windows are of data/NAME, or random ids. Each runs in a
+process of its own: ours keeps its freed memory, as train.py does, the peer is as its users run it, unless --same-allocator gives it that too.
 """
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import statistics
@@ -23,6 +25,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import config as configuration
 import progress
 import train
+from config import UserError
 from export import names
 from model import Model
 
@@ -53,45 +56,65 @@ def copy_weights(ours, peer):
             p.copy_(source[name].view_as(p))
 
 
-def contestants(config, released, device, dtype, compiled):
-    """{"ours", "peer"}: functions that take windows (B, T) through one training step and return the loss; from the same weights."""
+def build(who, config, released, device, dtype, compiled):
+    """A function that takes windows (B, T) through one training step of "ours" or the "peer" and returns the loss; both start from the same weights."""
     torch.manual_seed(0)
     model = Model(config).to(device)
-    peer = peer_model(config, released).to(device)
-    copy_weights(model, peer)
-    hidden = torch.compile(model.hidden) if compiled else model.hidden
+    if who == "ours":
+        network, hidden = model, torch.compile(model.hidden) if compiled else model.hidden
+    else:
+        network = peer_model(config, released).to(device)
+        copy_weights(model, network)
+        del model
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
 
-    def our_loss(ids):
-        return model.loss(hidden(ids), torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-100))
-
-    def peer_loss(ids):
-        return peer(input_ids=ids, labels=ids).loss
-
-    def stepper(network, loss_of):
-        optimizer = torch.optim.AdamW(network.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-
-        def step(ids):
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                loss = loss_of(ids)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            return loss.item()
-        return step
-    return {"ours": stepper(model, our_loss), "peer": stepper(peer, peer_loss)}
+    def step(ids):
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            if who == "ours":
+                loss = network.loss(hidden(ids), torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-100))
+            else:
+                loss = network(input_ids=ids, labels=ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+    return step
 
 
-def alternate(step, batch, rounds, steps):
+def serve(pipe, who, device, allocator, threads, config, released, dtype, compiled):
+    """A process of its own: takes lists of batches, sends back (losses, seconds, processor seconds)."""
+    torch.set_num_threads(threads)
+    if device.type == "cpu" and (who == "ours" or allocator):
+        train.keep_freed_memory()                                       # as train.py does
+    step = build(who, config, released, device, dtype, compiled)
+    while (batches := pipe.recv()) is not None:
+        start = time.perf_counter(), time.process_time()
+        losses = [step(torch.from_numpy(ids).to(device)) for ids in batches]
+        pipe.send((losses, time.perf_counter() - start[0], time.process_time() - start[1]))
+
+
+def alternate(device, batch, rounds, steps, *what):
     """(losses, seconds, processor seconds), each {"ours": [...], "peer": [...]}; the first round warms up and is not timed."""
+    context, pipes = multiprocessing.get_context("fork" if device.type == "cpu" else "spawn"), {}        # fork is quicker, and CUDA does not allow it
+    for who in ("ours", "peer"):
+        pipes[who], theirs = context.Pipe()
+        context.Process(target=serve, args=(theirs, who, device, *what), daemon=True).start()
+        theirs.close()                                                  # so that its end is noticed here
     losses, wall, processor = ({"ours": [], "peer": []} for _ in range(3))
-    for r in range(rounds + 1):
-        for who in ("ours", "peer")[::1 if r % 2 else -1]:
-            start = time.perf_counter(), time.process_time()
-            losses[who] += [step[who](batch(r * steps + i)) for i in range(steps)]
-            if r:
-                wall[who].append(time.perf_counter() - start[0])
-                processor[who].append(time.process_time() - start[1])
+    try:
+        for r in range(rounds + 1):
+            for who in ("ours", "peer")[::1 if r % 2 else -1]:
+                pipes[who].send([batch(r * steps + i) for i in range(steps)])
+                more, seconds, used = pipes[who].recv()
+                losses[who] += more
+                if r:
+                    wall[who].append(seconds)
+                    processor[who].append(used)
+    except EOFError:
+        raise UserError("a contestant ended; its own message says why") from None
+    for pipe in pipes.values():
+        pipe.send(None)
     return losses, wall, processor
 
 
@@ -110,13 +133,10 @@ def main(argv=None):
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="of the processor (default: PyTorch's)")
     parser.add_argument("--compile", action="store_true", help="compile ours")
+    parser.add_argument("--same-allocator", action="store_true", help="also let the peer keep its freed memory, as train.py does (CPU)")
     parser.add_argument("--json", help="also write the figures here")
     args, config = configuration.parse_args(parser, argv)
-    device, T = torch.device(args.device), config.model.max_position_embeddings
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    if device.type == "cpu":
-        train.keep_freed_memory()                                       # of the process, so the peer gains from it too
+    device, T, threads = torch.device(args.device), config.model.max_position_embeddings, args.threads or torch.get_num_threads()
     try:
         tokens = np.fromfile(os.path.join(config.data_dir, "train.bin"), dtype="<u2").astype(np.int64)
         source = config.data_dir if tokens.max() < config.model.vocab_size else None
@@ -127,22 +147,21 @@ def main(argv=None):
 
     def batch(step):
         starts = np.random.default_rng(step).integers(0, len(tokens) - T, args.batch)
-        return torch.from_numpy(tokens[starts[:, None] + np.arange(T)]).to(device)
+        return tokens[starts[:, None] + np.arange(T)]
 
     peer = "released SLlama" if args.released else "transformers LlamaForCausalLM"
-    step = contestants(config.model, args.released, device, getattr(torch, args.dtype), args.compile) if not args.curve else None
     import transformers
     result = {"preset": config.preset, "peer": f"{peer}, transformers {transformers.__version__}", "torch": str(torch.__version__),
-              "python": platform.python_version(), "device": progress.device_name(device), "threads": torch.get_num_threads(), "compiled": args.compile,
-              "batch": args.batch, "window": T, "tokens_from": source or "random ids"}
+              "python": platform.python_version(), "device": progress.device_name(device), "threads": threads, "compiled": args.compile,
+              "our_allocator_for_both": args.same_allocator, "batch": args.batch, "window": T, "tokens_from": source or "random ids"}
+    how = args.same_allocator, threads, config.model, args.released
     if args.curve:
         for dtype in ("float32", "bfloat16"):
-            step = contestants(config.model, args.released, device, getattr(torch, dtype), args.compile)
-            losses = alternate(step, batch, 0, args.curve)[0]
+            losses = alternate(device, batch, 0, args.curve, *how, getattr(torch, dtype), args.compile)[0]
             result[f"steps_{dtype}"], result[f"largest_loss_difference_{dtype}"] = args.curve, gap(losses)
             result[f"losses_{dtype}"] = [losses["ours"][0], losses["ours"][-1]]
     else:
-        losses, wall, processor = alternate(step, batch, args.rounds, args.steps)
+        losses, wall, processor = alternate(device, batch, args.rounds, args.steps, *how, getattr(torch, args.dtype), args.compile)
         done = args.steps * args.batch * T
         result |= {"dtype": args.dtype, "rounds": args.rounds, "steps_per_round": args.steps,
                    "tokens_per_second": {who: round(done / statistics.median(v)) for who, v in wall.items()}}
