@@ -80,8 +80,9 @@ def attend(q, k, v, mask, cache):
         # PyTorch's fused kernel takes 2 to 3 times as long here, forward and backward (bench/attention.py)
         seen = torch.ones(T, T, dtype=torch.bool).tril() if mask is None else mask
         hidden = torch.zeros(T, T, dtype=q.dtype).masked_fill(~seen, -torch.inf)
-        weights = torch.baddbmm(hidden, q.reshape(-1, T, hs), k.reshape(-1, T, hs).mT, alpha=hs**-0.5).softmax(-1)     # (B nh, T, T)
-        return (weights @ v.reshape(B * nh, T, -1)).view(B, nh, T, -1)
+        some = max(1, 2**22 // T**2)                                    # heads at a time: 8 MB of weights
+        y = [torch.baddbmm(hidden, a, b.mT, alpha=hs**-0.5).softmax(-1) @ c for a, b, c in zip(*(t.reshape(B * nh, T, -1).split(some) for t in (q, k, v)))]
+        return torch.cat(y).view(B, nh, T, -1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1, enable_gqa=nh != k.shape[1])
 
 

@@ -4,7 +4,7 @@
     python bench/roofline.py --preset llama-66m --batch 16 --device cuda --compile
 
 On paper (`work`): FLOPs, bytes and exponentials per token, forward and backward, in closed form. Measured (`ceilings`): matrix products,
-a copy, exp. The least time of a part is then
+memory, exp. The least time of a part is then
 
     max(FLOPs / rate of products + exponentials / rate of exp, bytes / bandwidth)          (Williams et al. 2009, with exp beside the products)
 
@@ -105,7 +105,7 @@ def seconds(function, device, least=0.3):
 
 
 def ceilings(device, dtype, h, vocab, small=False):
-    """{name: (rate per second, unit)}: products of a large square and of the head, in float32 and dtype; a copy; exp."""
+    """{name: (rate per second, unit)}: products of a large square and of the head, in float32 and dtype; memory; exp."""
     size, chunk = (8192, 8192) if device.type == "cuda" else (2048, 512)
     stream, cached = (2**28, 2**22) if device.type == "cuda" else (2**25, 2**18)                # numbers; out of every cache, and in the last
     if small:
@@ -118,7 +118,7 @@ def ceilings(device, dtype, h, vocab, small=False):
             a, b, c = (torch.randn(shape, device=device).to(kind) for shape in ((n, k), (k, m), (n, m)))
             out[f"products, {name}, {what}"] = (2 * n * k * m / seconds(lambda a=a, b=b, c=c: torch.mm(a, b, out=c), device), "FLOP/s")
     a, b = torch.zeros(stream, device=device), torch.zeros(stream, device=device)
-    out["copy, bytes read and written"] = (8 * stream / seconds(lambda: a.copy_(b), device), "B/s")
+    out["memory, a += b, read and written"] = (12 * stream / seconds(lambda: a.add_(b), device), "B/s")      # a copy would also read what it overwrites
     x = torch.randn(cached, device=device).to(dtype)
     y = torch.empty_like(x)
     out[f"exp, {str(dtype).removeprefix('torch.')}, in the cache"] = (cached / seconds(lambda: torch.exp(x, out=y), device), "/s")
@@ -198,13 +198,13 @@ def measure(config, batch, dtype, device, compiled=False, flops_peak=None, small
     can = ceilings(device, dtype, c.hidden_size, c.vocab_size, small)
     name = str(dtype).removeprefix("torch.")
     products = max(rate for what, (rate, _) in can.items() if what.startswith(f"products, {name}"))
-    copy, exp = (next(rate for what, (rate, _) in can.items() if what.startswith(kind)) for kind in ("copy", "exp"))
+    memory, exp = (next(rate for what, (rate, _) in can.items() if what.startswith(kind)) for kind in ("memory", "exp"))
     whole = pass_time(model, batch, dtype, device, compiled)
     times = part_times(model, train.make_optimizers(model, config.train, device), batch, dtype, device)
     times["optimiser"] /= passes
     parts = {}
     for part, (flops, moved, exps) in work(c, tokens, dtype.itemsize, passes).items():
-        least = max(flops / products + exps / exp, moved / copy)
+        least = max(flops / products + exps / exp, moved / memory)
         parts[part] = {"flops": flops, "bytes": moved, "exps": exps, "least": least, "measured": times[part] / tokens, "of_ceiling": least * tokens / times[part]}
     step = whole / tokens + parts["optimiser"]["measured"]
     best = flops_peak or peak(progress.device_name(device)) or products
@@ -220,7 +220,7 @@ def table(r):
     lines = [f"{r['preset']}, {r['batch']} x {r['window']} tokens a pass, {r['dtype']}, compile {'on' if r['compiled'] else 'off'}",
              f"{r['device']}; torch {r['torch']}; {'seconds of the processor' if r['clock'] == 'process_time' else 'seconds'}", ""]
     for what, rate in r["ceilings"].items():
-        unit = "GFLOP/s" if what.startswith("products") else "GB/s" if what.startswith("copy") else "G/s"
+        unit = "GFLOP/s" if what.startswith("products") else "GB/s" if what.startswith("memory") else "G/s"
         lines.append(f"{what:<56}{rate / 1e9:>12,.2f} {unit}")
     lines += ["", f"{'per token':<20}{'kFLOP':>10}{'kB':>9}{'exp':>9}{'least us':>11}{'measured us':>13}{'share':>8}{'of ceiling':>12}"]
     step, parts = r["step"], r["parts"]

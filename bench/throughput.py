@@ -10,6 +10,7 @@ the machine hardly change. Both get the same windows of T tokens and are scored 
 process of its own: ours keeps its freed memory, as train.py does, the peer is as its users run it, unless --same-allocator gives it that too.
 """
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -57,18 +58,21 @@ def copy_weights(ours, peer):
 
 
 def build(who, config, released, device, dtype, compiled):
-    """A function that takes windows (B, T) through one training step of "ours" or the "peer" and returns the loss; both start from the same weights."""
+    """A function that takes windows (B, T) through one training step of "ours" or the "peer" and returns the loss; both start from the same weights,
+    and follow the preset's schedule (of 1000 steps, if it is one in epochs)."""
     torch.manual_seed(0)
-    model = Model(config).to(device)
+    model = Model(config.model).to(device)
     if who == "ours":
         network, hidden = model, torch.compile(model.hidden) if compiled else model.hidden
     else:
-        network = peer_model(config, released).to(device)
+        network = peer_model(config.model, released).to(device)
         copy_weights(model, network)
         del model
-    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    s, steps = config.train, itertools.count()
+    optimizer = torch.optim.AdamW(network.parameters(), betas=tuple(s.betas), weight_decay=s.weight_decay, fused=True)
 
     def step(ids):
+        optimizer.param_groups[0]["lr"] = s.learning_rate * train.schedule(next(steps), s, s.max_steps or 1000)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             if who == "ours":
                 loss = network.loss(hidden(ids), torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-100))
@@ -118,8 +122,8 @@ def alternate(device, batch, rounds, steps, *what):
     return losses, wall, processor
 
 
-def gap(losses):
-    return max(abs(a - b) for a, b in zip(losses["ours"], losses["peer"]))
+def gap(one, other):
+    return max(abs(a - b) for a, b in zip(one, other))
 
 
 def main(argv=None):
@@ -154,12 +158,16 @@ def main(argv=None):
     result = {"preset": config.preset, "peer": f"{peer}, transformers {transformers.__version__}", "torch": str(torch.__version__),
               "python": platform.python_version(), "device": progress.device_name(device), "threads": threads, "compiled": args.compile,
               "our_allocator_for_both": args.same_allocator, "batch": args.batch, "window": T, "tokens_from": source or "random ids"}
-    how = args.same_allocator, threads, config.model, args.released
+    how = args.same_allocator, threads, config, args.released
     if args.curve:
-        for dtype in ("float32", "bfloat16"):
-            losses = alternate(device, batch, 0, args.curve, *how, getattr(torch, dtype), args.compile)[0]
-            result[f"steps_{dtype}"], result[f"largest_loss_difference_{dtype}"] = args.curve, gap(losses)
-            result[f"losses_{dtype}"] = [losses["ours"][0], losses["ours"][-1]]
+        curves = {dtype: alternate(device, batch, 0, args.curve, *how, getattr(torch, dtype), args.compile)[0] for dtype in ("float32", "bfloat16")}
+        for dtype, losses in curves.items():
+            result[f"largest_loss_difference_{dtype}"] = gap(losses["ours"], losses["peer"])
+            result[f"mean_loss_difference_{dtype}"] = statistics.mean(losses["ours"]) - statistics.mean(losses["peer"])
+        for who in ("ours", "peer"):                                    # how far bfloat16 leads each from its own float32: what to hold the difference against
+            result[f"largest_difference_bfloat16_float32_{who}"] = gap(curves["float32"][who], curves["bfloat16"][who])
+        losses = curves["float32"]["ours"]
+        result |= {"steps": args.curve, "first_loss": losses[0], "last_loss": losses[-1], "curves": curves}
     else:
         losses, wall, processor = alternate(device, batch, args.rounds, args.steps, *how, getattr(torch, args.dtype), args.compile)
         done = args.steps * args.batch * T
@@ -168,9 +176,10 @@ def main(argv=None):
         for key, times in {"ratio": wall, **({"processor_ratio": processor} if device.type == "cpu" else {})}.items():
             ratio = [theirs / ours for ours, theirs in zip(times["ours"], times["peer"])]
             result[f"{key}_min_median_max"] = [round(f(ratio), 2) for f in (min, statistics.median, max)]
-        result |= {"largest_loss_difference": gap(losses), "last_loss": losses["ours"][-1]}
+        result |= {"largest_loss_difference": gap(losses["ours"], losses["peer"]), "last_loss": losses["ours"][-1]}
     for key, value in result.items():
-        print(f"{key}: {value}")
+        if key != "curves":
+            print(f"{key}: {value}")
     if args.json:
         configuration.atomic_write(args.json, json.dumps(result, indent=1) + "\n")
 

@@ -84,7 +84,7 @@ def test_loss_curves_stay_together():
     throughput.main([*SMALL, "--batch", "2", "--curve", "12", "--json", "t.json"])
     r = json.load(open("t.json"))
     assert r["largest_loss_difference_float32"] < 1e-5 < r["largest_loss_difference_bfloat16"] < 0.02
-    assert r["losses_float32"][1] < r["losses_float32"][0]
+    assert r["last_loss"] < r["first_loss"] and len(r["curves"]["bfloat16"]["peer"]) == 12
 
 
 # --- memory ---
@@ -136,6 +136,17 @@ def test_the_plain_loss_needs_more_memory():
     assert float(plain["peak_memory_mb"]) - float(chunked["peak_memory_mb"]) > logits_mb, (chunked, plain)
     assert chunked["train_loss"][:5] == plain["train_loss"][:5] and float(chunked["first_step_seconds"]) > 0
     assert "train.btch" in memory.measure("chunked", ["--preset", "quick", "train.btch=1"])["failed"]
+
+
+def test_memory_table_leaves_out_what_does_not_fit(monkeypatch, capsys):
+    """llama-26m: 16 x 512 x 16,000 logits of 25 bytes are 3.3 GB."""
+    monkeypatch.setattr(memory, "free_memory", lambda: 3.2e9)
+    monkeypatch.setattr(memory, "measure", lambda loss, arguments: {"seconds": "4.0", "steps": "2", "peak_memory_mb": "1234"})
+    assert memory.main(["--presets", "llama-26m", "--set", "train.device=cpu", "--json", "m.json"]) == 0
+    rows = capsys.readouterr().out.splitlines()[1:]
+    assert [row.split()[3:] for row in rows] == [["1234", "2.0"], ["left", "out:", "about", "3", "GB"]] * 2
+    assert [(c["checkpointing"], c["loss"]) for c in json.load(open("m.json"))] == [(True, "chunked"), (True, "plain"), (False, "chunked"), (False, "plain")]
+    assert memory.main(["--presets", "llama-26m", "--batch", "8"]) == 0 and "left out" not in capsys.readouterr().out
 
 
 # --- startup ---
