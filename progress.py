@@ -142,12 +142,17 @@ def memory_lines(run):
     return lines
 
 
+def speed(run):
+    """Tokens per second of the steps so far, the first few aside; None before there are any."""
+    return run.timed_tokens / run.timed_seconds if run.timed_seconds else None
+
+
 def outlook(run, elapsed):
     """How long the rest takes at the speed so far, `elapsed` being the seconds of the last step."""
-    speed = run.timed_tokens / run.timed_seconds if run.timed_seconds else run.tokens_per_step / elapsed
-    left = (run.steps - run.step) * run.tokens_per_step / speed
+    rate = speed(run) or run.tokens_per_step / elapsed
+    left = (run.steps - run.step) * run.tokens_per_step / rate
     span = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min" if left < 7200 else f"{left / 3600:.1f} h"
-    text = f"about {span} to go at {speed:,.0f} tokens/s, validation not counted"
+    text = f"about {span} to go at {rate:,.0f} tokens/s, validation not counted"
     if left > 3600 and run.device.type == "cpu":
         text += "; for a first look, --preset quick takes minutes (prepare.py, train.py and eval_blimp.py all know it)"
     return text
@@ -190,7 +195,7 @@ def closing_block(run, ended_by):
     trained = [r["train_loss"] for r in run.rows if r["train_loss"] != ""]
     lines = {"steps": run.step, "tokens": run.step * run.tokens_per_step, "words": round(run.words(run.step)),
              "train_loss": f"{trained[-1] if trained else math.nan:.6f}", "val_loss": f"{run.best:.6f}", "val_bits_per_byte": f"{bits_per_byte(run.best, run.meta['val']):.6f}",
-             "tokens_per_second": f"{run.timed_tokens / run.timed_seconds if run.timed_seconds else math.nan:.0f}", "seconds": f"{run.seconds:.1f}",
+             "tokens_per_second": f"{speed(run) or math.nan:.0f}", "seconds": f"{run.seconds:.1f}",
              "peak_memory_mb": f"{peak_memory_mb(run.device):.0f}", "skipped_steps": run.skipped, "corpus": run.meta["corpus"],
              "checkpoint": os.path.join(run.config.out_dir, "ckpt.pt")}
     text = "\n".join(f"{key}: {value}" for key, value in lines.items())

@@ -598,8 +598,8 @@ def loop(run, signals):
         run.rows.append(row(run, loss, "", ""))
         for millions in passed_words(run) if main else []:
             save_weights(run, f"chck_{millions}M.pt", last_val_loss(run))
-        speed = run.timed_tokens / run.timed_seconds if run.timed_seconds else ""
-        run.log(run.step, train_loss=loss, lr=run.rows[-1]["lr"], tokens_per_second=speed)
+        speed = progress.speed(run)
+        run.log(run.step, train_loss=loss, lr=run.rows[-1]["lr"], tokens_per_second=speed or "")
         bar.update()
         if main and not told and (run.step > warm + 1 or elapsed > 5 and not run.compiled):
             bar.write(progress.outlook(run, elapsed))
