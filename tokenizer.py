@@ -97,6 +97,8 @@ def train(lines, vocab_size):
             split_digits=True, character_coverage=0.9999, unk_id=0, bos_id=1, eos_id=2, pad_id=-1,
             max_sentence_length=LONGEST_LINE * 4, num_threads=1, minloglevel=2)
     except (RuntimeError, OSError) as e:
+        if "KeyboardInterrupt" in str(e):  # Ctrl-C while SentencePiece was asking for the next line comes back as its own error
+            raise KeyboardInterrupt from None
         if most := re.search(r"too high .*<= (\d+)", str(e)):
             raise VocabularyError(f"tokenizer.vocab_size: {vocab_size} is more than this text supports; the largest possible is {most[1]}", int(most[1])) from None
         if least := re.search(r"smaller than required_chars. \d+ vs (\d+)", str(e)):

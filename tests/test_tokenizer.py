@@ -107,6 +107,14 @@ def test_nothing_to_train_on():
         tokenizer.train([], 300)
 
 
+def test_ctrl_c_between_two_lines_stays_ctrl_c():
+    def lines():
+        yield "a line"
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        tokenizer.train(lines(), 300)
+
+
 def test_file_round_trip(tok, tmp_path):
     path = tmp_path / "tokenizer.model"
     path.write_bytes(tok.model_bytes)
