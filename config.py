@@ -83,9 +83,6 @@ class ModelConfig:
             out.append(f"num_attention_heads: hidden_size/heads = {h // heads} must be even, RoPE turns pairs of numbers")
         elif self.max_position_embeddings * (h // heads) > 2**25:
             out.append(f"max_position_embeddings: {self.max_position_embeddings} positions x {h // heads} numbers of a head are more than 2^25")
-        known = getattr(sys.modules.get("model"), "ATTENTION", [self.attention])        # prepare.py, without a model, takes any
-        if self.attention not in known:
-            out.append(f"attention: {self.attention!r}: expected one of {', '.join(known)}")
         if heads % kv:
             out.append(f"num_key_value_heads: {kv} does not divide num_attention_heads {heads}")
         if kv != heads and self.attention == "skqa":

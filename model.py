@@ -23,6 +23,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from config import UserError
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Norm and rotary positions
 
@@ -199,6 +201,13 @@ class RepeatedReducedAttention(Attention):
 
 ATTENTION = {"mha": Attention, "skqa": SharedQueryKey, "pwa": PermutatedWeights, "rra": RepeatedReducedAttention}
 
+
+def attention_class(config):
+    if config.attention not in ATTENTION:
+        raise UserError(f"model.attention: {config.attention!r}: expected one of {', '.join(ATTENTION)}")
+    return ATTENTION[config.attention]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # MLP
 
@@ -341,7 +350,7 @@ class Model(nn.Module):
         if config.embedding in ("linear", "attention"):
             self.projector = Projector(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(layers))
-        self.attention = nn.ModuleList(ATTENTION[config.attention](config) for _ in range(groups))
+        self.attention = nn.ModuleList(attention_class(config)(config) for _ in range(groups))
         self.mlp = nn.ModuleList(MLP(config) for _ in range(groups))
         self.norm = RMSNorm(h, config.rms_norm_eps)
         cos, sin = rope_table(config.max_position_embeddings, h // config.num_attention_heads, config.rope_theta)
@@ -440,6 +449,6 @@ def parameter_counts(config):
     layers, groups, _ = sharing(config)
     embedding = {"full": 0 if config.tie_word_embeddings else V * h, "repeat": V * e, "linear": V * e + (e + 1) * h,
                  "attention": V * e + 2 * (e + 1) * e + (e + 1) * h}[config.embedding]
-    attention = ATTENTION[config.attention].count(h, kv) + 2 * hs * config.qk_norm
+    attention = attention_class(config).count(h, kv) + 2 * hs * config.qk_norm
     mlp = (3 if config.mlp == "full" else 2) * h * f
     return {"embedding": embedding, "attention": groups * attention, "mlp": groups * mlp, "norms": (2 * layers + 1) * h, "head": V * h}
