@@ -27,6 +27,8 @@ def write_curves(run):
     writer.writeheader()
     writer.writerows(run.rows)
     atomic_write(os.path.join(run.config.out_dir, "losses.csv"), text.getvalue())
+    if run.step == 0:                                                   # one point is no curve, and matplotlib takes a second to load
+        return
     try:
         from matplotlib.figure import Figure
     except ImportError:
