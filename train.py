@@ -67,22 +67,17 @@ def pick_compile(device, setting, tokens):
     return setting
 
 
-def keep_freed_memory():
-    """Lets glibc keep freed blocks: given back, each step pays again for zeroed pages (1.2 times the speed on a CPU)."""
-    mallopt(M_MMAP_MAX=0, M_TRIM_THRESHOLD=-1)
+M_MXFAST, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = 1, -1, -3, -4          # glibc's malloc.h
 
 
-def return_freed_memory():
-    """The opposite, for gradient checkpointing: blocks over 1 MB go back at once, and what is held is what the tensors need; kept, they leave
-    holes of a gigabyte between the small ones (bench/memory.py). Huge pages make the zeroing cheaper: 1.3 times the time."""
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")                  # PyTorch's own switch, read at its first tensor
-    mallopt(M_MMAP_THRESHOLD=2**20)
-
-
-def mallopt(**settings):
+def keep_freed_memory(most=None):
+    """Lets glibc keep freed blocks, those of up to `most` MB: given back, each step pays again for zeroed pages (1.2 times the speed on a CPU).
+    No "fast bins": their slivers beside aligned blocks keep free blocks apart."""
     with contextlib.suppress(OSError, AttributeError):                  # not glibc
-        for name, value in settings.items():
-            ctypes.CDLL("libc.so.6").mallopt({"M_TRIM_THRESHOLD": -1, "M_MMAP_THRESHOLD": -3, "M_MMAP_MAX": -4}[name], value)
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(M_MXFAST, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
+        mallopt(M_MMAP_THRESHOLD, most << 20) if most else mallopt(M_MMAP_MAX, 0)
 
 
 class World:
@@ -231,7 +226,7 @@ class Run:
         self.dtype, scaled = pick_precision(self.device, train.dtype)
         world.connect(self.device)
         if self.device.type == "cpu":
-            (return_freed_memory if train.gradient_checkpointing else keep_freed_memory)()
+            keep_freed_memory(12 if train.gradient_checkpointing else None)         # of larger ones the holes add up to a gigabyte (bench/memory.py)
         if train.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
