@@ -331,14 +331,15 @@ def plot(results, f):
             axes.text(value, -0.65, f" {name} {value:g}", fontsize=7, rotation=35, color="gray")
         axes.set(xlim=(0, 100), ylim=(len(last[kind]) - 0.4, -0.6), xlabel="accuracy in %, 95 % intervals")
     else:
-        words = [r["words"] or 0 for r in results]
-        for name in last[kind]:
-            axes.plot(words, [100 * r[kind][name]["accuracy"] for r in results], lw=1, alpha=0.7, marker=".", label=name)
+        words = [(r["words"] or 0) / 1e6 for r in results]
+        for i, name in enumerate(last[kind]):
+            style = {"color": f"C{i % 10}", "ls": ("-", "--", ":", "-.")[i // 10 % 4]}
+            axes.plot(words, [100 * r[kind][name]["accuracy"] for r in results], lw=1, alpha=0.8, marker=".", label=name.replace("_", " "), **style)
         axes.plot(words, [100 * r["accuracy"] for r in results], color="black", lw=2.5, marker="o", label="mean over paradigms")
         for name, value in marks.items():
             axes.axhline(value, color="gray", lw=1, ls=":")
             axes.annotate(name, (1.0, value), xycoords=("axes fraction", "data"), fontsize=7, color="gray", ha="right", va="bottom")
-        axes.set(xlabel="words seen in training", ylabel="accuracy in %")
+        axes.set(xlabel="words seen in training, millions", ylabel="accuracy in %")
         axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.suptitle(f"{last['benchmark']}: {percent(last['accuracy'])}\n{last['checkpoint']}, trained on {last['corpus']}", fontsize=9)
     figure.savefig(f, format="png", metadata={"Description": f"sha256 {last['sha256']}, rule {rule(last['conventions'])}"})
