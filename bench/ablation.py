@@ -83,17 +83,18 @@ def table(rows, tokens_per_second):
 def figure(rows):
     """BLiMP and bits per byte against parameters, one point a variant."""
     from matplotlib.figure import Figure
-    picture = Figure(figsize=(10, 4.5), layout="constrained")
-    for axes, column, scale, label in zip(picture.subplots(1, 2), ("accuracy", "bits_per_byte"), (100, 1), ("BLiMP, strict, %", "validation, bits per byte")):
-        for name in VARIANTS:
-            mine = [scale * float(r[column]) for r in rows if r["name"] == name and not r["failed"]]
+    picture = Figure(figsize=(11, 4.5), layout="constrained")
+    left, right = picture.subplots(1, 2)
+    for axes, column, scale, label in ((left, "accuracy", 100, "BLiMP, strict, %"), (right, "bits_per_byte", 1, "validation, bits per byte")):
+        for i, name in enumerate(VARIANTS):
+            mine = [r for r in rows if r["name"] == name and not r["failed"]]
             if mine:
-                size = next(int(r["parameters"]) for r in rows if r["name"] == name) / 1e6
-                axes.errorbar(size, statistics.mean(mine), statistics.stdev(mine) if len(mine) > 1 else None, marker="o", capsize=3)
-                axes.annotate(name, (size, statistics.mean(mine)), xytext=(4, 4), textcoords="offset points", fontsize=8)
+                values = [scale * float(r[column]) for r in mine]
+                axes.errorbar(int(mine[0]["parameters"]) / 1e6, statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None,
+                              fmt="osD^vPX"[i % 7], color=f"C{i % 10}", capsize=3, ms=7, alpha=0.8, label=name)
         axes.set(xlabel="parameters, millions", ylabel=label)
-        axes.margins(x=0.2)
         axes.grid(alpha=0.3)
+    picture.legend(*right.get_legend_handles_labels(), loc="outside right center", fontsize=8)
     png = io.BytesIO()
     picture.savefig(png, format="png", dpi=100)
     return png.getvalue()
