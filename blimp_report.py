@@ -321,7 +321,7 @@ def plot(results, f):
     last = results[-1]
     kind = "phenomena" if last["phenomena"] else "paradigms"
     marks = REFERENCES if last["benchmark"].startswith("BLiMP") else {"chance": 50.0}
-    figure, axes = plt.subplots(figsize=(9, max(5, 0.3 * len(last[kind]) + 2)), dpi=120, layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, max(5, 0.3 * len(last[kind]) + 2)), dpi=100, layout="constrained")
     if len(results) == 1:
         numbers = 100 * np.array([[g["accuracy"], *g["interval"]] for g in last[kind].values()])
         axes.barh(list(last[kind]), numbers[:, 0], xerr=np.abs(numbers[:, 1:] - numbers[:, :1]).T, color="tab:blue", alpha=0.8, error_kw={"capsize": 2, "lw": 1})

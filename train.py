@@ -23,6 +23,7 @@ import platform
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -630,9 +631,12 @@ def main(argv=None):
         run.log.close()
     if world.main:
         print(progress.closing_block(run, ended_by))
+    status = 128 + ended_by if ended_by else 0
     if world.size > 1:
         dist.destroy_process_group()
-    return 128 + ended_by if ended_by else 0
+        sys.stdout.flush()
+        os._exit(status)                                                # at the interpreter's own end, a thread of gloo's that is not done yet aborts one run in ten
+    return status
 
 
 if __name__ == "__main__":

@@ -661,8 +661,8 @@ def test_the_learning_curve_is_drawn_from_the_accuracies(lab, monkeypatch):
     results = json.load(open("r.json"))["checkpoints"]
     lines = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in figures[0].axes[0].get_lines()}
     for name in ("argument_structure", "binding"):
-        assert lines[name] == ([1000, 2000], [100 * r["phenomena"][name]["accuracy"] for r in results])
-    assert lines["mean over paradigms"] == ([1000, 2000], [100 * r["accuracy"] for r in results])
+        assert lines[name.replace("_", " ")] == ([0.001, 0.002], [100 * r["phenomena"][name]["accuracy"] for r in results])
+    assert lines["mean over paradigms"] == ([0.001, 0.002], [100 * r["accuracy"] for r in results])
 
 
 def test_learning_curve(lab, capsys):
