@@ -127,12 +127,12 @@ def test_no_tensor_of_all_logits_in_a_training_step(checkpointing):
 
 
 def test_the_plain_loss_needs_more_memory():
-    """By at least the logits, in two runs of train.py, each in a process of its own."""
+    """By at least the logits, in two runs of train.py, each in a process of its own, whose peak is never below that of the process that starts it."""
     big = ["tokenizer.vocab_size=20000", "model.hidden_size=16", "model.num_hidden_layers=1", "model.num_attention_heads=2", "model.intermediate_size=16", "train.compile=false",
-           "model.max_position_embeddings=64", "train.device=cpu", "train.batch_size=40", "train.gradient_accumulation_steps=1", "train.max_steps=1", "train.eval_windows=1",
+           "model.max_position_embeddings=64", "train.device=cpu", "train.batch_size=80", "train.gradient_accumulation_steps=1", "train.max_steps=1", "train.eval_windows=1",
            "train.sample_tokens=0", "train.dtype=float32"]
     chunked, plain = (memory.measure(loss, ["--preset", "quick", *big]) for loss in ("chunked", "plain"))
-    logits_mb = 40 * 64 * 20000 * 4 / 1e6
+    logits_mb = 80 * 64 * 20000 * 4 / 1e6
     assert float(plain["peak_memory_mb"]) - float(chunked["peak_memory_mb"]) > logits_mb, (chunked, plain)
     assert chunked["train_loss"][:5] == plain["train_loss"][:5] and float(chunked["first_step_seconds"]) > 0
     assert "train.btch" in memory.measure("chunked", ["--preset", "quick", "train.btch=1"])["failed"]
