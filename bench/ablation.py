@@ -70,10 +70,14 @@ def mean_sd(values, digits):
     return f"{statistics.mean(values):.{digits}f}{sd}"
 
 
+def finished(rows, name):
+    return [r for r in rows if r["name"] == name and not r["failed"]]
+
+
 def table(rows, tokens_per_second):
     lines = ["| variant | parameters | tokens/s, LLaMA = 1 | bits per byte | BLiMP, % | seeds |", "| --- | --- | --- | --- | --- | --- |"]
     for name in VARIANTS:
-        mine = [r for r in rows if r["name"] == name and not r["failed"]]
+        mine = finished(rows, name)
         if mine:
             lines.append(f"| {name} | {int(mine[0]['parameters']):,} | {tokens_per_second[name] / tokens_per_second['LLaMA']:.2f} | "
                          f"{mean_sd([float(r['bits_per_byte']) for r in mine], 3)} | {mean_sd([100 * float(r['accuracy']) for r in mine], 2)} | {len(mine)} |")
@@ -87,7 +91,7 @@ def figure(rows):
     left, right = picture.subplots(1, 2)
     for axes, column, scale, label in ((left, "accuracy", 100, "BLiMP, strict, %"), (right, "bits_per_byte", 1, "validation, bits per byte")):
         for i, name in enumerate(VARIANTS):
-            mine = [r for r in rows if r["name"] == name and not r["failed"]]
+            mine = finished(rows, name)
             if mine:
                 values = [scale * float(r[column]) for r in mine]
                 axes.errorbar(int(mine[0]["parameters"]) / 1e6, statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None,

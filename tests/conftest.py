@@ -16,6 +16,14 @@ TINY = ["data.name=tiny", "tokenizer.vocab_size=1000", "model.hidden_size=32", "
         "train.eval_windows=8", "train.learning_rate=1e-2", "train.min_learning_rate=1e-3", "train.warmup=2", "train.decay_steps=null"]
 
 
+@pytest.fixture(autouse=True)
+def strictness():
+    """A run with train.deterministic in a test's own process leaves PyTorch in its strict mode: not for the next test."""
+    yield
+    import torch  # not up there: it reads OMP_NUM_THREADS
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory):
     """A folder in which train.py finds config.yaml and data/tiny."""

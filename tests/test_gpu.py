@@ -22,12 +22,6 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUD
 RUN = [*TINY, "train.device=cuda", "train.compile=false", "train.max_steps=20", "train.decay_steps=20"]
 
 
-@pytest.fixture(autouse=True)
-def strictness():
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 def losses(*options, out):
     assert train.main([*RUN, f"train.out=out/{out}", *options]) == 0
     with open(f"out/{out}/losses.csv") as f:
