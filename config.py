@@ -13,6 +13,7 @@ import difflib
 import hashlib
 import json
 import os
+import signal
 import sys
 import tempfile
 import types
@@ -418,6 +419,7 @@ def run(main):
         print(f"error: {e}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)                    # ending takes a moment, and a second one would end it in a traceback
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:

@@ -15,6 +15,7 @@ import socket
 import sys
 import tempfile
 import time
+import traceback
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 sys.path.insert(0, ROOT)
@@ -32,30 +33,38 @@ RUN = ["train.batch_size=4", "train.eval_every=3", "train.save_every=1", "train.
 KINDS = {"muon, dropout, averaged weights, float32": (1, ["train.dtype=float32", "train.optimizer=muon", "model.dropout=0.1", "train.ema=0.9"]),
          "adamw bfloat16": (1, ["train.dtype=bfloat16", "train.gradient_accumulation_steps=2"]), "adamw float32": (1, ["train.dtype=float32"]),
          "two processes, dropout": (2, ["train.dtype=float32", "model.dropout=0.1"])}
+OUTPUT = "output.txt"                                                   # what the run in progress prints
 
 
 def start(main, args, processes=1):
-    """Runs the command main(args) in forked processes, their output thrown away; returns their pids. The parent never computes, so a fork is safe."""
+    """Runs the command main(args) in forked processes, their output in OUTPUT; returns their pids. The parent never computes, so a fork is safe."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     pids = []
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])           # a child is interrupted in the command, not in the lines that lead there
     for rank in range(processes):
         if pid := os.fork():
             pids.append(pid)
             continue
-        status = 1
+        status = 128 + signal.SIGINT                                    # also of a Ctrl-C that comes while another is being handled
         try:
             sys.modules["matplotlib.figure"] = None                     # no curves.png, which would be most of the time
             os.environ.update(RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 1)
-            os.dup2(null, 2)
+            output = os.open(OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
             configuration.run(lambda: main(args))
         except SystemExit as e:
             status = e.code or 0
+        except Exception as e:
+            if not isinstance(e.__context__, KeyboardInterrupt):        # as argparse's, which trips over its own tidying up when interrupted
+                traceback.print_exc()
+                status = 1
         finally:
             os._exit(status)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     return pids
 
 
@@ -127,7 +136,7 @@ def main(argv=None):
                     kills += 1
                     interrupts += status > 0
                 elif status:
-                    different.append(f"{kind}: ended with status {status}")
+                    different.append(f"{kind}: ended with status {status}: {open(OUTPUT).read()[-2000:]}")
                     break
                 left = os.listdir(parts) if os.path.isdir(parts) else []
                 in_write += any(name.endswith(".tmp") for name in left)

@@ -127,6 +127,12 @@ def test_output_that_cannot_be_written_is_one_line():
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "error: [Errno 28] No space left on device" in done.stderr
 
 
+def test_ctrl_c_again_while_ending_is_ignored():
+    code = "import atexit, config, os, signal; press = lambda: os.kill(os.getpid(), signal.SIGINT); atexit.register(press); config.run(press)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 130 and done.stderr == "interrupted\n"
+
+
 def test_atomic_write_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     """Content synced, then renamed, then the folder synced, so that the new name survives a power cut too."""
     events, fsync, replace = [], os.fsync, os.replace
