@@ -41,7 +41,7 @@ def start(main, args, processes=1):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    pids = []
+    pids, output = [], os.open(OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])           # a child is interrupted in the command, not in the lines that lead there
     for rank in range(processes):
         if pid := os.fork():
@@ -51,7 +51,6 @@ def start(main, args, processes=1):
         try:
             sys.modules["matplotlib.figure"] = None                     # no curves.png, which would be most of the time
             os.environ.update(RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-            output = os.open(OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(output, 1)
             os.dup2(output, 2)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
@@ -59,12 +58,13 @@ def start(main, args, processes=1):
         except SystemExit as e:
             status = e.code or 0
         except Exception as e:
-            if not isinstance(e.__context__, KeyboardInterrupt):        # as argparse's, which trips over its own tidying up when interrupted
+            if "save_nargs" not in str(e):                              # argparse's, which trips over its own tidying up when interrupted
                 traceback.print_exc()
                 status = 1
         finally:
             os._exit(status)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    os.close(output)
     return pids
 
 
