@@ -33,11 +33,9 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-import blimp_report as report
-import checkpoint
-import compare_page
-import config as configuration
-from config import UserError, atomic_write
+from lab import checkpoint, commands, compare_page, report
+from lab import settings as configuration
+from lab.files import UserError, atomic_write
 
 ROW = 128                                                               # tokens in a trie: the longer, the more is shared; the shorter, the less attention
 BLOCK = 16384                                                           # sequences laid out at once, so that memory does not grow with their number
@@ -361,4 +359,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    configuration.run(main)
+    commands.run(main)

@@ -23,9 +23,9 @@ try:
 except ImportError:                                                     # training needs it not
     safetensors = None
 
-import checkpoint
-import config as configuration
-from config import UserError, atomic_write
+from lab import checkpoint, commands
+from lab import settings as configuration
+from lab.files import UserError, atomic_write
 from model import Model, parameter_counts, sharing
 from tokenizer import load as load_tokenizer
 
@@ -512,4 +512,4 @@ Written by export.py from the checkpoint with SHA-256 {sha}.
 """
 
 if __name__ == "__main__":
-    configuration.run(main)
+    commands.run(main)

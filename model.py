@@ -23,7 +23,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from config import UserError
+from lab.files import UserError
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Norm and rotary positions

@@ -36,10 +36,12 @@ import zlib
 import numpy as np
 from tqdm import tqdm
 
-import pocket_english
 import tokenizer
-from config import UserError, atomic_write, file_sha256, parse_args, run, sealed
-from download import DownloadError, download, read_json
+from lab import pocket_english
+from lab.commands import run
+from lab.download import DownloadError, download, read_json
+from lab.files import UserError, atomic_write, file_sha256, sealed
+from lab.settings import parse_args
 
 FORMAT = 1                      # of meta.json
 # Mirrors: the environment variables SLLAMA_LAB_BABYLM_URL (a folder of the six files) and SLLAMA_LAB_BLIMP_URL (the archive).

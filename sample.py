@@ -11,9 +11,8 @@ import sys
 
 import torch
 
-import checkpoint
-import config
-from config import UserError
+from lab import checkpoint, commands
+from lab.files import UserError
 from model import Cache
 
 
@@ -137,4 +136,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    config.run(main)
+    commands.run(main)

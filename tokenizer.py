@@ -17,7 +17,7 @@ import re
 
 import sentencepiece
 
-from config import UserError
+from lab.files import UserError
 
 LONGEST_LINE = 16_384   # characters: SentencePiece's trainer counts the characters of a word in 16 bits
 SPACE = "\u2581"        # ▁, what SentencePiece writes for a space

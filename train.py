@@ -33,10 +33,9 @@ import torch.nn.functional as F
 import yaml
 from tqdm import tqdm
 
-import checkpoint
-import config as configuration
-import progress
-from config import UserError, atomic_write
+from lab import checkpoint, commands, files, progress
+from lab import settings as configuration
+from lab.files import UserError, atomic_write
 from model import Model
 from tokenizer import load as load_tokenizer
 
@@ -166,7 +165,7 @@ def load_data(config, T):
     try:
         with open(os.path.join(folder, "meta.json"), encoding="utf-8") as f:
             meta = json.load(f)
-        if configuration.sealed(meta) != meta:
+        if files.sealed(meta) != meta:
             raise ValueError("changed since prepare.py wrote it")
         vocab, hashes = meta["vocab_size"], (meta["train"]["sha256"], meta["val"]["sha256"])
     except FileNotFoundError:
@@ -640,4 +639,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    configuration.run(main)
+    commands.run(main)

@@ -16,9 +16,10 @@ import time
 import torch
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-import config as configuration
 import train
-from config import atomic_write
+from lab import commands
+from lab import settings as configuration
+from lab.files import atomic_write
 from model import Model
 from trials import read, run_list
 
@@ -123,4 +124,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    configuration.run(main)
+    commands.run(main)

@@ -17,8 +17,8 @@ import tempfile
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import config as configuration  # noqa: E402
-from config import UserError  # noqa: E402
+from lab import commands
+from lab.settings import UserError  # noqa: E402
 
 LM_EVAL = """
 import json, sys
@@ -108,4 +108,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    configuration.run(main)
+    commands.run(main)

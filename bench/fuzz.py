@@ -40,16 +40,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 import yaml
 
-import blimp_report
-import checkpoint
-import config as configuration
 import eval_blimp
 import export
 import model
 import prepare
 import tokenizer
 import train
-from config import UserError
+from lab import checkpoint, commands, files
+from lab import report as blimp_report
+from lab import settings as configuration
+from lab.files import UserError
 
 LIMIT, MEMORY = 10, 2**30           # seconds of a trial, bytes more than the process had
 OUTCOMES = ("refused", "same", "changed", "traceback", "hang")
@@ -425,9 +425,9 @@ def main(argv=None):
         print(f"FAILURE {f['kind']} trial {f['trial']}: {f['outcome']} {f['words']}")
     print(f"trials: {sum(r['trials'] for r in rows)}\nfailures: {len(failures)}")
     if args.json:
-        configuration.atomic_write(args.json, json.dumps({"seed": args.seed, "kinds": rows, "failures": failures}, indent=1) + "\n")
+        files.atomic_write(args.json, json.dumps({"seed": args.seed, "kinds": rows, "failures": failures}, indent=1) + "\n")
     return 1 if failures else 0
 
 
 if __name__ == "__main__":
-    configuration.run(main)
+    commands.run(main)

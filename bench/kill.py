@@ -22,10 +22,9 @@ sys.path.insert(0, ROOT)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
-import checkpoint
-import config as configuration
 import prepare
 import train
+from lab import checkpoint, commands, files
 
 SMALL = ["--config", os.path.join(ROOT, "config.yaml"), "--preset", "quick", "data.name=kill", "data.pocket_words=5000", "data.validation_kb=2", "tokenizer.vocab_size=400",
          "model.hidden_size=16", "model.num_hidden_layers=2", "model.num_attention_heads=2", "model.intermediate_size=24", "model.max_position_embeddings=256"]
@@ -54,7 +53,7 @@ def start(main, args, processes=1):
             os.dup2(output, 1)
             os.dup2(output, 2)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-            configuration.run(lambda: main(args))
+            commands.run(lambda: main(args))
         except SystemExit as e:
             status = e.code or 0
         except Exception as e:
@@ -143,7 +142,7 @@ def main(argv=None):
                 for name in (n for n in ("last.pt", "ckpt.pt") if n in left):
                     try:
                         checkpoint.load(os.path.join(parts, name))
-                    except configuration.UserError as e:
+                    except files.UserError as e:
                         unreadable.append(str(e))
             if status == 0:
                 different += [f"{kind}: {what}" for what in differences(whole, parts)]
@@ -157,4 +156,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    configuration.run(main)
+    commands.run(main)

@@ -19,7 +19,8 @@ import tempfile
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 sys.path.insert(0, ROOT)
-import config as configuration  # no torch up here: a process starts with its parent's peak
+from lab import commands
+from lab import settings as configuration  # no torch up here: a process starts with its parent's peak
 
 
 def random_data(config, T):
@@ -117,4 +118,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    configuration.run(main)
+    commands.run(main)

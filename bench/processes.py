@@ -14,8 +14,8 @@ import sys
 import tempfile
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-import config as configuration
-from config import UserError
+from lab import commands
+from lab.files import UserError
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SETTINGS = {"plain": [],
@@ -49,4 +49,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    configuration.run(main)
+    commands.run(main)

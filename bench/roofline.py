@@ -22,10 +22,10 @@ import time
 import torch
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-import config as configuration
 import model as models
-import progress
 import train
+from lab import commands, files, progress
+from lab import settings as configuration
 from model import Model, parameter_counts, sharing
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}               # FLOP/s in bfloat16, dense, of the data sheets
@@ -258,8 +258,8 @@ def main(argv=None):
     result["settings"] = dataclasses.asdict(config.model)
     print("\n".join(table(result)))
     if args.json:
-        configuration.atomic_write(args.json, json.dumps(result, indent=1) + "\n")
+        files.atomic_write(args.json, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    configuration.run(main)
+    commands.run(main)

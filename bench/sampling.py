@@ -13,8 +13,7 @@ import time
 import torch
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-import checkpoint
-import config as configuration
+from lab import checkpoint, commands
 from model import Cache
 from sample import generate
 
@@ -50,4 +49,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    configuration.run(main)
+    commands.run(main)

@@ -39,7 +39,7 @@ def watched(arguments):
         mark(next(points))
         return out
     train.Run.__init__, train.train_step = built, stepped
-    train.configuration.run(lambda: train.main(arguments))
+    train.commands.run(lambda: train.main(arguments))
 
 
 def measure(arguments):

@@ -23,11 +23,11 @@ import numpy as np
 import torch
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-import config as configuration
-import progress
 import train
-from config import UserError
 from export import names
+from lab import commands, files, progress
+from lab import settings as configuration
+from lab.files import UserError
 from model import Model
 
 
@@ -181,8 +181,8 @@ def main(argv=None):
         if key != "curves":
             print(f"{key}: {value}")
     if args.json:
-        configuration.atomic_write(args.json, json.dumps(result, indent=1) + "\n")
+        files.atomic_write(args.json, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    configuration.run(main)
+    commands.run(main)

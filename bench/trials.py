@@ -20,9 +20,9 @@ import tempfile
 import yaml
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-import checkpoint
-import config as configuration
-from config import UserError, atomic_write
+from lab import checkpoint, commands
+from lab import settings as configuration
+from lab.files import UserError, atomic_write
 from model import parameter_counts
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -114,4 +114,4 @@ def run_list(entries, path, overrides, args):
 
 
 if __name__ == "__main__":
-    configuration.run(main)
+    commands.run(main)

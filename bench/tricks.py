@@ -14,7 +14,8 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 sys.path.insert(0, ROOT)
-import config as configuration
+from lab import commands
+from lab import settings as configuration
 from model import parameter_counts
 
 SIX = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"]        # Okabe and Ito: distinct for colour-blind readers
@@ -119,4 +120,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    configuration.run(main)
+    commands.run(main)

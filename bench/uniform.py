@@ -11,10 +11,11 @@ import sys
 import torch
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-import blimp_report
-import config
 import eval_blimp
 import tokenizer
+from lab import commands
+from lab import report as blimp_report
+from lab import settings as config
 from model import Model
 
 
@@ -32,4 +33,4 @@ def main():
 
 
 if __name__ == "__main__":
-    config.run(main)
+    commands.run(main)

@@ -27,9 +27,8 @@ def strictness():
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory):
     """A folder in which train.py finds config.yaml and data/tiny."""
-    import config
-    import pocket_english
     import tokenizer
+    from lab import files, pocket_english
     folder = tmp_path_factory.mktemp("project")
     (folder / "config.yaml").write_text((ROOT / "config.yaml").read_text())
     data = folder / "data" / "tiny"
@@ -45,7 +44,7 @@ def tiny_corpus(tmp_path_factory):
                        "sha256": hashlib.sha256(ids.tobytes()).hexdigest()}
     meta["tokens_per_word"] = meta["train"]["tokens"] / meta["train"]["words"]
     (data / "tokenizer.model").write_bytes(tok.model_bytes)
-    (data / "meta.json").write_text(json.dumps(config.sealed(meta)))
+    (data / "meta.json").write_text(json.dumps(files.sealed(meta)))
     return folder
 
 

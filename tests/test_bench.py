@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from config import ModelConfig
 from conftest import ROOT, TINY, command
+from lab.settings import ModelConfig
 from model import LinearCrossEntropy, Model
 
 sys.path.insert(0, str(ROOT / "bench"))

@@ -9,11 +9,11 @@ import zipfile
 import pytest
 import torch
 
-import checkpoint
-import pocket_english
 import tokenizer
-from config import ModelConfig, UserError
 from conftest import command, refused
+from lab import checkpoint, pocket_english
+from lab.files import UserError
+from lab.settings import ModelConfig
 from model import Model
 
 SHAPE = ModelConfig(vocab_size=400, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, max_position_embeddings=32, layer_sharing="share")

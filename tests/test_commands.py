@@ -10,10 +10,10 @@ import types
 
 import pytest
 
-import config
-import progress
 import train
 from conftest import ROOT, TINY, command, refused
+from lab import files, progress
+from lab import settings as config
 
 SMALL = ["--preset", "quick", "data.pocket_words=30000", "data.validation_kb=4", "tokenizer.vocab_size=600", "model.hidden_size=32", "model.num_hidden_layers=2",
          "model.num_attention_heads=2", "model.intermediate_size=48", "model.max_position_embeddings=64", "train.max_steps=40", "train.eval_every=20", "train.device=cpu"]
@@ -200,7 +200,7 @@ def test_log_sends_the_curves(kind, project, handlers, monkeypatch):
 @pytest.mark.parametrize("kind, module", [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])
 def test_log_without_its_package(kind, module, project, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)                      # as if it were not installed
-    with pytest.raises(config.UserError, match=f"pip install {kind}"):
+    with pytest.raises(files.UserError, match=f"pip install {kind}"):
         train.main([*TINY, f"train.log={kind}"])
     progress.Log(config.load_config(None, TINY), train.World()).close()    # off: neither is missed
 
@@ -208,7 +208,7 @@ def test_log_without_its_package(kind, module, project, monkeypatch):
 def test_a_log_file_shows_each_line_at_once(tmp_path):
     """Without PYTHONUNBUFFERED, what is printed before a long wait is in the file during that wait."""
     script = tmp_path / "waits.py"
-    script.write_text(f"import sys, time\nsys.path.insert(0, {str(ROOT)!r})\nimport config\n\ndef main():\n    print('banner \U0001f642')\n    time.sleep(60)\nconfig.run(main)\n")
+    script.write_text(f"import sys, time\nsys.path.insert(0, {str(ROOT)!r})\nfrom lab import commands\n\ndef main():\n    print('banner \U0001f642')\n    time.sleep(60)\ncommands.run(main)\n")
     env = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"} | {"PYTHONIOENCODING": "latin-1"}
     process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, env=env)
     began = time.monotonic()

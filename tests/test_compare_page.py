@@ -5,11 +5,9 @@ import json
 import numpy as np
 import pytest
 
-import blimp_report as report
-import checkpoint
-import compare_page
 import eval_blimp
-from config import UserError
+from lab import checkpoint, compare_page, report
+from lab.files import UserError
 from test_eval_blimp import Words, lab, lively, pair, uniform, write  # noqa: F401  (lab is a fixture)
 
 NASTY = ['</script><script>alert(1)</script>', '<b>bold</b> & "quoted" \'single\' &lt;', '<!-- x', ']]>', "<style>*{display:none}</style>", "a\u202eb שלום ≤ 🙂"]

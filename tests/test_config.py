@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import config
-from config import UserError, convert, load_config
 from conftest import ROOT
+from lab import files
+from lab.files import UserError
+from lab.settings import convert, load_config
 
 FILE = str(ROOT / "config.yaml")
 
@@ -123,12 +124,12 @@ def test_convert_gives_the_type_or_says_what_it_wanted(value, kind):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux's")
 def test_output_that_cannot_be_written_is_one_line():
-    done = subprocess.run([sys.executable, "-c", "import config; config.run(lambda: print('x'))"], stdout=open("/dev/full", "w"), stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", "from lab import commands; commands.run(lambda: print('x'))"], stdout=open("/dev/full", "w"), stderr=subprocess.PIPE, text=True, cwd=ROOT)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "error: [Errno 28] No space left on device" in done.stderr
 
 
 def test_ctrl_c_again_while_ending_is_ignored():
-    code = "import atexit, config, os, signal; press = lambda: os.kill(os.getpid(), signal.SIGINT); atexit.register(press); config.run(press)"
+    code = "import atexit, os, signal; from lab import commands; press = lambda: os.kill(os.getpid(), signal.SIGINT); atexit.register(press); commands.run(press)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 130 and done.stderr == "interrupted\n"
 
@@ -142,17 +143,17 @@ def test_atomic_write_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatc
         fsync(handle)
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", lambda a, b: events.append("rename") or replace(a, b))
-    config.atomic_write(tmp_path / "file", "12345")
+    files.atomic_write(tmp_path / "file", "12345")
     assert events == ["5 bytes", "rename", "folder"]
 
 
 def test_atomic_write_keeps_the_old_file_when_it_fails(tmp_path):
     path = tmp_path / "file"
-    config.atomic_write(path, "old")
+    files.atomic_write(path, "old")
 
     def breaks(f):
         f.write(b"half")
         raise OSError(28, "No space left on device")
     with pytest.raises(UserError, match="No space left"):
-        config.atomic_write(path, breaks)
+        files.atomic_write(path, breaks)
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -13,10 +13,10 @@ import zipfile
 
 import pytest
 
-import download
 import prepare
-from config import UserError
-from download import DownloadError
+from lab import download
+from lab.download import DownloadError
+from lab.files import UserError
 
 CONTENT = bytes(range(256)) * 3000                   # 768 kB
 TEXT = b"".join(b"The cats number %d chase the mice.\n" % i for i in range(3000))
@@ -327,7 +327,7 @@ def test_silence_is_noticed_in_time(silent):
 
 def test_the_limit_is_ten_seconds():
     import importlib
-    fresh = importlib.util.module_from_spec(spec := importlib.util.find_spec("download"))
+    fresh = importlib.util.module_from_spec(spec := importlib.util.find_spec("lab.download"))
     spec.loader.exec_module(fresh)
     assert fresh.TIMEOUT < 10
 

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import blimp_report as report
-import checkpoint
 import eval_blimp
-from config import ModelConfig, UserError
 from conftest import TINY, command, refused
+from lab import checkpoint, report
+from lab.files import UserError
+from lab.settings import ModelConfig
 from model import Model
 
 WORDS = "a b c d e f g h".split()                                       # ids 3 to 10; 0, 1, 2 are unknown, BOS, EOS

@@ -14,12 +14,11 @@ import pytest
 import torch
 import yaml
 
-import checkpoint
 import export
-import pocket_english
 import tokenizer
-from config import UserError
 from conftest import ROOT, command, refused
+from lab import checkpoint, pocket_english
+from lab.files import UserError
 from test_model import CASES, EVERY, GOLDEN, label, random_model, tiny
 
 SLLAMA = {"embedding": "repeat", "attention": "pwa", "mlp": "shared_projection", "layer_sharing": "share"}

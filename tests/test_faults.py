@@ -10,12 +10,12 @@ import sys
 import pytest
 import torch
 
-import checkpoint
-import config
 import export
 import train
-from config import UserError
 from conftest import ROOT, TINY, command, refused
+from lab import checkpoint
+from lab import settings as config
+from lab.files import UserError
 from model import Model
 
 

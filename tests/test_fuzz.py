@@ -8,11 +8,11 @@ import sys
 import pytest
 import torch
 
-import checkpoint
-import config
 import train
-from config import UserError
 from conftest import ROOT, TINY
+from lab import checkpoint
+from lab import settings as config
+from lab.files import UserError
 
 sys.path.insert(0, str(ROOT / "bench"))
 import fuzz

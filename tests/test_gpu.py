@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-import blimp_report
-import checkpoint
 import eval_blimp
-import pocket_english
 import tokenizer
 import train
-from config import ModelConfig, load_config
 from conftest import ROOT, TINY
+from lab import checkpoint, pocket_english
+from lab import report as blimp_report
+from lab.settings import ModelConfig, load_config
 from model import Model, parameter_counts
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

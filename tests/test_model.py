@@ -12,10 +12,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import checkpoint
 import export
 import model as model_file
-from config import ModelConfig
+from lab import checkpoint
+from lab.settings import ModelConfig
 from model import Cache, LinearCrossEntropy, Model, parameter_counts, rope_table, rotate
 
 GOLDEN = os.path.join(os.path.dirname(__file__), "golden", "sllama_reference")

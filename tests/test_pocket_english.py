@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-import config
-import pocket_english as pocket
+from lab import files
+from lab import pocket_english as pocket
 
 PHENOMENA = """anaphor_agreement argument_structure binding control_raising determiner_noun_agreement ellipsis filler_gap_dependency irregular_forms
 island_effects npi_licensing quantifiers subject_verb_agreement""".split()
@@ -221,5 +221,5 @@ def test_first_sentences_seen_do_not_decide(pairs):
 def test_command(capsys):
     pocket.main(["50", "--seed", "2"])
     assert capsys.readouterr().out == "".join(line + "\n" for line in pocket.text(50, seed=2))
-    with pytest.raises(config.UserError, match="WORDS: 0"):
+    with pytest.raises(files.UserError, match="WORDS: 0"):
         pocket.main(["0"])

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 import prepare
 import tokenizer
-from config import UserError, load_config
 from conftest import ROOT, command, refused
+from lab.files import UserError
+from lab.settings import load_config
 
 SMALL = ["data.name=t", "data.source=texts", "tokenizer.vocab_size=400", "eval.data=pairs"]     # pairs/ exists: no network is asked
 
@@ -370,7 +371,7 @@ def test_cleaning_steps(step, before, after):
 
 def test_cleaning_leaves_plain_english_alone():
     """BLiMP-like sentences pass every step unchanged."""
-    import pocket_english
+    from lab import pocket_english
     lines = [line for line in pocket_english.text(3000, seed=3) if line]
     lines += ["Who hadn't Anne's sister's friend disliked?", "\"Come in!\" said the king; the king's men (all 3) didn't.", "It's 5:30 - or 6.", "What a day...", "A: b"][:4]
     assert prepare.clean("\n".join(lines) + "\n", list(prepare.CLEANING)) == [*lines, ""]

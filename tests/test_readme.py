@@ -13,12 +13,12 @@ import sys
 import pytest
 import torch
 
-import config
 import model
-import pocket_english
 import train
 from conftest import ROOT
 from export import unfold
+from lab import files, pocket_english
+from lab import settings as config
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Not run here, only read: they need the network, several machines, another project or half an hour. Their shell is parsed, and what they give to our files is checked.
@@ -162,7 +162,7 @@ def test_the_new_trick_is_a_whole_one(walk):
 
 def test_an_unknown_attention_is_a_mistake():
     settings = config.load_config(None, ["model.attention=none"], str(ROOT / "config.yaml"))
-    with pytest.raises(config.UserError, match="attention: 'none': expected one of mha, skqa, pwa, rra"):
+    with pytest.raises(files.UserError, match="attention: 'none': expected one of mha, skqa, pwa, rra"):
         model.Model(settings.model)
 
 

@@ -7,12 +7,11 @@ import sys
 import pytest
 import torch
 
-import checkpoint
-import pocket_english
 import sample
 import tokenizer
-from config import ModelConfig
 from conftest import ROOT, command, refused
+from lab import checkpoint, pocket_english
+from lab.settings import ModelConfig
 from model import Cache, Model
 
 SHAPE = ModelConfig(vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, max_position_embeddings=24)

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import tokenizer
-from config import UserError
+from lab.files import UserError
 
 LINES = ["The cats chase the mice, and the mice hide.", "A dog  barks at 1024 trees!", "Who do the girls think that the boys saw?", "\tJosé said: \"naïve\" – twice."] * 5
 

@@ -16,10 +16,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import checkpoint
 import train
-from config import UserError, load_config
 from conftest import ROOT, TINY, command, refused
+from lab import checkpoint
+from lab.files import UserError
+from lab.settings import load_config
 from model import Model
 
 sys.path.insert(0, str(ROOT / "bench"))
@@ -384,9 +385,9 @@ def test_processes_that_do_not_share_the_folder_are_told_so(project, monkeypatch
 
 def test_a_second_ctrl_c_ends_at_once(project):
     """In the middle of a step that takes a minute: one line, and last.pt is that of the step before."""
-    code = ("import sys, time, config, train\nstep = train.train_step\n"
+    code = ("import sys, time, train\nfrom lab import commands\nstep = train.train_step\n"
             "def slow(r):\n    if r.step == 2:\n        print('in step 2', flush=True)\n        time.sleep(60)\n    return step(r)\n"
-            "train.train_step = slow\nconfig.run(lambda: train.main(sys.argv[1:]))")
+            "train.train_step = slow\ncommands.run(lambda: train.main(sys.argv[1:]))")
     process = subprocess.Popen([sys.executable, "-c", code, *TINY, "train.save_every=1", "train.out=out/a"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                env={**os.environ, "PYTHONPATH": str(ROOT)})
     while "in step 2" not in process.stdout.readline() and process.poll() is None:

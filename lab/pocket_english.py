@@ -18,7 +18,7 @@ import random
 import re
 import zlib
 
-import config
+from lab import commands, files
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Lexicon
@@ -551,10 +551,10 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     if args.words < 1:
-        raise config.UserError(f"WORDS: {args.words} is not a number of words; give 1 or more")
+        raise files.UserError(f"WORDS: {args.words} is not a number of words; give 1 or more")
     for line in text(args.words, args.seed):
         print(line)
 
 
 if __name__ == "__main__":
-    config.run(main)
+    commands.run(main)

@@ -15,7 +15,7 @@ import urllib.request
 
 from tqdm import tqdm
 
-from config import UserError, atomic_write, file_sha256
+from lab.files import UserError, atomic_write, file_sha256
 
 TIMEOUT = 9         # seconds of silence: a host that cannot be reached is noticed within ten
 ATTEMPTS = 6        # tries per file

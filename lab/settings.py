@@ -7,15 +7,9 @@ One file holds every setting; a preset is a set of overrides; the command line h
 Values are converted by the type each field declares below (PyYAML reads 3e-4 as a string), so a wrong key, type or
 range is found before anything starts, and everything that is wrong is reported at once.
 """
-import contextlib
 import dataclasses
 import difflib
-import hashlib
-import json
 import os
-import signal
-import sys
-import tempfile
 import types
 import typing
 from dataclasses import dataclass, field
@@ -23,9 +17,7 @@ from typing import Literal
 
 import yaml
 
-
-class UserError(Exception):
-    """A mistake the user can mend. Its text names the file or key, says what is wrong and what to do."""
+from lab.files import UserError
 
 
 def setting(low=None, high=None, above=None, default=dataclasses.MISSING):
@@ -290,7 +282,7 @@ def load_config(preset=None, overrides=(), path="config.yaml"):
     Raises UserError listing every unknown key, wrong type, value out of range and impossible combination.
     """
     if path == "config.yaml" and not os.path.exists(path):              # outside the project's folder: the project's own
-        path = os.path.join(os.path.dirname(os.path.abspath(__file__)), path)
+        path = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), path)
     try:
         with open(path, encoding="utf-8") as f:
             tree = parse_yaml(f.read(), path)
@@ -345,87 +337,3 @@ def parse_args(parser, argv=None):
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the file's, e.g. train.seed=1")
     args = parser.parse_intermixed_args(argv)
     return args, load_config(args.preset, args.overrides, args.config)
-
-
-UMASK = os.umask(0)
-os.umask(UMASK)
-
-
-def atomic_write(path, content):
-    """Writes bytes, text or what content(file) writes to `path`: a reader sees the old file or the new one, never a part.
-
-    Raises UserError naming the file when it cannot be written (full disk, read-only folder); the old file is then untouched.
-    """
-    folder, temporary = os.path.dirname(os.path.abspath(path)), None
-    try:
-        os.makedirs(folder, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=os.path.basename(path) + ".", suffix=".tmp")
-        with os.fdopen(handle, "wb") as f:
-            if callable(content):
-                content(f)
-            else:
-                f.write(content.encode() if isinstance(content, str) else content)
-            f.flush()
-            os.fsync(f.fileno())
-        os.chmod(temporary, 0o666 & ~UMASK)                             # mkstemp's files are private; these are like any other
-        os.replace(temporary, path)
-        temporary = None
-        sync_folder(folder)
-    except (OSError, RuntimeError) as e:
-        if isinstance(e, RuntimeError) and e.__context__:               # in which torch.save wraps what happens to its file
-            e = e.__context__
-        if not isinstance(e, Exception):                                # Ctrl-C
-            raise e from None
-        reason = getattr(e, "strerror", None) or str(e).split("\n")[0]
-        raise UserError(f"{path}: cannot be written ({reason}); free some space or choose another folder, what was there before is untouched") from None
-    finally:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
-
-
-def sync_folder(folder):
-    """A renamed file has its new name after a power cut only once its folder is on the disk too. Not every system can open one."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def file_sha256(path):
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        while part := f.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
-
-
-def sealed(tree):
-    """A dictionary for a JSON file with a checksum of the rest of it as `meta_sha256`: where one digit has changed since, sealed(tree) != tree."""
-    rest = {key: value for key, value in tree.items() if key != "meta_sha256"}
-    return {**rest, "meta_sha256": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
-
-
-def run(main):
-    """Runs a command: a UserError becomes one `error:` line and exit status 2, Ctrl-C ends with 130, a closed pipe with 141."""
-    if sys.stdout:                                                      # a log file shows each line at once; a terminal that lacks a character, a ?
-        sys.stdout.reconfigure(line_buffering=True, errors="replace")
-    try:
-        status = main()
-        sys.stdout.flush()
-        sys.exit(status)
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)                    # ending takes a moment, and a second one would end it in a traceback
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(141)
-    except OSError as e:                                                # of a disk, a device, a terminal: the standard output too may be a full disk
-        print(f"error: {e}", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(2)

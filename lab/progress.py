@@ -13,7 +13,7 @@ import sys
 
 import torch
 
-from config import UserError, atomic_write
+from lab.files import UserError, atomic_write
 from model import chunk_size, parameter_counts
 from sample import generate
 

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch.overrides import TorchFunctionMode
 
-from config import ModelConfig, UserError, atomic_write, file_sha256, model_config
+from lab.files import UserError, atomic_write, file_sha256
+from lab.settings import ModelConfig, model_config
 from model import Model, parameter_counts
 from tokenizer import Tokenizer
 

@@ -9,7 +9,7 @@ import os
 
 import numpy as np
 
-import blimp_report as report
+from lab import report
 
 FLIPS = 2000                                                            # changed pairs in the file, shared by paradigms and checkpoints: half a megabyte
 COLORS = "#4a90d9 #e5892b #3fa66b #b668c4 #d9534f #8a8a8a".split()      # readable on white and on black

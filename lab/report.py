@@ -14,7 +14,7 @@ import sys
 
 import numpy as np
 
-from config import UserError
+from lab.files import UserError
 
 # BLiMP's 67 paradigms, 1000 pairs each, and how many of them the BabyLM challenge's vocabulary filter keeps (59,875 in all)
 BLIMP = {name: int(size) for name, size in (item.split(":") for item in """
