@@ -1,6 +1,6 @@
 """Pocket English: a small probabilistic grammar that tells stories, and knows which sentences it would never tell.
 
-    python pocket_english.py 300 --seed 1        # 300 words of it
+    python -m lab.pocket_english 300 --seed 1        # 300 words of it
 
 - `text(words, seed)`: any amount of simple English, the same on every Python and platform: stories with a cast and a tense, paragraphs, dialogue.
 - `pairs(seed, per_paradigm)`: minimal pairs in BLiMP's fields for its twelve phenomena (Warstadt et al. 2020); paradigms and sentences are our own.

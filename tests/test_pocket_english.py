@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from conftest import ROOT
 from lab import files
 from lab import pocket_english as pocket
 
@@ -57,7 +58,8 @@ def test_text_is_the_same_everywhere():
 
 @pytest.mark.parametrize("hash_seed", ["0", "1"])
 def test_text_does_not_depend_on_the_hash_seed(hash_seed):
-    out = subprocess.run([sys.executable, pocket.__file__, "500", "--seed", "3"], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONHASHSEED": hash_seed})
+    out = subprocess.run([sys.executable, "-m", "lab.pocket_english", "500", "--seed", "3"], capture_output=True, text=True,
+                         check=True, cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": hash_seed})
     assert out.stdout == "".join(line + "\n" for line in pocket.text(500, seed=3))
 
 
