@@ -48,13 +48,13 @@ def rope_table(positions, head_dim, theta):
     return tuple(torch.from_numpy(f(angles).astype(np.float32)) for f in (np.cos, np.sin))
 
 
-def rotate(x, cos, sin):
+def apply_rotary_emb(x, cos, sin):
     """Turns the pairs (i, i + hs/2) of each head. x (B, T, nh, hs); cos, sin (B or 1, T, 1, hs/2)."""
     a, b = x.float().chunk(2, dim=-1)                                   # (B, T, nh, hs/2) each
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
 
-class Cache(list):
+class KVCache(list):
     """Keys and values of the tokens so far, one pair per call of an attention, in the order of the calls."""
 
     def __init__(self):
@@ -71,7 +71,7 @@ class Cache(list):
         return self[self.call - 1]
 
 
-def attend(q, k, v, mask, cache):
+def attention(q, k, v, mask, cache):
     """softmax(q k^T / sqrt(hs)) v, causal unless a mask says otherwise. q (B, nh, T, hs); k, v (B, nkv, S, .) -> (B, nh, T, .)"""
     if cache is not None:
         k, v = cache.extend(k, v)
@@ -132,8 +132,8 @@ class Attention(nn.Module):
         v = v.view(B, T, self.kv_heads, self.head_dim)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, *rope), rotate(k, *rope)
-        y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, cache)    # (B, nh, T, hs)
+        q, k = apply_rotary_emb(q, *rope), apply_rotary_emb(k, *rope)
+        y = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, cache)    # (B, nh, T, hs)
         return self.output(y.transpose(1, 2).reshape(B, T, h))          # heads side by side: (B, T, h)
 
 
@@ -257,7 +257,7 @@ class Projector(nn.Module):
         if not self.attention:
             return self.projector(x)
         q, k, v = (proj(x).unsqueeze(1) for proj in (self.q, self.k, self.v))    # (B, 1, T, e), the same, (B, 1, T, h)
-        return F.silu(attend(q, k, v, mask, cache).squeeze(1))                   # (B, T, h)
+        return F.silu(attention(q, k, v, mask, cache).squeeze(1))                   # (B, T, h)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -325,7 +325,7 @@ def chunk_size(vocab, dtype, device):
 # The model
 
 
-class Layer(nn.Module):
+class Block(nn.Module):
     """What a layer has of its own; its attention and MLP belong to its group."""
 
     def __init__(self, config):
@@ -349,7 +349,7 @@ class Model(nn.Module):
             self.embed_tokens = nn.Embedding(V, h if config.embedding == "full" else h // config.embedding_factor)
         if config.embedding in ("linear", "attention"):
             self.projector = Projector(config)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(layers))
+        self.layers = nn.ModuleList(Block(config) for _ in range(layers))
         self.attention = nn.ModuleList(attention_class(config)(config) for _ in range(groups))
         self.mlp = nn.ModuleList(MLP(config) for _ in range(groups))
         self.norm = RMSNorm(h, config.rms_norm_eps)

@@ -13,7 +13,7 @@ import torch
 
 from lab import checkpoint, commands
 from lab.files import UserError
-from model import Cache
+from model import KVCache
 
 
 def adjust(logits, seen, temperature, top_k, top_p, repetition_penalty):
@@ -42,10 +42,10 @@ def generate(model, ids, max_tokens, seed=0, temperature=1.0, top_k=0, top_p=1.0
     """Yields (id, probability the model gave it) of up to `max_tokens` tokens after `ids`, a non-empty list."""
     device, context = model.lm_head.weight.device, model.config.max_position_embeddings
     generator = torch.Generator().manual_seed(seed)
-    ids, new, cache = list(ids), list(ids)[-context:], Cache()
+    ids, new, cache = list(ids), list(ids)[-context:], KVCache()
     for _ in range(max_tokens):
         if cache.length + len(new) > context:
-            new, cache = ids[-(context // 2):], Cache()
+            new, cache = ids[-(context // 2):], KVCache()
         logits = model.step(torch.tensor([new], device=device), cache)[0]
         p = adjust(logits, ids, temperature, top_k, top_p, repetition_penalty)
         token = torch.multinomial(p.cpu(), 1, generator=generator).item()

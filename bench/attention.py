@@ -1,4 +1,4 @@
-"""Causal attention in bfloat16 on a CPU: two matrix products and a softmax, as in model.attend, beside PyTorch's fused kernel.
+"""Causal attention in bfloat16 on a CPU: two matrix products and a softmax, as in model.attention, beside PyTorch's fused kernel.
 
     python bench/attention.py               # about a minute
 
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from model import attend
+from model import attention
 from train import keep_freed_memory
 
 SHAPES = {"sllama": (32, 4, 256, 16), "llama-26m": (16, 6, 512, 64), "llama-66m": (8, 8, 512, 64)}      # windows, heads, tokens, head size
@@ -31,7 +31,7 @@ def main(rounds=9):
         tensors = [torch.randn(B, T, nh, hs, dtype=torch.bfloat16).transpose(1, 2).requires_grad_() for _ in range(3)]
         grad, ratios = torch.randn(B, nh, T, hs, dtype=torch.bfloat16), []
         for _ in range(rounds + 1):
-            ours = seconds(lambda q, k, v: attend(q, k, v, None, None), tensors, grad)
+            ours = seconds(lambda q, k, v: attention(q, k, v, None, None), tensors, grad)
             fused = seconds(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), tensors, grad)
             ratios.append(fused / ours)
         ratios = ratios[1:]                                             # the first is a warm-up

@@ -14,7 +14,7 @@ import torch
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from lab import checkpoint, commands
-from model import Cache
+from model import KVCache
 from sample import generate
 
 
@@ -22,7 +22,7 @@ def recompute(model, ids, tokens):
     """The likeliest tokens after `ids`, each from a forward pass over all of the text so far."""
     ids = list(ids)
     for _ in range(tokens):
-        ids.append(model.step(torch.tensor([ids]), Cache())[0].argmax().item())
+        ids.append(model.step(torch.tensor([ids]), KVCache())[0].argmax().item())
     return ids[-tokens:]
 
 

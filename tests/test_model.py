@@ -16,7 +16,7 @@ import export
 import model as model_file
 from lab import checkpoint
 from lab.settings import ModelConfig
-from model import Cache, LinearCrossEntropy, Model, parameter_counts, rope_table, rotate
+from model import KVCache, LinearCrossEntropy, Model, parameter_counts, rope_table, apply_rotary_emb
 
 GOLDEN = os.path.join(os.path.dirname(__file__), "golden", "sllama_reference")
 CASES = json.load(open(GOLDEN + ".json"))
@@ -238,7 +238,7 @@ def test_cached_generation_equals_recomputation(embedding):
         model = random_model(config)
         with torch.no_grad():
             whole = model(IDS)
-            cache, start = Cache(), 0
+            cache, start = KVCache(), 0
             for n in (1, 1, 3, 1, 4, 1):
                 step = model.step(IDS[:, start:start + n], cache)
                 start += n
@@ -248,7 +248,7 @@ def test_cached_generation_equals_recomputation(embedding):
 
 def test_greedy_generation_with_cache_picks_the_same_tokens():
     model = random_model(tiny(embedding="repeat", attention="pwa", mlp="shared_projection", layer_sharing="share"), seed=4)
-    ids, cache, new = IDS[:1, :3], Cache(), IDS[:1, :3]
+    ids, cache, new = IDS[:1, :3], KVCache(), IDS[:1, :3]
     for _ in range(20):
         new = model.step(new, cache).argmax(-1, keepdim=True)
         assert new.item() == model(ids)[0, -1].argmax().item()
@@ -343,7 +343,7 @@ def test_compile_changes_no_loss():
 def test_rope_is_a_rotation_of_complex_numbers():
     cos, sin = rope_table(50, 8, 10000.0)
     x = torch.randn(2, 50, 3, 8)
-    y = rotate(x, cos[None, :, None], sin[None, :, None])
+    y = apply_rotary_emb(x, cos[None, :, None], sin[None, :, None])
     frequency = 10000.0 ** (-torch.arange(0, 8, 2, dtype=torch.float64) / 8)
     turn = torch.polar(torch.ones(50, 4, dtype=torch.float64), torch.arange(50)[:, None] * frequency)[:, None]     # (T, 1, hs/2)
     z = torch.complex(x[..., :4].double(), x[..., 4:].double()) * turn
@@ -353,7 +353,7 @@ def test_rope_is_a_rotation_of_complex_numbers():
 def test_rope_scores_depend_on_the_distance_alone():
     cos, sin = rope_table(40, 16, 10000.0)
     q, k = torch.randn(2, 1, 1, 1, 16)
-    at = lambda x, m: rotate(x, cos[None, m:m + 1, None], sin[None, m:m + 1, None]).flatten()                     # noqa: E731
+    at = lambda x, m: apply_rotary_emb(x, cos[None, m:m + 1, None], sin[None, m:m + 1, None]).flatten()                     # noqa: E731
     for distance in (0, 1, 7, 20):
         scores = torch.stack([at(q, m + distance) @ at(k, m) for m in range(20)])
         torch.testing.assert_close(scores, scores[:1].expand(20), rtol=1e-4, atol=1e-5)
@@ -475,6 +475,6 @@ def test_bfloat16_attention_on_a_cpu_is_as_close_to_float32_as_the_fused_kernel(
         out = f(*tensors)
         out.backward(grad)
         return torch.stack([(a.float() - b).norm() / b.norm() for a, b in zip((out, *(t.grad for t in tensors)), (truth, *(t.grad for t in exact)))])
-    ours = errors(lambda q, k, v: model_file.attend(q, k, v, None, None))
+    ours = errors(lambda q, k, v: model_file.attention(q, k, v, None, None))
     fused = errors(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True))
     assert (ours < 1.5 * fused + 1e-3).all() and ours.max() < 0.015, (ours, fused)

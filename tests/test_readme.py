@@ -149,7 +149,7 @@ def test_the_new_trick_is_a_whole_one(walk):
         out, changed = m(ids), ids.clone()
         changed[:, 8:] = (ids[:, 8:] + 1) % 61
         assert torch.allclose(m(changed)[:, :8], out[:, :8], atol=1e-6) and not torch.allclose(m(changed)[:, 8:], out[:, 8:], atol=1e-3)
-        cache = model.Cache()
+        cache = model.KVCache()
         m.step(ids[:, :5], cache)
         assert torch.allclose(m.step(ids[:, 5:], cache), out[:, -1], atol=1e-5)
         plain = model.Model(config.model_config({**shape, "num_key_value_heads": kv})).eval()

@@ -12,7 +12,7 @@ import tokenizer
 from conftest import ROOT, command, refused
 from lab import checkpoint, pocket_english
 from lab.settings import ModelConfig
-from model import Cache, Model
+from model import KVCache, Model
 
 SHAPE = ModelConfig(vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, max_position_embeddings=24)
 
@@ -68,7 +68,7 @@ def test_top_k_top_p_penalty_by_hand():
 
 
 def test_probability_reported_is_the_models(model):
-    cache = Cache()
+    cache = KVCache()
     expected = model.step(torch.tensor([[1, 5]]), cache)[0].softmax(-1)
     token, p = next(sample.generate(model, [1, 5], 1, temperature=0.3))
     assert p == pytest.approx(expected[token].item())
