@@ -1,21 +1,30 @@
-"""LLaMA and SLlama in one file.
+"""LLaMA and SLlama in one file, which needs PyTorch and NumPy only: copy it out and it works.
 
 A plain LLaMA (RMSNorm, rotary positions, SwiGLU, no biases; Touvron et al. 2023) and the four tricks by which SLlama
 (Omolaoye, Owoyele, de Melo, EMNLP 2025; code ovasoft/sllama) makes it small, each next to its baseline:
 
-    setting          baseline   trick                 what is saved (h = hidden, V = vocabulary, f = MLP width, L = layers)
-    embedding        full       repeat (RRHP)         table V x h/4 instead of V x h, each row tiled four times
-                                linear | attention    the same narrow table, widened by a small layer instead
-    attention        mha        pwa                   6 h instead of 4 h^2: q, k, v pick rows from one table of six; no output matrix
-                                skqa | rra            3 h^2: queries = keys | ~h^2: a quarter of each output, tiled four times
-    mlp              full       shared_projection     2 h f instead of 3 h f: the way up is the way down, transposed (SPMLP)
-    layer_sharing    none       share | reuse         one attention and MLP per group of layers | L/2 layers, each run twice
+    setting          baseline   trick                what is saved (h hidden size, V vocabulary, f MLP width, L layers)
+    embedding        full       repeat (RRHP)        table V x h/4 instead of V x h, each row tiled four times
+                                linear | attention   the same narrow table, widened by a small layer instead
+    attention        mha        pwa                  6 h instead of 4 h^2: q, k, v pick rows from one table of six
+                                skqa | rra           3 h^2: queries = keys | ~h^2: a quarter of each output, tiled
+    mlp              full       shared_projection    2 h f instead of 3 h f: the way up is the way down, transposed
+    layer_sharing    none       share | reuse        one attention and MLP per group of layers | L/2 layers, run twice
 
 Layers are shared by construction: `attention` and `mlp` are lists with one entry per group and layer i uses group(i),
 so no copy, save, load or compile can untie them. Weight names are Hugging Face's where they have one.
 The loss over the vocabulary never holds a (tokens x V) tensor: see LinearCrossEntropy.
+
+    model = Model(ModelConfig(vocab_size=1000, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+                              intermediate_size=128))
+    model(ids, targets).backward()                                      # ids, targets: (B, T); targets one token ahead
+    for token, probability in model.generate([1], max_tokens=20): ...
 """
+import dataclasses
 import itertools
+import typing
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,9 +32,80 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lab.files import UserError
+# ----------------------------------------------------------------------------------------------------------------------
+# Settings
 
-# ---------------------------------------------------------------------------------------------------------------------
+
+@dataclass
+class ModelConfig:
+    """Shape and tricks of a model, under Hugging Face's names where they have one. The defaults are a plain LLaMA's."""
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int                                              # width of the MLP
+    num_key_value_heads: int | None = None                              # None: as many as attention heads
+    max_position_embeddings: int = 256                                  # context, tokens
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    tie_word_embeddings: bool = False                                   # one matrix for embedding and head
+    embedding: Literal["full", "repeat", "linear", "attention"] = "full"
+    embedding_factor: int = 4                                           # the narrow tables' rows are hidden_size / this
+    attention: str = "mha"                                              # a name in ATTENTION below
+    mlp: Literal["full", "shared_projection"] = "full"
+    layer_sharing: Literal["none", "share", "reuse"] = "none"
+    num_groups: int = 1                                                 # of layers with their own weights, for `share`
+    hidden_act: Literal["silu", "relu2"] = "silu"
+    qk_norm: bool = False                                               # RMSNorm of queries and keys, per head
+    dropout: float = 0.0                                                # on the embedding and both residual branches
+
+    def problems(self):
+        """What cannot be built, each as `key: reason`; an empty list for a model that can."""
+        limits = {"vocab_size": (2, 2**20), "hidden_size": (1, 2**16), "num_hidden_layers": (1, 1024),
+                  "num_attention_heads": (1, 1024), "intermediate_size": (1, 2**18), "num_key_value_heads": (1, 1024),
+                  "max_position_embeddings": (2, 2**17), "rms_norm_eps": (1e-12, 0.1), "rope_theta": (1e-3, 1e12),
+                  "embedding_factor": (1, 1024), "num_groups": (1, 1024), "dropout": (0, 0.9)}
+        choices = {field.name: typing.get_args(field.type) for field in dataclasses.fields(self)}
+        choices["attention"] = tuple(ATTENTION)
+        found = []
+        for key, value in vars(self).items():
+            low, high = limits.get(key, (None, None))
+            if key in limits and value is not None and not low <= value <= high:
+                found.append(f"{key}: {value} must be at {f'least {low}' if value < low else f'most {high}'}")
+            elif isinstance(value, str) and value not in choices[key]:
+                found.append(f"{key}: {value!r}: expected one of {', '.join(choices[key])}")
+        return found or self.conflicts()
+
+    def conflicts(self):
+        """Settings that are possible each by itself, but not together."""
+        h, heads, layers = self.hidden_size, self.num_attention_heads, self.num_hidden_layers
+        kv_heads = self.num_key_value_heads or heads
+        head_dim = h // heads
+        narrow = self.embedding != "full"
+        rules = [                                                       # (what must hold, what to say if it does not)
+            (h % heads == 0,
+             f"num_attention_heads: {heads} does not divide hidden_size {h}"),
+            (head_dim % 2 == 0 or h % heads,
+             f"num_attention_heads: hidden_size/heads = {head_dim} must be even, RoPE turns pairs of numbers"),
+            (heads % kv_heads == 0,
+             f"num_key_value_heads: {kv_heads} does not divide num_attention_heads {heads}"),
+            (kv_heads == heads or self.attention != "skqa",
+             "num_key_value_heads: `skqa` uses one matrix for queries and keys, so these need as many heads"),
+            (not narrow or h % self.embedding_factor == 0,
+             f"embedding_factor: {self.embedding_factor} does not divide hidden_size {h}"),
+            (not narrow or not self.tie_word_embeddings,
+             f"tie_word_embeddings: the table of embedding `{self.embedding}` is narrower than the head; set false"),
+            (self.attention != "rra" or head_dim * kv_heads % 4 == 0,
+             f"attention: `rra` repeats a quarter of the width, and {head_dim * kv_heads} is not a multiple of 4"),
+            (self.layer_sharing != "share" or self.num_groups <= layers,
+             f"num_groups: {self.num_groups} groups for {layers} layers"),
+            (self.layer_sharing != "reuse" or layers % 2 == 0,
+             f"layer_sharing: `reuse` runs L/2 layers twice each, so num_hidden_layers {layers} must be even"),
+        ]
+        return [reason for holds, reason in rules if not holds]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # Norm and rotary positions
 
 
@@ -39,13 +119,15 @@ class RMSNorm(nn.Module):
 
     def forward(self, x):
         x32 = x.float()
-        return (x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight).to(x.dtype)
+        scale = torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)
+        return (x32 * scale * self.weight).to(x.dtype)
 
 
 def rope_table(positions, head_dim, theta):
-    """cos and sin, each (positions, head_dim/2): position m turns pair i by the angle m * theta^(-2i/head_dim) (Su et al. 2021)."""
-    angles = np.outer(np.arange(positions), theta ** (-np.arange(0, head_dim, 2) / head_dim))
-    return tuple(torch.from_numpy(f(angles).astype(np.float32)) for f in (np.cos, np.sin))
+    """cos and sin, each (positions, hs/2): position m turns pair i by m * theta^(-2i/hs) radians (Su et al. 2021)."""
+    frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)      # (hs/2)
+    angles = np.outer(np.arange(positions), frequencies)                # (positions, hs/2)
+    return torch.from_numpy(np.cos(angles).astype(np.float32)), torch.from_numpy(np.sin(angles).astype(np.float32))
 
 
 def apply_rotary_emb(x, cos, sin):
@@ -54,46 +136,71 @@ def apply_rotary_emb(x, cos, sin):
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
 
-class KVCache(list):
-    """Keys and values of the tokens so far, one pair per call of an attention, in the order of the calls."""
+# ----------------------------------------------------------------------------------------------------------------------
+# Attention: softmax(q k^T / sqrt(hs)) v and what it remembers
+
+
+class KVCache:
+    """Keys and values of the tokens so far, one pair for each attention of a pass, in the order in which they come."""
 
     def __init__(self):
-        super().__init__()
-        self.length, self.call = 0, 0
+        self.pairs = []                                                 # (k, v), each (B, nkv, length, hs)
+        self.length = 0                                                 # tokens
+        self.next = 0                                                   # which pair the pass comes to next
 
     def extend(self, k, v):
-        """Appends k, v (B, nh, T, hs) of the new tokens and returns those of all tokens."""
-        if self.call == len(self):
-            self.append((k, v))
+        """Appends k, v (B, nkv, T, hs) of the new tokens and returns those of all tokens."""
+        if self.next == len(self.pairs):
+            self.pairs.append((k, v))
         else:
-            self[self.call] = tuple(torch.cat(pair, dim=2) for pair in zip(self[self.call], (k, v)))
-        self.call += 1
-        return self[self.call - 1]
+            old_k, old_v = self.pairs[self.next]
+            self.pairs[self.next] = torch.cat((old_k, k), dim=2), torch.cat((old_v, v), dim=2)
+        self.next += 1
+        return self.pairs[self.next - 1]
 
 
-def attention(q, k, v, mask, cache):
-    """softmax(q k^T / sqrt(hs)) v, causal unless a mask says otherwise. q (B, nh, T, hs); k, v (B, nkv, S, .) -> (B, nh, T, .)"""
+def attention(q, k, v, mask=None, cache=None):
+    """softmax(q k^T / sqrt(hs)) v: q (B, nh, T, hs); k (B, nkv, S, hs); v (B, nkv, S, dv) -> (B, nh, T, dv).
+
+    Causal, unless a mask says otherwise: True where a token may look, broadcast to (B, nh, T, S).
+    """
     if cache is not None:
         k, v = cache.extend(k, v)
-    q = q.to(v.dtype)
-    k = k.to(v.dtype)
+    q, k = q.to(v.dtype), k.to(v.dtype)
+    if not bfloat16_on_cpu(q, k, mask):
+        causal = mask is None and q.shape[2] > 1
+        grouped = q.shape[1] != k.shape[1]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+    return attention_written_out(q, k, v, mask)
+
+
+def bfloat16_on_cpu(q, k, mask):
+    """Whether PyTorch's fused kernel takes 2 to 3 times as long as the written-out one (bench/speed/attention.py)."""
+    one_mask_for_all = mask is None or mask.dim() == 2
+    slow_there = q.dtype == torch.bfloat16 and q.device.type == "cpu" and 1 < q.shape[2] <= 1024
+    return slow_there and q.shape == k.shape and one_mask_for_all
+
+
+def attention_written_out(q, k, v, mask):
+    """The same as two matrix products and a softmax, some heads at a time: their 8 MB of weights stay in the cache."""
     B, nh, T, hs = q.shape
-    if v.dtype == torch.bfloat16 and v.device.type == "cpu" and q.shape == k.shape and 1 < T <= 1024 and (mask is None or mask.dim() == 2):
-        # PyTorch's fused kernel takes 2 to 3 times as long here, forward and backward (bench/attention.py)
-        seen = torch.ones(T, T, dtype=torch.bool).tril() if mask is None else mask
-        hidden = torch.zeros(T, T, dtype=q.dtype).masked_fill(~seen, -torch.inf)
-        some = max(1, 2**22 // T**2)                                    # heads at a time: 8 MB of weights
-        y = [torch.baddbmm(hidden, a, b.mT, alpha=hs**-0.5).softmax(-1) @ c for a, b, c in zip(*(t.reshape(B * nh, T, -1).split(some) for t in (q, k, v)))]
-        return torch.cat(y).view(B, nh, T, -1)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1, enable_gqa=nh != k.shape[1])
+    visible = torch.ones(T, T, dtype=torch.bool).tril() if mask is None else mask
+    bias = torch.zeros(T, T, dtype=q.dtype).masked_fill(~visible, -torch.inf)
+    heads = max(1, 2**22 // T**2)
+    q, k, v = (t.reshape(B * nh, T, -1).split(heads) for t in (q, k, v))       # lists of (heads, T, hs)
+    parts = []
+    for some_q, some_k, some_v in zip(q, k, v):
+        scores = torch.baddbmm(bias, some_q, some_k.mT, alpha=hs**-0.5)         # (heads, T, T)
+        parts.append(scores.softmax(-1) @ some_v)                               # (heads, T, dv)
+    return torch.cat(parts).view(B, nh, T, -1)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Attention: the baseline, then each alternative as the smallest difference from it
+# ----------------------------------------------------------------------------------------------------------------------
+# Attention layers: the baseline, then each alternative as the smallest difference from it
 
 
 class Attention(nn.Module):
-    """Multi-head attention, with fewer key-value than query heads if asked: 2 h^2 + 2 h h_kv parameters."""
+    """mha: multi-head attention, with fewer key-value than query heads if asked: 2 h^2 + 2 h h_kv parameters."""
 
     def __init__(self, config):
         super().__init__()
@@ -101,10 +208,10 @@ class Attention(nn.Module):
         self.kv_heads = config.num_key_value_heads or self.heads
         self.head_dim = h // self.heads
         self.build(h, self.kv_heads * self.head_dim)
+        self.qk_norm = config.qk_norm
         if config.qk_norm:
             self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
             self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
-        self.qk_norm = config.qk_norm
 
     def build(self, h, h_kv):
         self.q_proj = nn.Linear(h, h, bias=False)
@@ -129,12 +236,14 @@ class Attention(nn.Module):
         q, k, v = self.project(x)
         q = q.view(B, T, self.heads, self.head_dim)                     # (B, T, nh, hs)
         k = k.view(B, T, self.kv_heads, self.head_dim)                  # (B, T, nkv, hs)
-        v = v.view(B, T, self.kv_heads, self.head_dim)
+        v = v.view(B, T, self.kv_heads, self.head_dim)                  # (B, T, nkv, hs)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = apply_rotary_emb(q, *rope), apply_rotary_emb(k, *rope)
-        y = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, cache)    # (B, nh, T, hs)
-        return self.output(y.transpose(1, 2).reshape(B, T, h))          # heads side by side: (B, T, h)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)       # (B, nh or nkv, T, hs)
+        y = attention(q, k, v, mask, cache)                             # (B, nh, T, hs)
+        y = y.transpose(1, 2).reshape(B, T, h)                          # (B, T, h): heads side by side
+        return self.output(y)
 
 
 class SharedQueryKey(Attention):
@@ -164,8 +273,9 @@ class PermutatedWeights(Attention):
 
     def build(self, h, h_kv):
         self.shared_weights = nn.Parameter(torch.empty(6, h))
-        picks = itertools.cycle(itertools.chain.from_iterable(itertools.permutations(range(6), 4)))
-        self.register_buffer("picks", torch.tensor(list(itertools.islice(picks, h + 2 * h_kv))), persistent=False)
+        numbers = itertools.cycle(itertools.chain.from_iterable(itertools.permutations(range(6), 4)))
+        picks = torch.tensor(list(itertools.islice(numbers, h + 2 * h_kv)))
+        self.register_buffer("picks", picks, persistent=False)          # (h + 2 h_kv): which row of the six
         self.widths = (h, h_kv, h_kv)
 
     @staticmethod
@@ -173,7 +283,8 @@ class PermutatedWeights(Attention):
         return 6 * h
 
     def project(self, x):
-        return F.linear(x, self.shared_weights[self.picks]).split(self.widths, dim=-1)
+        weight = self.shared_weights[self.picks]                        # (h + 2 h_kv, h)
+        return F.linear(x, weight).split(self.widths, dim=-1)
 
     def output(self, y):
         return y
@@ -193,7 +304,7 @@ class RepeatedReducedAttention(Attention):
         return 2 * (h + 1) * (h // 4) + 2 * (h + 1) * (h_kv // 4)
 
     def project(self, x):
-        return tuple(proj(x).repeat(1, 1, 4) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        return self.q_proj(x).repeat(1, 1, 4), self.k_proj(x).repeat(1, 1, 4), self.v_proj(x).repeat(1, 1, 4)
 
     def output(self, y):
         return self.o_proj(y).repeat(1, 1, 4)
@@ -202,14 +313,8 @@ class RepeatedReducedAttention(Attention):
 ATTENTION = {"mha": Attention, "skqa": SharedQueryKey, "pwa": PermutatedWeights, "rra": RepeatedReducedAttention}
 
 
-def attention_class(config):
-    if config.attention not in ATTENTION:
-        raise UserError(f"model.attention: {config.attention!r}: expected one of {', '.join(ATTENTION)}")
-    return ATTENTION[config.attention]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# MLP
+# ----------------------------------------------------------------------------------------------------------------------
+# MLP, and what widens a narrow embedding
 
 
 def relu2(x):
@@ -217,50 +322,53 @@ def relu2(x):
 
 
 class MLP(nn.Module):
-    """down(act(gate(x)) * up(x)), SwiGLU with act = silu (Shazeer 2020): 3 h f."""
+    """down(act(gate(x)) * up(x)), SwiGLU with act = silu (Shazeer 2020): 3 h f. Shared (SPMLP): up = down^T, 2 h f."""
 
     def __init__(self, config):
         super().__init__()
         h, f = config.hidden_size, config.intermediate_size
         self.act = {"silu": F.silu, "relu2": relu2}[config.hidden_act]
+        self.shared = config.mlp == "shared_projection"
         self.gate_proj = nn.Linear(h, f, bias=False)
-        if config.mlp == "full":
+        if not self.shared:
             self.up_proj = nn.Linear(h, f, bias=False)
         self.down_proj = nn.Linear(f, h, bias=False)
-        self.shared = config.mlp == "shared_projection"                 # SPMLP: up = down transposed, 2 h f
 
     def forward(self, x):
         up = F.linear(x, self.down_proj.weight.T) if self.shared else self.up_proj(x)   # (B, T, f)
-        return self.down_proj(self.act(self.gate_proj(x)) * up)
+        return self.down_proj(self.act(self.gate_proj(x)) * up)                         # (B, T, h)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Embedding: what widens a row of h/4 numbers to h
+class LinearProjector(nn.Module):
+    """embedding `linear`: h/4 -> h with bias."""
+
+    def __init__(self, e, h):
+        super().__init__()
+        self.projector = nn.Linear(e, h)
+
+    def forward(self, x, mask, cache):
+        return self.projector(x)
 
 
-class Projector(nn.Module):
-    """embedding `linear`: h/4 -> h with bias. embedding `attention`: one causal head over the sequence, then SiLU.
+class AttentionProjector(nn.Module):
+    """embedding `attention`: one causal head over the sequence, h/4 -> h, then SiLU.
 
-    The released attention projector sees the whole sequence, future included, which breaks a language model; here it is causal.
+    The released one sees the whole sequence, future included, which breaks a language model; here it is causal.
     """
 
-    def __init__(self, config):
+    def __init__(self, e, h):
         super().__init__()
-        h, e = config.hidden_size, config.hidden_size // config.embedding_factor
-        self.attention = config.embedding == "attention"
-        if self.attention:
-            self.q, self.k, self.v = nn.Linear(e, e), nn.Linear(e, e), nn.Linear(e, h)
-        else:
-            self.projector = nn.Linear(e, h)
+        self.q = nn.Linear(e, e)
+        self.k = nn.Linear(e, e)
+        self.v = nn.Linear(e, h)
 
-    def forward(self, x, mask=None, cache=None):
-        if not self.attention:
-            return self.projector(x)
-        q, k, v = (proj(x).unsqueeze(1) for proj in (self.q, self.k, self.v))    # (B, 1, T, e), the same, (B, 1, T, h)
-        return F.silu(attention(q, k, v, mask, cache).squeeze(1))                   # (B, T, h)
+    def forward(self, x, mask, cache):
+        q, k, v = self.q(x), self.k(x), self.v(x)                       # (B, T, e), (B, T, e), (B, T, h)
+        one_head = (t.unsqueeze(1) for t in (q, k, v))                  # (B, 1, T, e or h)
+        return F.silu(attention(*one_head, mask, cache).squeeze(1))     # (B, T, h)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 # Loss
 
 
@@ -268,43 +376,50 @@ class LinearCrossEntropy(torch.autograd.Function):
     """Mean of -log softmax(x W^T)[target], and its gradients, a chunk of tokens at a time.
 
     A chunk's logits (n, V) are made, used for the loss and for both gradients while they are in the cache, and
-    overwritten by the next. There is one pass of exp per chunk, and the division by the normaliser s is done on the small
-    side of each product:
+    overwritten by the next. There is one pass of exp per chunk, and the division by the normaliser s is done on the
+    small side of each product:
         dx = (e W) / s - W[target]        dW = e^T (x / s) - onehot^T x        with e = exp(logits - shift), s = sum(e)
-    The shift, a row's largest logit, is only needed where exp could overflow; as |x . w| <= |x| |w|, that is mostly known not to be.
-    z_loss adds z (log s)^2 per token, which pulls the normaliser towards 1 (PaLM, section 5).
+    The shift, a row's largest logit, is only needed where exp could overflow; as |x . w| <= |x| |w|, that is mostly
+    known not to be. z_loss adds z_loss (log of the normaliser)^2 per token, which pulls it towards 1 (PaLM, section 5).
     """
 
     @staticmethod
     def forward(ctx, x, weight, targets, z_loss, dtype, need_grad):
         """x (N, h), weight (V, h), targets (N) with -100 = not scored; dtype of the matrix products."""
-        keep, t = (targets >= 0)[:, None], targets.clamp(min=0)         # (N, 1), (N)
+        scored, target = (targets >= 0)[:, None], targets.clamp(min=0)[:, None]         # (N, 1) each
         xs, w = x.to(dtype), weight.to(dtype)
         (N, h), V = x.shape, len(w)
         size = min(N, chunk_size(V, dtype, x.device))
         buffer = torch.empty(size, V, dtype=dtype, device=x.device)
-        dx = torch.empty(N, h, dtype=torch.float32, device=x.device) if need_grad else None
-        dw = torch.zeros(h, V, dtype=torch.float32, device=x.device) if need_grad else None
-        safe = dtype != torch.float16 and xs.float().norm(dim=1).max() * w.float().norm(dim=1).max() < 60
-        total = torch.zeros((), dtype=torch.float32, device=x.device)
-        for i in range(0, N, size):
-            xc, tc, kc = xs[i:i + size], t[i:i + size, None], keep[i:i + size]          # (n, h), (n, 1), (n, 1)
-            e = torch.mm(xc, w.T, out=buffer[:len(xc)])                 # logits (n, V)
-            shift = 0 if safe else e.amax(1, keepdim=True)
-            target_logit = (e.gather(1, tc) - shift).float()            # (n, 1)
-            e = e.exp_() if safe else e.sub_(shift).exp_()
-            s = sum(part.sum(1, keepdim=True).float() for part in e.split(2048, dim=1))     # (n, 1); a sum in bfloat16 is rounded to 8 bits
-            log_s = s.log()
-            z = log_s + shift                                           # log of the normaliser
-            total += torch.where(kc, log_s - target_logit + z_loss * z.square(), 0).sum()
-            if need_grad:
-                slope = torch.where(kc, (1 + 2 * z_loss * z) / s, 0)    # d loss / d z, over s
-                torch.mul(e @ w, slope, out=dx[i:i + size])
-                dw += (xc * slope).to(dtype).T @ e
-        count = keep.sum().clamp(min=1)
         if need_grad:
-            dx -= torch.where(keep, w[t].float(), 0)
-            dw = dw.T.contiguous().index_add_(0, t, torch.where(keep, -xs.float(), 0))
+            dx = torch.empty(N, h, dtype=torch.float32, device=x.device)
+            dw = torch.zeros(h, V, dtype=torch.float32, device=x.device)                # W's gradient, transposed
+        largest = xs.float().norm(dim=1).max() * w.float().norm(dim=1).max()            # no logit is larger
+        safe = dtype != torch.float16 and largest < 60
+        total = torch.zeros((), dtype=torch.float32, device=x.device)
+        for start in range(0, N, size):
+            chunk = slice(start, start + size)
+            xc = xs[chunk]                                                              # (n, h)
+            logits = torch.mm(xc, w.T, out=buffer[:len(xc)])                            # (n, V)
+            shift = 0 if safe else logits.amax(1, keepdim=True)                         # (n, 1)
+            target_logit = (logits.gather(1, target[chunk]) - shift).float()            # (n, 1)
+            shifted = logits if safe else logits.sub_(shift)                            # in the place of logits, and
+            e = shifted.exp_()                                                          # in the place of both (n, V)
+            parts = e.split(2048, dim=1)                                                # a long bfloat16 sum is rough
+            s = sum(part.sum(1, keepdim=True).float() for part in parts)                # (n, 1)
+            log_s = s.log()
+            z = log_s + shift                                                           # log of the normaliser (n, 1)
+            losses = log_s - target_logit + z_loss * z.square()
+            total += torch.where(scored[chunk], losses, 0).sum()
+            if need_grad:
+                slope = torch.where(scored[chunk], (1 + 2 * z_loss * z) / s, 0)         # d loss / d z, over s
+                torch.mul(e @ w, slope, out=dx[chunk])
+                dw += (xc * slope).to(dtype).T @ e
+        count = scored.sum().clamp(min=1)
+        if need_grad:
+            target = target[:, 0]
+            dx -= torch.where(scored, w[target].float(), 0)
+            dw = dw.T.contiguous().index_add_(0, target, torch.where(scored, -xs.float(), 0))
             ctx.save_for_backward(dx, dw, count)
             ctx.dtypes = x.dtype, weight.dtype
         return total / count
@@ -318,39 +433,46 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 def chunk_size(vocab, dtype, device):
     """Tokens per chunk: logits of about 32 MB on a CPU (its cache), 512 MB elsewhere (enough work per kernel)."""
-    return max(64, (2**25 if device.type == "cpu" else 2**29) // (vocab * dtype.itemsize))
+    memory = 2**25 if device.type == "cpu" else 2**29
+    return max(64, memory // (vocab * dtype.itemsize))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 # The model
 
 
 class Block(nn.Module):
-    """What a layer has of its own; its attention and MLP belong to its group."""
+    """What a layer has of its own: its norms. Attention and MLP belong to its group."""
 
     def __init__(self, config):
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x, attention, mlp, rope, mask, cache, dropout):
-        x = x + F.dropout(attention(self.input_layernorm(x), rope, mask, cache), dropout)
+    def forward(self, x, attn, mlp, rope, mask, cache, dropout):
+        x = x + F.dropout(attn(self.input_layernorm(x), rope, mask, cache), dropout)
         return x + F.dropout(mlp(self.post_attention_layernorm(x)), dropout)
 
 
 class Model(nn.Module):
+    """Raises ValueError for settings that have problems()."""
+
     def __init__(self, config):
         super().__init__()
+        if problems := config.problems():
+            raise ValueError("; ".join(problems))
         self.config = config
-        h, V = config.hidden_size, config.vocab_size
+        h, V, e = config.hidden_size, config.vocab_size, config.hidden_size // config.embedding_factor
         layers, groups, self.order = sharing(config)
         self.lm_head = nn.Linear(h, V, bias=False)
-        if not config.tie_word_embeddings:                              # a tied model has no second table: it reads the head's rows
-            self.embed_tokens = nn.Embedding(V, h if config.embedding == "full" else h // config.embedding_factor)
-        if config.embedding in ("linear", "attention"):
-            self.projector = Projector(config)
+        if not config.tie_word_embeddings:                              # a tied model reads the head's rows
+            self.embed_tokens = nn.Embedding(V, h if config.embedding == "full" else e)
+        if config.embedding == "linear":
+            self.projector = LinearProjector(e, h)
+        elif config.embedding == "attention":
+            self.projector = AttentionProjector(e, h)
         self.layers = nn.ModuleList(Block(config) for _ in range(layers))
-        self.attention = nn.ModuleList(attention_class(config)(config) for _ in range(groups))
+        self.attention = nn.ModuleList(ATTENTION[config.attention](config) for _ in range(groups))
         self.mlp = nn.ModuleList(MLP(config) for _ in range(groups))
         self.norm = RMSNorm(h, config.rms_norm_eps)
         cos, sin = rope_table(config.max_position_embeddings, h // config.num_attention_heads, config.rope_theta)
@@ -369,38 +491,46 @@ class Model(nn.Module):
                 nn.init.normal_(p, std=0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
+            else:
+                nn.init.ones_(p)
+
+    def num_params(self):
+        return sum(p.numel() for p in self.parameters())
 
     def embed(self, ids, mask=None, cache=None):
         """ids (B, T) -> (B, T, h)"""
-        x = F.embedding(ids, self.lm_head.weight if self.config.tie_word_embeddings else self.embed_tokens.weight)
+        table = self.lm_head.weight if self.config.tie_word_embeddings else self.embed_tokens.weight
+        x = F.embedding(ids, table)                                     # (B, T, h) or (B, T, h/4)
+        if self.config.embedding == "full":
+            return x
         if self.config.embedding == "repeat":
             return x.repeat(1, 1, self.config.embedding_factor)         # RRHP: [e e e e]
-        return x if self.config.embedding == "full" else self.projector(x, mask, cache)
+        return self.projector(x, mask, cache)
 
     def hidden(self, ids, positions=None, mask=None, cache=None):
         """The last layer's output after the final norm, (B, T, h).
 
         ids (B, T); positions (T) or (B, T), default 0, 1, 2, ...; mask: True where a token may look, broadcast to
-        (B, heads, T, S), default causal; cache: the tokens before `ids`, which it is extended by.
+        (B, nh, T, S), default causal; cache: the tokens before `ids`, which it is extended by.
         """
         T = ids.shape[1]
         past = cache.length if cache is not None else 0
         if positions is None:
             if past + T > self.config.max_position_embeddings:
-                raise ValueError(f"{past + T} tokens do not fit into the context of {self.config.max_position_embeddings}")
-            cos, sin = self.cos[past:past + T], self.sin[past:past + T]
-        else:
-            cos, sin = self.cos[positions], self.sin[positions]         # ([B,] T, hs/2)
-        rope = tuple(t.view(-1, T, 1, t.shape[-1]) for t in (cos, sin))         # (B or 1, T, 1, hs/2)
+                raise ValueError(f"{past + T} tokens do not fit into the context of "
+                                 f"{self.config.max_position_embeddings}")
+            positions = slice(past, past + T)
+        cos = self.cos[positions].view(-1, T, 1, self.cos.shape[1])     # (B or 1, T, 1, hs/2)
+        sin = self.sin[positions].view(-1, T, 1, self.sin.shape[1])     # the same
         if past and T > 1 and mask is None:
             mask = torch.ones(T, past + T, dtype=torch.bool, device=ids.device).tril(past)
         if cache is not None:
-            cache.call = 0
+            cache.next = 0
         dropout = self.config.dropout if self.training else 0.0
 
         x = F.dropout(self.embed(ids, mask, cache), dropout)            # (B, T, h)
         for layer, group in self.order:
-            args = (x, self.attention[group], self.mlp[group], rope, mask, cache, dropout)
+            args = (x, self.attention[group], self.mlp[group], (cos, sin), mask, cache, dropout)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(self.layers[layer], *args, use_reentrant=False)
             else:
@@ -412,27 +542,49 @@ class Model(nn.Module):
     def forward(self, ids, targets=None):
         """Logits (B, T, V), or with targets (B, T), -100 = not scored, the mean next-token loss."""
         x = self.hidden(ids)
-        if targets is None:
-            return self.lm_head(x)
-        return self.loss(x, targets)
+        return self.lm_head(x) if targets is None else self.loss(x, targets)
 
     def loss(self, x, targets):
         """Mean loss of hidden states x (B, T, h) against targets (B, T), which are the ids one step ahead."""
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        x, targets = x.flatten(0, 1), targets.flatten()                 # (N, h), (N)
+        weight, need_grad = self.lm_head.weight, torch.is_grad_enabled()
         with torch.autocast(device, enabled=False):
-            return LinearCrossEntropy.apply(x.flatten(0, 1), self.lm_head.weight, targets.flatten(), self.z_loss, dtype, torch.is_grad_enabled())
+            return LinearCrossEntropy.apply(x, weight, targets, self.z_loss, dtype, need_grad)
 
     @torch.no_grad()
     def step(self, ids, cache):
-        """Logits (B, V) of the token after ids (B, T), in float32; the cache holds what came before and takes ids in."""
+        """Logits (B, V) of the token after ids (B, T), in float32; the cache holds what came before."""
         return self.lm_head(self.hidden(ids, cache=cache)[:, -1]).float()
+
+    def generate(self, ids, max_tokens, seed=0, pick=None):
+        """Yields (token, probability the model gave it) for `max_tokens` tokens after `ids`, a list that is not empty.
+
+        pick(logits (V), ids so far) -> probabilities (V) to draw from; default: the model's own, softmax(logits).
+        A text that outgrows the context goes on from its last half.
+        """
+        device, context = self.lm_head.weight.device, self.config.max_position_embeddings
+        generator = torch.Generator().manual_seed(seed)
+        ids = list(ids)
+        new, cache = ids[-context:], KVCache()
+        for _ in range(max_tokens):
+            if cache.length + len(new) > context:
+                new, cache = ids[-(context // 2):], KVCache()
+            logits = self.step(torch.tensor([new], device=device), cache)[0]            # (V)
+            probabilities = logits.softmax(-1)
+            chances = probabilities if pick is None else pick(logits, ids)
+            token = torch.multinomial(chances.cpu(), 1, generator=generator).item()
+            yield token, probabilities[token].item()
+            ids.append(token)
+            new = [token]
 
 
 def sharing(config):
     """(number of layers, number of groups, the (layer, group) to run, in order).
 
-    share: layer i uses group i * num_groups // L, its norms stay its own. reuse: L/2 layers, each twice in a row, norms included.
+    share: layer i uses group i * num_groups // L, its norms stay its own. reuse: L/2 layers, each twice in a row,
+    norms included.
     """
     L = config.num_hidden_layers
     if config.layer_sharing == "reuse":
@@ -443,12 +595,16 @@ def sharing(config):
 
 def parameter_counts(config):
     """Parameters by part, in closed form: {"embedding", "attention", "mlp", "norms", "head"}."""
-    h, V, f, e = config.hidden_size, config.vocab_size, config.intermediate_size, config.hidden_size // config.embedding_factor
-    hs = h // config.num_attention_heads
-    kv = (config.num_key_value_heads or config.num_attention_heads) * hs
+    h, V, f = config.hidden_size, config.vocab_size, config.intermediate_size
+    e = h // config.embedding_factor
+    head_dim = h // config.num_attention_heads
+    h_kv = (config.num_key_value_heads or config.num_attention_heads) * head_dim
     layers, groups, _ = sharing(config)
-    embedding = {"full": 0 if config.tie_word_embeddings else V * h, "repeat": V * e, "linear": V * e + (e + 1) * h,
-                 "attention": V * e + 2 * (e + 1) * e + (e + 1) * h}[config.embedding]
-    attention = attention_class(config).count(h, kv) + 2 * hs * config.qk_norm
+    embedding = {"full": 0 if config.tie_word_embeddings else V * h,
+                 "repeat": V * e,
+                 "linear": V * e + (e + 1) * h,
+                 "attention": V * e + 2 * (e + 1) * e + (e + 1) * h}
+    per_group = ATTENTION[config.attention].count(h, h_kv) + (2 * head_dim if config.qk_norm else 0)
     mlp = (3 if config.mlp == "full" else 2) * h * f
-    return {"embedding": embedding, "attention": groups * attention, "mlp": groups * mlp, "norms": (2 * layers + 1) * h, "head": V * h}
+    return {"embedding": embedding[config.embedding], "attention": groups * per_group, "mlp": groups * mlp,
+            "norms": (2 * layers + 1) * h, "head": V * h}

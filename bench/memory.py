@@ -20,7 +20,7 @@ import tempfile
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 sys.path.insert(0, ROOT)
 from lab import commands
-from lab import settings as configuration  # no torch up here: a process starts with its parent's peak
+from lab import settings as configuration
 
 
 def random_data(config, T):

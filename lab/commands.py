@@ -1,30 +1,74 @@
-"""How every command ends: one `error:` line for a mistake, 130 for Ctrl-C, 141 for a closed pipe."""
+"""How every command begins and ends: UTF-8, one `error:` line for a mistake, 130 for Ctrl-C, 141 for a closed pipe.
+
+A command imports this module before anything else, so that Ctrl-C during the longer imports is no traceback either.
+"""
 import os
 import signal
 import sys
 
-from lab.files import UserError
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def on_interrupt(handler):
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:               # as under nohup
+        signal.signal(signal.SIGINT, handler)
+
+
+def end_at_once(*_):
+    os.write(2, b"interrupted\n")
+    os._exit(130)
+
+
+def end_in_order(*_):
+    """The first Ctrl-C lets what runs clean up; another does not wait for that."""
+    on_interrupt(end_at_once)
+    raise KeyboardInterrupt
+
+
+program = getattr(sys.modules["__main__"], "__file__", None)
+if program and os.path.dirname(os.path.abspath(program)) == ROOT:       # a command of ours: not a test, nor a notebook
+    on_interrupt(end_at_once)
 
 
 def run(main):
-    """Runs a command: a UserError becomes one `error:` line and exit status 2, Ctrl-C ends with 130, a closed pipe with 141."""
-    if sys.stdout:                                                      # a log file shows each line at once; a terminal that lacks a character, a ?
-        sys.stdout.reconfigure(line_buffering=True, errors="replace")
+    """Runs a command to its exit: a UserError is one `error:` line and status 2, Ctrl-C is 130, a closed pipe 141."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if stream and "PYTHONIOENCODING" not in os.environ:             # whatever the locale says, or Windows
+            stream.reconfigure(encoding="utf-8")
+    if sys.stdout:
+        sys.stdout.reconfigure(line_buffering=True, errors="replace")   # a log file shows each line at once
+    try:
+        on_interrupt(end_in_order)
+        status = outcome(main)
+        on_interrupt(signal.SIG_IGN)                                    # the interpreter takes a moment to end
+    except KeyboardInterrupt:
+        on_interrupt(signal.SIG_IGN)
+        print("interrupted", file=sys.stderr)
+        status = 130
+    sys.exit(status)
+
+
+def outcome(main):
+    """The exit status of main()."""
+    from lab.files import UserError  # not above: it takes longer than this module
     try:
         status = main()
         sys.stdout.flush()
-        sys.exit(status)
+        return status
+    except SystemExit as e:                                             # argparse has said why
+        return e.code
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)                    # ending takes a moment, and a second one would end it in a traceback
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        return 2
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(141)
-    except OSError as e:                                                # of a disk, a device, a terminal: the standard output too may be a full disk
+        discard_output()
+        return 141
+    except OSError as e:                                                # of a device; the output may be on a full disk
         print(f"error: {e}", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(2)
+        discard_output()
+        return 2
+
+
+def discard_output():
+    """What is left in the buffer goes nowhere: writing it at the end would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

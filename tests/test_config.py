@@ -68,7 +68,7 @@ def test_skqa_and_groups_of_keys():
 def test_file_faults(tmp_path):
     path = tmp_path / "c.yaml"
     good = (ROOT / "config.yaml").read_text()
-    for text, words in (("preset: a\npreset: b\n", "line 2: key `preset` is given twice"), ("a: [1\n", "not valid YAML"), ("", "expected the sections"),
+    for text, words in (("preset: a\npreset: b\n", "line 2: not valid YAML: key `preset` is given twice"), ("a: [1\n", "not valid YAML"), ("", "expected the sections"),
                         (good.replace("preset: sllama", "preset: slama"), "did you mean `sllama`"),
                         (good.replace("  seed: 0  ", "  sed: 0  ", 1), "unknown key; did you mean `seed`"),
                         (good.replace("train:\n", "train: 3\nx:\n", 1), "expected settings below it"), ("\t- :", "YAML")):

@@ -16,7 +16,7 @@ import export
 import model as model_file
 from lab import checkpoint
 from lab.settings import ModelConfig
-from model import KVCache, LinearCrossEntropy, Model, parameter_counts, rope_table, apply_rotary_emb
+from model import KVCache, LinearCrossEntropy, Model, apply_rotary_emb, parameter_counts, rope_table
 
 GOLDEN = os.path.join(os.path.dirname(__file__), "golden", "sllama_reference")
 CASES = json.load(open(GOLDEN + ".json"))
@@ -289,7 +289,7 @@ def test_a_tree_of_continuations_equals_separate_sequences(config):
         torch.testing.assert_close(tree[8:], model.hidden(torch.cat((prefix, right))[None])[0, 4:], rtol=1e-5, atol=1e-5)
 
 
-def naive_attention(q, k, v, mask, cache):
+def naive_attention(q, k, v, mask=None, cache=None):
     """softmax(q k^T / sqrt(hs)) v as it is written in the paper; cache is not used here."""
     k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
     scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])                             # (B, nh, T, T)
@@ -302,7 +302,7 @@ def test_naive_attention_equals_sdpa(config, monkeypatch):
     results = []
     for naive in (False, True):
         if naive:
-            monkeypatch.setattr(model_file, "attend", naive_attention)
+            monkeypatch.setattr(model_file, "attention", naive_attention)
         model = random_model(config)
         loss = model(IDS[:, :-1], IDS[:, 1:])
         loss.backward()

@@ -161,9 +161,8 @@ def test_the_new_trick_is_a_whole_one(walk):
 
 
 def test_an_unknown_attention_is_a_mistake():
-    settings = config.load_config(None, ["model.attention=none"], str(ROOT / "config.yaml"))
     with pytest.raises(files.UserError, match="attention: 'none': expected one of mha, skqa, pwa, rra"):
-        model.Model(settings.model)
+        config.load_config(None, ["model.attention=none"], str(ROOT / "config.yaml"))
 
 
 def test_pictures_and_files_that_the_readme_names_exist():
