@@ -17,7 +17,7 @@ import torch
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 import train
-from lab import commands
+from lab import commands, devices
 from lab import settings as configuration
 from lab.files import atomic_write
 from model import Model
@@ -46,13 +46,13 @@ VARIANTS = {
 
 def speeds(rounds=5):
     """Tokens per second of whole training steps of 8 windows, each variant in turn; median over the rounds."""
-    train.keep_freed_memory()
+    devices.keep_freed_memory()
     made = {}
     for name, settings in VARIANTS.items():
         c = configuration.load_config("sllama", [*PLAIN, *settings])
         model = Model(c.model)
         made[name] = model, train.make_optimizers(model, c.train, torch.device("cpu"))[0], []
-    dtype, _ = train.pick_precision(torch.device("cpu"), "auto")
+    dtype, _ = devices.pick_precision(torch.device("cpu"), "auto")
     ids = torch.randint(3, 32000, (8, 257), generator=torch.Generator().manual_seed(0))
     for _ in range(rounds + 1):                                         # the first is a warm-up
         for model, optimizer, seconds in made.values():

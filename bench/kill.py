@@ -32,6 +32,7 @@ RUN = ["train.batch_size=4", "train.eval_every=3", "train.save_every=1", "train.
 KINDS = {"muon, dropout, averaged weights, float32": (1, ["train.dtype=float32", "train.optimizer=muon", "model.dropout=0.1", "train.ema=0.9"]),
          "adamw bfloat16": (1, ["train.dtype=bfloat16", "train.gradient_accumulation_steps=2"]), "adamw float32": (1, ["train.dtype=float32"]),
          "two processes, dropout": (2, ["train.dtype=float32", "model.dropout=0.1"])}
+MEASURED = ("seconds", "timed_seconds", "timed_tokens", "peak_memory_mb", "rows")      # times, or compared by losses()
 OUTPUT = "output.txt"                                                   # what the run in progress prints
 
 
@@ -93,7 +94,7 @@ def same(a, b):
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if k not in ("seconds", "rows"))
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if k not in MEASURED)
     return len(a) == len(b) and all(map(same, a, b)) if isinstance(a, (list, tuple)) else a == b
 
 

@@ -29,11 +29,12 @@ def random_data(config, T):
 
     import numpy as np
 
-    import train
+    from lab.data import TokenDataset       # not up there, it loads torch: a process starts with its parent's peak
+
     V, s = config.model.vocab_size, config.train
     with tempfile.NamedTemporaryFile() as f:
         np.random.default_rng(0).integers(3, V, 100 * s.batch_size * T + 1).astype("<u2").tofile(f.name)
-        windows = train.Windows(f.name, T, V, s.seed)
+        windows = TokenDataset(f.name, T, V, s.seed)
     counts = {"tokens": len(windows.tokens), "words": len(windows.tokens), "bytes": len(windows.tokens), "lines": 1, "sha256": ""}
     meta = {"corpus": "random tokens", "name": "random", "vocab_size": V, "tokens_per_word": 1.0, "train": counts, "val": counts, "pairs": None}
     return windows, windows, meta, types.SimpleNamespace(model_bytes=b"none", bos_id=1, sha256="", vocab_size=V)

@@ -19,7 +19,7 @@ from lab.files import UserError
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SETTINGS = {"plain": [],
-            "everything": ["train.gradient_accumulation_steps=2", "train.batch_size=16", "train.gradient_checkpointing=true", "train.masked=0.25",
+            "everything": ["train.gradient_accumulation_steps=2", "train.batch_size=16", "train.gradient_checkpointing=true", "train.mntp=0.25",
                            "train.compile=true", "train.learning_rate=4e-4",
                            "model.layer_sharing=share", "model.attention=pwa", "model.mlp=shared_projection", "model.embedding=repeat"]}
 

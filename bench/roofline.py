@@ -24,7 +24,7 @@ import torch
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 import model as models
 import train
-from lab import commands, files, progress
+from lab import commands, devices, files
 from lab import settings as configuration
 from model import Model, parameter_counts, sharing
 
@@ -207,8 +207,8 @@ def measure(config, batch, dtype, device, compiled=False, flops_peak=None, small
         least = max(flops / products + exps / exp, moved / memory)
         parts[part] = {"flops": flops, "bytes": moved, "exps": exps, "least": least, "measured": times[part] / tokens, "of_ceiling": least * tokens / times[part]}
     step = whole / tokens + parts["optimiser"]["measured"]
-    best = flops_peak or peak(progress.device_name(device)) or products
-    return {"preset": config.preset, "batch": batch, "window": c.max_position_embeddings, "dtype": name, "device": progress.device_name(device), "compiled": compiled,
+    best = flops_peak or peak(devices.device_name(device)) or products
+    return {"preset": config.preset, "batch": batch, "window": c.max_position_embeddings, "dtype": name, "device": devices.device_name(device), "compiled": compiled,
             "torch": str(torch.__version__), "python": platform.python_version(), "threads": torch.get_num_threads(),
             "clock": clock(device).__name__,
             "ceilings": {what: rate for what, (rate, _) in can.items()}, "parts": parts, "step": step, "tokens_per_second": 1 / step,
@@ -251,9 +251,9 @@ def main(argv=None):
     if args.threads:
         torch.set_num_threads(args.threads)
     if device.type == "cpu":
-        train.keep_freed_memory()
+        devices.keep_freed_memory()
     batch = args.batch or config.train.batch_size
-    dtype = train.pick_precision(device, args.dtype)[0]
+    dtype = devices.pick_precision(device, args.dtype)[0]
     result = measure(config, batch, dtype, device, args.compile, args.peak, args.small)
     result["settings"] = dataclasses.asdict(config.model)
     print("\n".join(table(result)))

@@ -25,7 +25,7 @@ import torch
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 import train
 from export import names
-from lab import commands, files, progress
+from lab import commands, devices, files
 from lab import settings as configuration
 from lab.files import UserError
 from model import Model
@@ -90,7 +90,7 @@ def serve(pipe, who, device, allocator, threads, config, released, dtype, compil
     """A process of its own: takes lists of batches, sends back (losses, seconds, processor seconds)."""
     torch.set_num_threads(threads)
     if device.type == "cpu" and (who == "ours" or allocator):
-        train.keep_freed_memory()                                       # as train.py does
+        devices.keep_freed_memory()                                       # as train.py does
     step = build(who, config, released, device, dtype, compiled)
     while (batches := pipe.recv()) is not None:
         start = time.perf_counter(), time.process_time()
@@ -156,7 +156,7 @@ def main(argv=None):
     peer = "released SLlama" if args.released else "transformers LlamaForCausalLM"
     import transformers
     result = {"preset": config.preset, "peer": f"{peer}, transformers {transformers.__version__}", "torch": str(torch.__version__),
-              "python": platform.python_version(), "device": progress.device_name(device), "threads": threads, "compiled": args.compile,
+              "python": platform.python_version(), "device": devices.device_name(device), "threads": threads, "compiled": args.compile,
               "our_allocator_for_both": args.same_allocator, "batch": args.batch, "window": T, "tokens_from": source or "random ids"}
     how = args.same_allocator, threads, config, args.released
     if args.curve:

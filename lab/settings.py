@@ -83,7 +83,8 @@ class TrainConfig:
     resume: str
     deterministic: bool
     # later settings have a default, so that older runs can be continued with their own config.yaml
-    masked: float = number(at_least=0, at_most=1, default=0.0)
+    mntp: float = number(at_least=0, at_most=1, default=0.0)
+    max_words: float | None = number(above=0, default=None)
     log: Literal["none", "tensorboard", "wandb"] = "none"
 
     def problems(self):
@@ -91,7 +92,7 @@ class TrainConfig:
         rules = [                                                       # (what must hold, what to say if it does not)
             (len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
              f"betas: {self.betas} is not two numbers in [0, 1)"),
-            ((self.max_steps is None) != (self.epochs is None),
+            (self.max_words or (self.max_steps is None) != (self.epochs is None),
              "max_steps: give the length of the run as either max_steps or epochs, and set the other to null"),
             (self.min_learning_rate <= self.learning_rate,
              f"min_learning_rate: {self.min_learning_rate} is above learning_rate {self.learning_rate}"),

@@ -14,6 +14,8 @@ import train
 from conftest import ROOT, TINY, command, refused
 from lab import files, progress
 from lab import settings as config
+from lab.data import Plan
+from lab.resume import State
 
 SMALL = ["--preset", "quick", "data.pocket_words=30000", "data.validation_kb=4", "tokenizer.vocab_size=600", "model.hidden_size=32", "model.num_hidden_layers=2",
          "model.num_attention_heads=2", "model.intermediate_size=48", "model.max_position_embeddings=64", "train.max_steps=40", "train.eval_every=20", "train.device=cpu"]
@@ -121,49 +123,22 @@ def handlers():
         signal.signal(s, handler)
 
 
-def test_start_tells_memory_length_and_duration(project, handlers, capsys):
+def test_start_tells_length_and_duration(project, handlers, capsys):
     train.main([*TINY, "train.gradient_accumulation_steps=2"])
     out = capsys.readouterr().out
-    for text in ("parameters    this model", "12 steps of 8 windows x 32 = 256 tokens", "memory: at least", "to go at", "words seen"):
+    for text in ("parameters    this model", "12 steps of 8 windows x 32 = 256 tokens", "to go at", "words seen"):
         assert text in out, text
 
 
-@pytest.mark.parametrize("options", [[], ["train.gradient_checkpointing=true"], ["train.ema=0.9", "train.optimizer=muon", "train.gradient_accumulation_steps=2"]])
-def test_least_memory_counts_what_training_holds(project, options):
-    """States: what is there after a step. Backward pass: at most what autograd was seen to save, and most of it."""
-    import torch
-    run = train.Run(config.load_config(None, [*TINY, "train.batch_size=64", "model.attention=mha", "model.mlp=full", "model.layer_sharing=none", *options]), train.World())
-    saved, held, inside = {}, [], {t.data_ptr() for t in [*run.model.parameters(), run.model.cos, run.model.sin]}
-
-    def save(t):
-        if t.data_ptr() not in inside:
-            saved[t.untyped_storage().data_ptr()] = max(saved.get(t.untyped_storage().data_ptr(), 0), t.untyped_storage().nbytes())
-        held.append(t)                                                  # so that no address is used twice
-        return t
-    with torch.autograd.graph.saved_tensors_hooks(save, lambda t: t):
-        x = run.hidden(run.train_data.take(range(64))[0])
-    parts = progress.least_memory(run)
-    assert 0.5 * sum(saved.values()) < parts["backward pass"] <= 1.05 * sum(saved.values()) or run.model.gradient_checkpointing
-    del x
-    held.clear()
-    train.train_step(run)
-    states = sum(t.numel() * 4 for o in run.optimizers for state in o.state.values() for t in state.values() if t.dim())
-    weights = sum(p.numel() * 4 for p in run.model.parameters())
-    assert parts["weights, gradients, optimiser"] == states + weights * (1 + (run.config.train.gradient_accumulation_steps > 1) + bool(run.ema))
-
-
-def test_too_little_memory_is_a_warning(project, monkeypatch):
-    run = train.Run(config.load_config(None, TINY), train.World())
-    assert not any("WARNING" in line for line in progress.memory_lines(run))
-    monkeypatch.setattr(progress, "device_memory", lambda device: 1e6)
-    assert "train.gradient_checkpointing=true" in progress.memory_lines(run)[-1]
-
-
 def test_a_slow_cpu_is_told_of_the_quick_preset(project):
-    run = train.Run(config.load_config(None, TINY), train.World())
-    run.step = 2                                                        # 10 of 12 to go
-    assert progress.outlook(run, 1).startswith("about 10 s to go at 256 tokens/s") and "quick" not in progress.outlook(run, 1)
-    assert progress.outlook(run, 60).startswith("about 10 min") and "--preset quick" in progress.outlook(run, 900) and "2.5 h" in progress.outlook(run, 900)
+    plan = Plan(steps=12, windows_per_step=8, tokens_per_step=256, words_per_step=100.0, epochs_per_step=0.1)
+    state = State(step=2)                                               # 10 of 12 to go
+    fast = progress.outlook(plan, state, 256, on_cpu=True)
+    assert fast.startswith("about 10 s to go at 256 tokens/s") and "quick" not in fast
+    assert progress.outlook(plan, state, 256 / 60, on_cpu=True).startswith("about 10 min")
+    slow = progress.outlook(plan, state, 256 / 900, on_cpu=True)
+    assert "--preset quick" in slow and "2.5 h" in slow
+    assert "quick" not in progress.outlook(plan, state, 256 / 900, on_cpu=False)
 
 
 @pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
@@ -202,7 +177,7 @@ def test_log_without_its_package(kind, module, project, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)                      # as if it were not installed
     with pytest.raises(files.UserError, match=f"pip install {kind}"):
         train.main([*TINY, f"train.log={kind}"])
-    progress.Log(config.load_config(None, TINY), train.World()).close()    # off: neither is missed
+    assert progress.open_trackers(config.load_config(None, TINY)) == []    # off: neither is missed
 
 
 def test_a_log_file_shows_each_line_at_once(tmp_path):

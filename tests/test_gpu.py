@@ -12,8 +12,9 @@ import eval_blimp
 import tokenizer
 import train
 from conftest import ROOT, TINY
-from lab import checkpoint, pocket_english
+from lab import checkpoint, devices, pocket_english
 from lab import report as blimp_report
+from lab.distributed import Distributed
 from lab.settings import ModelConfig, load_config
 from model import Model, parameter_counts
 
@@ -36,9 +37,9 @@ def test_precisions_and_switches_follow_one_curve(project):
 
 
 def test_auto_is_bfloat16_and_float16_scales_its_gradients(project):
-    assert train.pick_precision(torch.device("cuda"), "float16") == (torch.float16, True)
+    assert devices.pick_precision(torch.device("cuda"), "float16") == (torch.float16, True)
     if torch.cuda.get_device_capability()[0] >= 8:
-        assert train.pick_precision(torch.device("cuda"), "auto") == (torch.bfloat16, False)
+        assert devices.pick_precision(torch.device("cuda"), "auto") == (torch.bfloat16, False)
     losses("train.dtype=float16", out="a")
     assert checkpoint.read("out/a/last.pt")["training"]["scaler"]["scale"] >= 1
 
@@ -95,7 +96,7 @@ def test_nccl_sums_on_this_gpu():
     """One process is all that a GPU takes; World is told of two, so that it does send its message, and the mean is half the sum."""
     torch.distributed.init_process_group("nccl", init_method=f"tcp://127.0.0.1:{20000 + os.getpid() % 20000}", rank=0, world_size=1)
     try:
-        world = train.World()
+        world = Distributed()
         world.size = 2
         tensors = [torch.full((3, 2), 4.0, device="cuda"), torch.tensor(8.0, device="cuda")]
         world.mean(tensors)

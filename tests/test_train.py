@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 
 import train
 from conftest import ROOT, TINY, command, refused
-from lab import checkpoint
+from lab import checkpoint, devices, interrupts, mntp, resume
+from lab.data import TokenDataset
+from lab.distributed import Distributed
 from lab.files import UserError
 from lab.settings import load_config
 from model import Model
@@ -42,6 +44,25 @@ def run(*overrides, out="out/a"):
     status = train.main([*TINY, f"train.out={out}", *overrides])
     with open(f"{out}/losses.csv") as f:
         return status, checkpoint.read(f"{out}/last.pt"), list(csv.DictReader(f))
+
+
+def watch_steps(monkeypatch, before=None, after=None):
+    """before(step) and after(step, model) are called around every step of the runs to come, the first step being number 1."""
+    batches, take, now = train.step_batches, train.train_step, {}
+
+    def numbered(data, step, *args):
+        now["step"] = step + 1
+        return batches(data, step, *args)
+
+    def watched(model, *args):
+        if before:
+            before(now["step"])
+        result = take(model, *args)
+        if after:
+            after(now["step"], model)
+        return result
+    monkeypatch.setattr(train, "step_batches", numbered)
+    monkeypatch.setattr(train, "train_step", watched)
 
 
 def losses(rows):
@@ -81,14 +102,14 @@ def bin_file(path, n):
 @given(tokens=st.integers(9, 400), T=st.integers(2, 8), size=st.integers(1, 7), world=st.sampled_from([1, 2, 3]), seed=st.integers(0, 3))
 def test_each_window_once_an_epoch_at_any_world_size(tmp_path_factory, tokens, T, size, world, seed):
     path = bin_file(tmp_path_factory.mktemp("w") / "x.bin", tokens)
-    alone = train.Windows(path, T, 65536, seed)
-    ranks = [train.Windows(path, T, 65536, seed) for _ in range(world)]
+    alone = TokenDataset(path, T, 65536, seed)
+    ranks = [TokenDataset(path, T, 65536, seed) for _ in range(world)]
     seen, n = [], len(alone)
     for step in range(2 * n // (size * world) + 1):
         first = step * size * world
-        whole, targets = alone.batch(first, size * world)
+        whole, targets = alone.get_batch(first, size * world)
         assert torch.equal(targets[:, :-1], whole[:, 1:]) and torch.equal(targets, whole + 1)       # one token ahead; the file counts upwards
-        parts = [r.batch(first + i, size, world)[0] for i, r in enumerate(ranks)]
+        parts = [r.get_batch(first + i, size, world)[0] for i, r in enumerate(ranks)]
         assert torch.equal(torch.stack(parts, 1).flatten(0, 1), whole)                              # together the processes see the same windows
         seen += whole[:, 0].tolist()
     starts = sorted(i * T for i in range(n))
@@ -96,8 +117,8 @@ def test_each_window_once_an_epoch_at_any_world_size(tmp_path_factory, tokens, T
 
 
 def test_epochs_are_shuffled_differently(tmp_path):
-    w = train.Windows(bin_file(tmp_path / "x.bin", 4001), 4, 65536, seed=1)
-    a, b = (w.batch(e * len(w), len(w))[0][:, 0].tolist() for e in (0, 1))
+    w = TokenDataset(bin_file(tmp_path / "x.bin", 4001), 4, 65536, seed=1)
+    a, b = (w.get_batch(e * len(w), len(w))[0][:, 0].tolist() for e in (0, 1))
     assert a != b and a != sorted(a) and sorted(a) == sorted(b)
 
 
@@ -106,10 +127,10 @@ def test_damaged_bins_are_refused(tmp_path):
     for path, T, vocab, sha, words in ((good, 200, 65536, None, "less than one window"), (good, 4, 50, None, "token 99"), (good, 4, 65536, "0" * 64, "damaged"),
                                        (str(tmp_path / "none"), 4, 9, None, "cannot be read")):
         with pytest.raises(UserError, match=words):
-            train.Windows(path, T, vocab, 0, sha)
+            TokenDataset(path, T, vocab, 0, sha)
     open(good, "ab").write(b"x")
     with pytest.raises(UserError, match="damaged"):
-        train.Windows(good, 4, 65536)
+        TokenDataset(good, 4, 65536)
 
 
 # --- the run ---
@@ -147,13 +168,18 @@ def test_seed_decides(project):
     assert losses(run(out="out/a")[2]) == losses(run(out="out/b")[2]) != losses(run("train.seed=1", out="out/c")[2])
 
 
-def test_the_seed_covers_initialisation_data_order_and_dropout(project):
+def test_the_seed_covers_initialisation_data_order_and_dropout(project, monkeypatch):
     """Each alone: everything else being equal, another seed of the one gives another step; the same seeds give the same."""
+    load_data, seed_dropout = train.load_data, train.seed_dropout
+
     def weights_after_a_step(initialisation, order, dropout, *options):
-        r = train.Run(load_config("sllama", [*TINY, f"train.seed={initialisation}", *options]), train.World())
-        r.train_data.seed, r.config.train.seed = order, dropout
-        train.train_step(r)
-        return dict(r.model.named_parameters())
+        def ordered(config):
+            data, *others = load_data(config)
+            data.seed = order
+            return data, *others
+        monkeypatch.setattr(train, "load_data", ordered)
+        monkeypatch.setattr(train, "seed_dropout", lambda seed, step, rank: seed_dropout(dropout, step, rank))
+        return run(f"train.seed={initialisation}", "train.max_steps=1", "train.resume=never", *options)[1]["weights"]
     on = "model.dropout=0.1"
     base = weights_after_a_step(0, 0, 0, on)
     assert same_bits(weights_after_a_step(0, 0, 0, on), base)
@@ -165,8 +191,9 @@ def test_the_seed_covers_initialisation_data_order_and_dropout(project):
 def test_deterministic_is_pytorchs_strict_mode(project, monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
-    seen, step = [], train.train_step
-    monkeypatch.setattr(train, "train_step", lambda r: seen.append((torch.are_deterministic_algorithms_enabled(), "CUBLAS_WORKSPACE_CONFIG" in os.environ)) or step(r))
+    seen = []
+    watch_steps(monkeypatch, before=lambda step: seen.append((torch.are_deterministic_algorithms_enabled(),
+                                                              "CUBLAS_WORKSPACE_CONFIG" in os.environ)))
     run("train.max_steps=1", out="out/a")
     run("train.max_steps=1", "train.deterministic=true", out="out/b")
     assert seen == [(False, False), (True, True)]
@@ -175,21 +202,18 @@ def test_deterministic_is_pytorchs_strict_mode(project, monkeypatch):
 HARD = ["model.dropout=0.1", "train.gradient_accumulation_steps=2", "train.ema=0.9", "train.z_loss=1e-4", "model.max_position_embeddings=512"]
 
 
-@pytest.mark.parametrize("options", [[], [*HARD, "train.optimizer=muon"], [*HARD, "train.dtype=bfloat16", "train.masked=0.5", "model.layer_sharing=none", "train.save_every=3"]],
+@pytest.mark.parametrize("options", [[], [*HARD, "train.optimizer=muon"], [*HARD, "train.dtype=bfloat16", "train.mntp=0.5", "model.layer_sharing=none", "train.save_every=3"]],
                          ids=["plain", "muon", "bfloat16"])
 def test_resume_is_exact(project, options, monkeypatch):
     """Interrupted after step 5 and again after step 7, the run reaches the same bits as the uninterrupted one. The text ends between, for all but `plain`."""
     whole = run(*options, out="out/whole")
-    step = train.train_step
     for stop in (5, 7):
-        def interrupting(r, stop=stop):
-            out = step(r)
-            if r.step == stop:
+        def interrupt(step, model, stop=stop):
+            if step == stop:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return out
-        monkeypatch.setattr(train, "train_step", interrupting)
-        assert run(*options, out="out/parts")[0] == 143
-    monkeypatch.setattr(train, "train_step", step)
+        with monkeypatch.context() as m:
+            watch_steps(m, after=interrupt)
+            assert run(*options, out="out/parts")[0] == 143
     assert run(*options, out="out/parts")[0] == 0 and differences("out/whole", "out/parts") == []
     epochs = whole[1]["provenance"]["epochs"] / 12
     assert not options or 5 * epochs < 1 < 7 * epochs
@@ -279,22 +303,21 @@ def overflow(monkeypatch):
     """overflow(steps): a gradient scaler as for float16, here on the CPU; in those steps one gradient of Muon's is NaN. Returns what each
     step did: (steps skipped, whether any weight or moment changed, by what the scale was multiplied)."""
     def overflow(steps):
-        step, mean, seen = train.train_step, train.World.mean, []
+        step, seen = train.train_step, []
 
-        def broken_mean(world, tensors):
-            mean(world, tensors)
-            if len(tensors) > 1 and len(seen) in steps:                 # gradients, not the validation loss
+        def broken_mean(distributed, tensors):
+            if len(seen) in steps:
                 tensors[1][0] = math.nan
 
-        def watched(r):
+        def watched(model, hidden, batches, optimizers, scaler, *args):
             def state():
-                return copy.deepcopy([{n: p.detach() for n, p in r.model.named_parameters()}, [o.state_dict()["state"] for o in r.optimizers]])
-            before, skipped, scale = state(), r.skipped, r.scaler.get_scale()
-            out = step(r)
-            seen.append((r.skipped - skipped, not same_bits(before, state()), r.scaler.get_scale() / scale))
-            return out
-        monkeypatch.setattr(train, "pick_precision", lambda *_: (torch.float32, True))
-        monkeypatch.setattr(train.World, "mean", broken_mean)
+                return copy.deepcopy([{n: p.detach() for n, p in model.named_parameters()}, [o.state_dict()["state"] for o in optimizers]])
+            before, scale = state(), scaler.get_scale()
+            loss, norm = step(model, hidden, batches, optimizers, scaler, *args)
+            seen.append((int(not math.isfinite(norm)), not same_bits(before, state()), scaler.get_scale() / scale))
+            return loss, norm
+        monkeypatch.setattr(devices, "pick_precision", lambda *_: (torch.float32, True))
+        monkeypatch.setattr(Distributed, "mean", broken_mean)
         monkeypatch.setattr(train, "train_step", watched)
         return seen
     return overflow
@@ -311,18 +334,14 @@ def test_a_run_that_only_skips_is_stopped(project, overflow):
     seen = overflow(range(2, 100))
     with pytest.raises(UserError, match="step 22: loss 6.*, gradient norm nan"):
         run("train.optimizer=muon", "train.max_steps=60")
-    assert seen[2:] == [(1, False, 0.5)] * 20 and checkpoint.load("out/a/last.pt").provenance["steps"] == 20
+    assert seen[2:] == [(1, False, 0.5)] * 21 and checkpoint.load("out/a/last.pt").provenance["steps"] == 20
 
 
 def test_weights_that_are_no_numbers_do_not_replace_good_ones(project, monkeypatch):
-    step = train.train_step
-
-    def broken(r):
-        out = step(r)
-        if r.step == 3:
-            r.model.norm.weight.data[0] = math.nan
-        return out
-    monkeypatch.setattr(train, "train_step", broken)
+    def break_weights(step, model):
+        if step == 3:
+            model.norm.weight.data[0] = math.nan
+    watch_steps(monkeypatch, after=break_weights)
     with pytest.raises(UserError, match="last.pt: not written at step 3, weight norm.weight holds NaN"):
         run("train.save_every=1")
     assert checkpoint.load("out/a/last.pt").provenance["steps"] == 2
@@ -330,12 +349,12 @@ def test_weights_that_are_no_numbers_do_not_replace_good_ones(project, monkeypat
 
 def test_precision_is_one_function():
     cpu = torch.device("cpu")
-    assert train.pick_precision(cpu, "float32") == (torch.float32, False) and train.pick_precision(cpu, "bfloat16") == (torch.bfloat16, False)
-    assert train.pick_precision(cpu, "auto")[0] in (torch.float32, torch.bfloat16)
+    assert devices.pick_precision(cpu, "float32") == (torch.float32, False) and devices.pick_precision(cpu, "bfloat16") == (torch.bfloat16, False)
+    assert devices.pick_precision(cpu, "auto")[0] in (torch.float32, torch.bfloat16)
     with pytest.raises(UserError, match="float16 needs CUDA"):
-        train.pick_precision(cpu, "float16")
+        devices.pick_precision(cpu, "float16")
     with pytest.raises(UserError, match="train.device"):
-        checkpoint.pick_device("toaster", "train.device")
+        devices.pick_device("toaster", "train.device")
 
 
 def test_mistakes_on_the_command_line(project, tmp_path):
@@ -348,7 +367,7 @@ def test_mistakes_on_the_command_line(project, tmp_path):
 
 
 def test_a_second_run_is_kept_out(project):
-    held = train.lock("out/a")
+    held = interrupts.lock("out/a")
     with pytest.raises(UserError, match="another run"):
         run()
     held.close()
@@ -372,22 +391,22 @@ def test_a_file_system_without_locks(project, monkeypatch, capsys):
 def test_a_folder_that_cannot_be_written_is_found_before_training(project, out, monkeypatch):
     open("file", "w").close()
     os.makedirs("folder/config.yaml")
-    monkeypatch.setattr(train, "train_step", lambda r: pytest.fail("trained"))
+    watch_steps(monkeypatch, before=lambda step: pytest.fail("trained"))
     with pytest.raises(UserError, match=f"{out}.*cannot be written"):
         run(out=out)
 
 
 def test_processes_that_do_not_share_the_folder_are_told_so(project, monkeypatch):
-    monkeypatch.setattr(train.World, "any", lambda world, flag: True)   # the other one resumed
+    monkeypatch.setattr(Distributed, "any", lambda distributed, flag: True)   # the other one resumed
     with pytest.raises(UserError, match="all machines must share the folder"):
         run()
 
 
 def test_a_second_ctrl_c_ends_at_once(project):
     """In the middle of a step that takes a minute: one line, and last.pt is that of the step before."""
-    code = ("import sys, time, train\nfrom lab import commands\nstep = train.train_step\n"
-            "def slow(r):\n    if r.step == 2:\n        print('in step 2', flush=True)\n        time.sleep(60)\n    return step(r)\n"
-            "train.train_step = slow\ncommands.run(lambda: train.main(sys.argv[1:]))")
+    code = ("import sys, time, train\nfrom lab import commands\nstep, calls = train.train_step, []\n"
+            "def slow(*args):\n    calls.append(1)\n    if len(calls) == 3:\n        print('in step 2', flush=True)\n        time.sleep(60)\n"
+            "    return step(*args)\ntrain.train_step = slow\ncommands.run(lambda: train.main(sys.argv[1:]))")
     process = subprocess.Popen([sys.executable, "-c", code, *TINY, "train.save_every=1", "train.out=out/a"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                env={**os.environ, "PYTHONPATH": str(ROOT)})
     while "in step 2" not in process.stdout.readline() and process.poll() is None:
@@ -416,7 +435,7 @@ def test_a_signal_ends_after_the_step_and_the_run_goes_on(project, number):
     assert checkpoint.read(project / "out/s/last.pt")["training"]["step"] > 0
 
 
-@pytest.mark.parametrize("extra", [[], ["train.gradient_accumulation_steps=2", "train.gradient_checkpointing=true", "train.masked=0.5"]], ids=["plain", "accumulated"])
+@pytest.mark.parametrize("extra", [[], ["train.gradient_accumulation_steps=2", "train.gradient_checkpointing=true", "train.mntp=0.5"]], ids=["plain", "accumulated"])
 def test_two_processes_follow_the_curve_of_one(project, extra):
     """For 8 steps; then one process goes on from their last.pt, to the end of the same curve."""
     extra = [*extra, "train.decay_steps=12"]
@@ -474,15 +493,15 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(project):
 
 
 def test_checkpoints_by_words_seen(project, monkeypatch):
-    monkeypatch.setattr(train, "BABYLM_WORDS", [0.0005, 0.0015])
+    monkeypatch.setattr(resume, "BABYLM_WORDS", [0.0005, 0.0015])
     _, last, rows = run("train.checkpoint_words=babylm")
     for name, least in (("chck_0.0005M.pt", 500), ("chck_0.0015M.pt", 1500)):
         words = checkpoint.load(f"out/a/{name}").provenance["words"]
         before = [int(r["words"]) for r in rows if int(r["words"]) < words]
         assert words >= least > before[-1]
-    assert train.BABYLM_WORDS and not [f for f in os.listdir("out/a") if f.startswith("chck_1M")]
+    assert resume.BABYLM_WORDS and not [f for f in os.listdir("out/a") if f.startswith("chck_1M")]
     monkeypatch.undo()
-    assert train.BABYLM_WORDS == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100]
+    assert resume.BABYLM_WORDS == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100]
 
 
 def test_two_processes_resume_exactly(project):
@@ -498,19 +517,108 @@ def test_two_processes_resume_exactly(project):
     assert differences("out/whole", "out/parts") == [] and checkpoint.read("out/parts/last.pt")["provenance"]["epochs"] > 1
 
 
-def test_masked_windows_hide_what_they_ask_for(project, monkeypatch):
-    """Of 4 windows 2 have gaps: hidden tokens reach the model as <unk>, only they are asked for, one place earlier, and the others stay as they are."""
-    r = train.Run(load_config("sllama", [*TINY, "train.masked=0.5"]), train.World())
-    seen, loss = [], r.model.loss
-    monkeypatch.setattr(r, "hidden", lambda ids, **how: seen.append((ids, how.get("mask"))) or r.model.hidden(ids, **how))
-    monkeypatch.setattr(r.model, "loss", lambda x, targets: seen.append(targets) or loss(x, targets))
-    ids, targets = r.train_data.batch(0, 4)
-    value = train.batch_loss(r, ids, targets, 0)
+def test_masked_windows_hide_what_they_ask_for(project):
+    """Of 4 windows 2 have gaps: hidden tokens reach the model as <unk>, only they are asked for, one place earlier, and the others
+    stay as they are."""
+    config = load_config("sllama", TINY)
+    data, _, _, _ = train.load_data(config)
+    model = Model(config.model)
+    seen, loss = [], model.loss
+
+    def hidden(ids, **how):
+        seen.append((ids, how.get("mask")))
+        return model.hidden(ids, **how)
+
+    model.loss = lambda x, targets: seen.append(targets) or loss(x, targets)
+    ids, targets = data.get_batch(0, 4)
+    value = train.batch_loss(model, hidden, ids, targets, mntp.draw_gaps(0.5, ids.shape, [0, 0, 0]))
     (blind, both_ways), asked, (plain, causal), whole = seen
-    hidden = blind != ids[:2]
+    hid = blind != ids[:2]
     assert both_ways.all() and causal is None and torch.equal(plain, ids[2:]) and torch.equal(whole, targets[2:])
-    assert (hidden.sum(1) == math.ceil(train.GAPS * 31)).all() and (blind[hidden] == 0).all()
-    assert torch.equal(asked[:, :-1] >= 0, hidden[:, 1:]) and (asked[:, -1] < 0).all()
-    assert torch.equal(asked[asked >= 0], ids[:2, 1:][hidden[:, 1:]])
-    again = (loss(r.model.hidden(blind, mask=both_ways), asked) + loss(r.model.hidden(plain), whole)) / 2
+    assert (hid.sum(1) == math.ceil(mntp.GAPS * 31)).all() and (blind[hid] == 0).all()
+    assert torch.equal(asked[:, :-1] >= 0, hid[:, 1:]) and (asked[:, -1] < 0).all()
+    assert torch.equal(asked[asked >= 0], ids[:2, 1:][hid[:, 1:]])
+    again = (loss(model.hidden(blind, mask=both_ways), asked) + loss(model.hidden(plain), whole)) / 2
     assert value.item() == pytest.approx(again.item(), rel=1e-6)
+
+
+def test_a_budget_in_words(project):
+    """train.max_words ends a run within a step of that many words, with the schedule fitted to it."""
+    _, last, rows = run("train.max_words=2000", "train.decay_steps=5", "train.schedule=linear", "train.min_learning_rate=0")
+    words, per_step = last["provenance"]["words"], int(rows[1]["words"])
+    assert words <= 2000 < words + per_step + 1
+    assert float(rows[-1]["lr"]) == pytest.approx(1e-2 / (len(rows) - 1 - 2))               # after it, zero
+    refused(command("train.py", *TINY, "train.max_words=0", cwd=project), "train.max_words", "above 0")
+
+
+def test_a_finished_run_says_so_and_repeats_its_figures(project, capsys):
+    run()
+    first = capsys.readouterr().out.splitlines()[-12:]
+    before = open("out/a/last.pt", "rb").read()
+    run()
+    out = capsys.readouterr().out
+    assert "this run has finished" in out and out.splitlines()[-12:] == first
+    assert open("out/a/last.pt", "rb").read() == before
+
+
+def test_a_run_that_is_not_on_a_terminal_speaks(project, monkeypatch, capsys):
+    """Between validations too: a line, and rows of losses.csv, every so many seconds (here: always)."""
+    from lab import progress
+    monkeypatch.setattr(progress, "SILENCE", 0)
+    written = []
+    watch_steps(monkeypatch, before=lambda step: written.append(len(open("out/a/losses.csv").readlines()) - 1))
+    run("train.eval_every=12", "train.save_every=12")
+    out = capsys.readouterr().out
+    assert written == list(range(1, 13))                                # header aside: step 0, then every step there was
+    assert all(f"step {step} of 12  loss " in out for step in range(1, 13)) and "tokens/s" in out and "left" in out
+
+
+def test_out_of_memory_is_one_line(project, monkeypatch):
+    """Simulated: PyTorch's error for a GPU, and its message for a CPU."""
+    for out, error in (("out/a", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")),
+                       ("out/b", RuntimeError("DefaultCPUAllocator: can't allocate memory"))):
+        def full(step, error=error):
+            if step == 3:
+                raise error
+        with monkeypatch.context() as m:
+            watch_steps(m, before=full)
+            with pytest.raises(UserError, match="step 2: out of memory.*batch_size=2 train.gradient_accumulation_steps=4 or train.gradient_check") as e:
+                run("train.save_every=1", out=out)
+        assert "last.pt" in str(e.value) and checkpoint.load(f"{out}/last.pt").provenance["steps"] == 2
+
+
+def test_a_compiler_that_does_not_work_is_found_before_the_first_step(project, tmp_path):
+    """No C++ compiler on PATH: a notice that says why, and the run goes on without."""
+    env = {"PATH": str(tmp_path), "CXX": "", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = command("train.py", *TINY, "train.compile=true", "train.max_steps=2", cwd=project, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "notice: torch.compile does not work here" in done.stdout and "compile off" in done.stdout
+
+
+def test_every_torchrun_start_makes_a_group(project):
+    """A single process too, so that what is planned on one GPU meets nccl."""
+    args = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", "-m", "tests.group", *TINY, "train.out=out/one"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(args, cwd=project, capture_output=True, text=True, timeout=300, env=env)
+    assert done.returncode == 0 and "in a group of 1" in done.stdout, done.stderr[-2000:]
+    run(out="out/alone")
+    assert differences("out/one", "out/alone") == []
+
+
+def test_devices_of_ranks(monkeypatch):
+    """Each process of a machine takes a GPU of its own, whatever index the settings name; a process alone takes what it is told."""
+    asked = []
+    monkeypatch.setattr(torch, "empty", lambda *shape, device: asked.append(device))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    distributed = Distributed()
+    distributed.size, distributed.local_rank = 4, 3
+    for name in ("auto", "cuda", "cuda:1"):
+        assert devices.pick_device(name, "train.device", distributed) == torch.device("cuda:3")
+    distributed.size = 1
+    assert devices.pick_device("cuda:1", "train.device", distributed) == torch.device("cuda:1")
+
+
+@pytest.mark.parametrize("capability, best", [((9, 0), "bfloat16"), ((8, 0), "bfloat16"), ((7, 5), "float16"), ((7, 0), "float16"), ((6, 1), "float32")])
+def test_auto_precision_follows_the_card(monkeypatch, capability, best):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert devices.pick_precision(torch.device("cuda:0"), "auto") == (getattr(torch, best), best == "float16")

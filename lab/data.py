@@ -1,0 +1,114 @@
+"""A prepared corpus as windows of tokens, in an order that follows from the seed and the step alone."""
+import json
+import math
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lab.files import UserError, file_sha256, sealed
+from tokenizer import load as load_tokenizer
+
+
+class TokenDataset:
+    """A .bin file of token ids (uint16) as windows of T tokens, each with its targets one token ahead.
+
+    An epoch holds every window once, in an order that follows from (seed, epoch); epochs follow each other without a
+    gap. The file is mapped, not read: only the windows of a batch are in memory.
+    """
+
+    def __init__(self, path, T, vocab_size, seed=0, sha256=None):
+        try:
+            intact = os.path.getsize(path) % 2 == 0 and (sha256 is None or file_sha256(path) == sha256)
+        except OSError as e:
+            raise UserError(f"{path}: cannot be read ({e.strerror}); run prepare.py with the same preset") from None
+        if not intact:
+            raise UserError(f"{path}: damaged: it is not the file that meta.json describes; delete the folder and run "
+                            "prepare.py again")
+        size = os.path.getsize(path) // 2
+        self.T, self.seed, self.count = T, seed, (size - 1) // T
+        if self.count < 1:
+            raise UserError(f"{path}: {size} tokens are less than one window of {T}; use more text or a smaller "
+                            "model.max_position_embeddings")
+        self.tokens = np.memmap(path, dtype="<u2", mode="r")
+        largest = int(self.tokens.max())
+        if largest >= vocab_size:
+            raise UserError(f"{path}: holds token {largest}, but the tokenizer has {vocab_size} pieces; run prepare.py "
+                            "again")
+        self.epoch, self.order = None, None
+
+    def __len__(self):
+        return self.count
+
+    def take(self, windows):
+        """Inputs and targets of these windows, (len(windows), T) int64 each."""
+        positions = np.asarray(windows)[:, None] * self.T + np.arange(self.T + 1)           # (B, T + 1)
+        tokens = torch.from_numpy(self.tokens[positions].astype(np.int64))
+        return tokens[:, :-1], tokens[:, 1:]
+
+    def get_batch(self, first, size, stride=1):
+        """`size` windows, number first, first + stride, ... of the endless sequence of shuffled epochs."""
+        chosen = []
+        for number in range(first, first + size * stride, stride):
+            epoch, place = divmod(number, self.count)
+            if epoch != self.epoch:
+                self.epoch = epoch
+                self.order = np.random.default_rng([self.seed, epoch]).permutation(self.count)
+            chosen.append(self.order[place])
+        return self.take(chosen)
+
+    def spread(self, most):
+        """At most `most` windows, spread evenly over the text: always the same ones."""
+        return np.linspace(0, self.count - 1, min(most, self.count)).astype(int)
+
+
+def load_data(config):
+    """(train, validation, meta, tokenizer) of data/NAME/; UserError if a part is missing or does not fit the others."""
+    folder = config.data_dir
+    try:
+        with open(os.path.join(folder, "meta.json"), encoding="utf-8") as f:
+            meta = json.load(f)
+        if sealed(meta) != meta:
+            raise ValueError("changed since prepare.py wrote it")
+        vocab_size = meta["vocab_size"]
+        hashes = {"train": meta["train"]["sha256"], "val": meta["val"]["sha256"]}
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no prepared corpus; run: python prepare.py --preset {config.preset}") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
+        raise UserError(f"{folder}/meta.json: damaged ({e}); delete the folder and run prepare.py again") from None
+    tokenizer = load_tokenizer(os.path.join(folder, "tokenizer.model"))
+    if tokenizer.sha256 != meta.get("tokenizer_sha256") or tokenizer.vocab_size != vocab_size:
+        raise UserError(f"{folder}/tokenizer.model: not the tokenizer that the corpus was encoded with; run prepare.py "
+                        "again")
+    T = config.model.max_position_embeddings
+    train, val = (TokenDataset(os.path.join(folder, f"{part}.bin"), T, vocab_size, config.train.seed, sha256)
+                  for part, sha256 in hashes.items())
+    return train, val, meta, tokenizer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a run is, in every unit that somebody counts in."""
+    steps: int
+    windows_per_step: int                                               # over all processes
+    tokens_per_step: int
+    words_per_step: float
+    epochs_per_step: float
+
+    def words(self, step):
+        return step * self.words_per_step
+
+
+def plan(settings, T, windows, tokens_per_word):
+    """The Plan of train settings on a corpus of so many windows of T tokens."""
+    windows_per_step = settings.batch_size * settings.gradient_accumulation_steps
+    tokens_per_step = windows_per_step * T
+    words_per_step = tokens_per_step / tokens_per_word
+    if settings.max_words:
+        steps = max(1, int(settings.max_words / words_per_step))        # not one word more
+    elif settings.max_steps:
+        steps = settings.max_steps
+    else:
+        steps = math.ceil(settings.epochs * windows / windows_per_step)
+    return Plan(steps, windows_per_step, tokens_per_step, words_per_step, windows_per_step / windows)

@@ -1,0 +1,115 @@
+"""What a run asks of the machine: device, precision of the products, compiler, memory."""
+import contextlib
+import ctypes
+import os
+import platform
+import sys
+
+import torch
+
+from lab.files import UserError
+
+try:
+    import resource
+except ImportError:                                                     # Windows
+    resource = None
+
+
+def pick_device(name, setting="--device", distributed=None):
+    """The device called `name`, `auto` for the best there is; UserError naming `setting` if it cannot be used."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" or (name.startswith("cuda:") and distributed and distributed.size > 1):
+        name = f"cuda:{distributed.local_rank if distributed else 0}"   # each process of a machine has a GPU of its own
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as e:
+        raise UserError(f"{setting} {name}: cannot be used here ({str(e).splitlines()[0]}); try auto") from None
+    return torch.device(name)
+
+
+def pick_precision(device, dtype):
+    """device, train.dtype -> (dtype of matrix products, whether gradients need a scaler).
+
+    auto is bfloat16 where the hardware multiplies it (CUDA from compute capability 8, CPUs with avx512_bf16 or AMX),
+    float16 on the CUDA cards before (V100, T4), else float32.
+    """
+    if dtype == "auto":
+        dtype = best_precision(device)
+    if dtype == "float16" and device.type != "cuda":
+        raise UserError(f"train.dtype: float16 needs CUDA, the device is {device.type}; use bfloat16 or float32")
+    return getattr(torch, dtype), dtype == "float16"
+
+
+def best_precision(device):
+    if device.type == "cuda":
+        major, _ = torch.cuda.get_device_capability(device)
+        if major >= 8:
+            return "bfloat16"
+        return "float16" if major == 7 else "float32"
+    if device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return "bfloat16"
+    return "float32"
+
+
+def pick_compile(device, setting, tokens):
+    """Whether to compile. It costs about a minute of start-up, so `auto` does where a long run on CUDA pays it back.
+
+    A compiler that does not work (none installed, no Triton, a card too old for it) is found out here, on a tiny
+    function, and not in the first step.
+    """
+    wanted = device.type == "cuda" and tokens > 20e6 if setting == "auto" else setting
+    if not wanted:
+        return False
+    try:
+        torch.compile(lambda x: (x + 1).relu())(torch.ones(64, device=device))
+    except Exception as e:                                              # each backend has errors of its own
+        print(f"notice: torch.compile does not work here ({first_line(e)}); running without", flush=True)
+        return False
+    return True
+
+
+def first_line(error):
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
+
+
+M_MXFAST, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = 1, -1, -3, -4          # glibc's malloc.h
+
+
+def keep_freed_memory(most=None):
+    """Lets glibc keep freed blocks, those of up to `most` MB; 1.2 times the speed on a CPU.
+
+    Given back, each step pays again for zeroed pages. No "fast bins": their slivers beside aligned blocks keep free
+    blocks apart.
+    """
+    with contextlib.suppress(OSError, AttributeError):                  # not glibc
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(M_MXFAST, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
+        if most:
+            mallopt(M_MMAP_THRESHOLD, most << 20)
+        else:
+            mallopt(M_MMAP_MAX, 0)
+
+
+def strict_mode():
+    """PyTorch's deterministic algorithms: slower, the same bits on the same GPU."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+
+
+def device_name(device):
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def peak_memory_mb(device):
+    """Most memory used so far, in 10^6 bytes; 0 where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    if resource is None:
+        return 0.0
+    unit = 1e6 if sys.platform == "darwin" else 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

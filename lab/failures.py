@@ -1,0 +1,35 @@
+"""What can end a run, in one line that says what to do."""
+import contextlib
+
+import torch
+
+from lab.files import UserError
+
+
+class Diverged(Exception):
+    """A loss or gradient that is not a number: Diverged(loss, gradient norm)."""
+
+
+@contextlib.contextmanager
+def explained(config, state, learning_rate):
+    """Turns what may go wrong in a step into a UserError. learning_rate(step) is that of a step."""
+    saved = f"The checkpoints in {config.out_dir} are intact"
+    try:
+        yield
+    except Diverged as e:
+        loss, norm = e.args
+        losses = [row["train_loss"] for row in state.rows if row["train_loss"] != ""]
+        raise UserError(f"step {state.step}: loss {loss}, gradient norm {norm} at learning rate "
+                        f"{learning_rate(state.step):.3g}; last good loss {losses[-1] if losses else 'none'}. {saved}; "
+                        "try half the learning rate, a longer train.warmup, train.grad_clip=1 or "
+                        "train.dtype=float32") from None
+    except RuntimeError as e:                             # PyTorch's error for a GPU is one, and its only one for a CPU
+        if not (isinstance(e, torch.OutOfMemoryError) or "can't allocate memory" in str(e)):
+            raise
+        s = config.train
+        smaller = (f"train.batch_size={max(1, s.batch_size // 2)} "
+                   f"train.gradient_accumulation_steps={2 * s.gradient_accumulation_steps}")
+        checkpointing = "" if s.gradient_checkpointing else " or train.gradient_checkpointing=true"
+        reason = str(e).splitlines()[0][:200]
+        raise UserError(f"step {state.step}: out of memory ({reason}). {saved}; the same steps in less memory: {smaller}"
+                        f"{checkpointing}. The command so changed continues from last.pt") from None
