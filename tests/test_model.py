@@ -1,4 +1,4 @@
-"""model.py: equal to the released code's numbers, counted in closed form, causal, and the same whichever way it is run."""
+"""model.py: equal to the released code's numbers, counted in closed form, causal, the same whichever way it is run."""
 import copy
 import dataclasses
 import itertools
@@ -6,6 +6,8 @@ import json
 import math
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,10 +16,11 @@ import torch.nn.functional as F
 
 import export
 import model as model_file
+from conftest import ROOT
 from lab import checkpoint
-from lab.settings import ModelConfig
-from model import KVCache, LinearCrossEntropy, Model, apply_rotary_emb, parameter_counts, rope_table
+from model import KVCache, LinearCrossEntropy, Model, ModelConfig, apply_rotary_emb, parameter_counts, rope_table
 
+SLLAMA = {"embedding": "repeat", "attention": "pwa", "mlp": "shared_projection", "layer_sharing": "share"}
 GOLDEN = os.path.join(os.path.dirname(__file__), "golden", "sllama_reference")
 CASES = json.load(open(GOLDEN + ".json"))
 
@@ -29,7 +32,9 @@ def arrays():
 
 
 def tiny(**settings):
-    return ModelConfig(**{"vocab_size": 61, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 24, "max_position_embeddings": 32} | settings)
+    shape = {"vocab_size": 61, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 4,
+             "intermediate_size": 24, "max_position_embeddings": 32}
+    return ModelConfig(**shape | settings)
 
 
 def random_model(config, seed=0, scale=0.3):
@@ -44,8 +49,12 @@ def random_model(config, seed=0, scale=0.3):
 
 def combinations(**more):
     """Every valid combination of the tricks with tying, grouped key-value heads and whatever `more` adds."""
-    choices = {"embedding": ("full", "repeat", "linear", "attention"), "attention": ("mha", "skqa", "pwa", "rra"), "mlp": ("full", "shared_projection"),
-               "sharing": (("none", 1), ("share", 1), ("share", 2), ("reuse", 1)), "tie_word_embeddings": (False, True), "num_key_value_heads": (None, 2)} | more
+    choices = {"embedding": ("full", "repeat", "linear", "attention"),
+               "attention": ("mha", "skqa", "pwa", "rra"),
+               "mlp": ("full", "shared_projection"),
+               "sharing": (("none", 1), ("share", 1), ("share", 2), ("reuse", 1)),
+               "tie_word_embeddings": (False, True),
+               "num_key_value_heads": (None, 2)} | more
     for values in itertools.product(*choices.values()):
         settings = dict(zip(choices, values))
         settings["layer_sharing"], settings["num_groups"] = settings.pop("sharing")
@@ -60,7 +69,8 @@ IDS = torch.randint(61, (2, 12), generator=torch.Generator().manual_seed(1))
 
 def label(config):
     c = config
-    return "-".join(map(str, (c.embedding, c.attention, c.mlp, c.layer_sharing, c.num_groups, c.tie_word_embeddings, c.num_key_value_heads)))
+    parts = (c.embedding, c.attention, c.mlp, c.layer_sharing, c.num_groups, c.tie_word_embeddings, c.num_key_value_heads)
+    return "-".join(map(str, parts))
 
 
 # --- the released model
@@ -68,7 +78,7 @@ def label(config):
 
 @pytest.mark.parametrize("case", CASES)
 def test_golden(case, arrays):
-    """Logits, loss, gradients and parameter count of the released code, whose weights come in through export.py's name map."""
+    """Logits, loss, gradients and parameter count of the released code, by export.py's names."""
     config = export.our_config(CASES[case]["config"] | {"model_type": "sllama"}, case)
     held = {name.removeprefix(case + "/weight/"): w for name, w in arrays.items() if name.startswith(case + "/weight/")}
     model = Model(config)
@@ -77,14 +87,14 @@ def test_golden(case, arrays):
     assert (model(ids) - arrays[case + "/logits"]).abs().max() < 1e-5
     loss = model(ids[:, :-1], ids[:, 1:])
     assert abs(loss.item() - CASES[case]["loss_next_token"]) < 1e-6
-    assert sum(p.numel() for p in model.parameters()) == sum(parameter_counts(config).values()) == CASES[case]["unique_parameters"]
+    assert model.num_params() == sum(parameter_counts(config).values()) == CASES[case]["unique_parameters"]
 
     loss.backward()
     grads = {name.removeprefix(case + "/grad/"): g for name, g in arrays.items() if name.startswith(case + "/grad/")}
     assert bool(grads) == (case in ("pwa", "spmlp", "share_2groups", "reuse", "sllama_full", "gqa_plain"))
     if grads:
         ours = {name: p.grad for name, p in model.named_parameters()}
-        places = {ours_name: next(n for n in theirs if n in grads) for ours_name, theirs in export.names(config).items()}
+        places = {name: next(n for n in theirs if n in grads) for name, theirs in export.names(config).items()}
         assert sorted(places.values()) == sorted(grads)
         for name, place in places.items():
             assert (ours[name] - grads[place]).norm() <= 1e-4 * grads[place].norm(), name
@@ -95,19 +105,21 @@ def test_golden_has_all_cases():
 
 
 def test_released_sizes():
-    sllama = ModelConfig(32000, 64, 6, 4, 192, embedding="repeat", attention="pwa", mlp="shared_projection", layer_sharing="share")
+    sllama = ModelConfig(32000, 64, 6, 4, 192, **SLLAMA)
     llama = ModelConfig(16000, 384, 6, 6, 1536, max_position_embeddings=512)
     for config, count in ((sllama, 2_585_792), (llama, 26_448_768)):
         with torch.device("meta"):
-            assert sum(p.numel() for p in Model(config).parameters()) == count
+            assert Model(config).num_params() == count
         assert sum(parameter_counts(config).values()) == count
 
 
 @pytest.mark.parametrize("shape", [(61, 16, 4, 4, 24, False, 2), (97, 48, 6, 6, 40, True, 4)], ids=str)
 def test_parameter_counts_in_closed_form(shape):
-    """Part by part, for every combination with 1, 2 and all key-value heads; every fourth at another size, with QK-norm."""
-    keys = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "qk_norm", "embedding_factor")
-    part_of = {"embed_tokens": "embedding", "projector": "embedding", "attention": "attention", "mlp": "mlp", "layers": "norms", "norm": "norms", "lm_head": "head"}
+    """Part by part, for every combination with 1, 2 and all key-value heads; some at another size, with QK-norm."""
+    keys = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "qk_norm",
+            "embedding_factor")
+    part_of = {"embed_tokens": "embedding", "projector": "embedding", "attention": "attention", "mlp": "mlp",
+               "layers": "norms", "norm": "norms", "lm_head": "head"}
     seen = 0
     every = list(combinations(num_key_value_heads=(None, 1, 2)))
     for config in every if shape[0] == 61 else every[::4]:
@@ -140,10 +152,14 @@ def test_pwa_picks(h):
 
 def test_pwa_picks_of_grouped_heads():
     picks = Model(tiny(attention="pwa", num_key_value_heads=2)).attention[0].picks
-    assert torch.equal(picks, Model(tiny(attention="pwa")).attention[0].picks[:32])     # 16 of q, then 8 of k and 8 of v
+    assert torch.equal(picks, Model(tiny(attention="pwa")).attention[0].picks[:32])   # 16 of q, 8 of k, 8 of v
 
 
 @pytest.mark.parametrize("settings, reason", [
+    ({"hidden_size": 0}, "must be at least 1"),
+    ({"dropout": math.nan}, "must be at most 0.9"),
+    ({"attention": "mla"}, "expected one of mha, skqa, pwa, rra"),
+    ({"embedding": "narrow"}, "expected one of full, repeat, linear, attention"),
     ({"num_attention_heads": 3}, "does not divide hidden_size"),
     ({"hidden_size": 12, "num_attention_heads": 4}, "must be even"),
     ({"num_key_value_heads": 3}, "does not divide num_attention_heads"),
@@ -156,7 +172,10 @@ def test_pwa_picks_of_grouped_heads():
 ])
 def test_invalid_combinations_are_refused(settings, reason):
     problems = tiny(**settings).problems()
-    assert len(problems) == 1 and reason in problems[0] and problems[0].split(":")[0] in ModelConfig.__dataclass_fields__
+    assert len(problems) == 1 and reason in problems[0]
+    assert problems[0].split(":")[0] in ModelConfig.__dataclass_fields__
+    with pytest.raises(ValueError, match=reason):
+        Model(tiny(**settings))
 
 
 # --- sharing
@@ -168,8 +187,8 @@ def shared_settings():
 
 @pytest.mark.parametrize("kind, groups", shared_settings())
 def test_a_step_on_one_layer_moves_all_that_share(kind, groups, tmp_path):
-    """After a gradient step taken in a copy, a compiled wrapper or under checkpointing, the layers of a group still have one weight."""
-    config = tiny(embedding="repeat", attention="pwa", mlp="shared_projection", layer_sharing=kind, num_groups=groups)
+    """After a step in a copy, compiled, or under checkpointing, the layers of a group still have one weight."""
+    config = tiny(**SLLAMA | {"layer_sharing": kind, "num_groups": groups})
     first = random_model(config)
     path = str(tmp_path / "c.pt")
     torch.save(first.state_dict(), path)
@@ -195,12 +214,14 @@ def test_a_step_on_one_layer_moves_all_that_share(kind, groups, tmp_path):
 
 @pytest.mark.parametrize("kind, groups", shared_settings())
 def test_a_saved_file_holds_each_weight_once(kind, groups, tmp_path):
-    config = tiny(vocab_size=500, embedding="repeat", attention="mha", mlp="shared_projection", layer_sharing=kind, num_groups=groups, hidden_size=64, intermediate_size=256)
+    config = tiny(vocab_size=500, hidden_size=64, intermediate_size=256, embedding="repeat", mlp="shared_projection",
+                  layer_sharing=kind, num_groups=groups)
     model = random_model(config)
     path = str(tmp_path / "c.pt")
     checkpoint.save(path, checkpoint.make(config, model.state_dict(), b"x", {}))
     weights = checkpoint.read(path)["weights"]
-    assert sum(w.numel() for w in weights.values()) == sum(parameter_counts(config).values()) == sum(p.numel() for p in model.parameters())
+    held = sum(w.numel() for w in weights.values())
+    assert held == sum(parameter_counts(config).values()) == model.num_params()
     assert os.path.getsize(path) < 4 * sum(parameter_counts(config).values()) + 20_000
     again = Model(config)
     again.load_state_dict(weights)
@@ -233,7 +254,7 @@ def test_causal(embedding):
 
 @pytest.mark.parametrize("embedding", ["full", "repeat", "linear", "attention"])
 def test_cached_generation_equals_recomputation(embedding):
-    """Token by token, with chunks of 3 and 4 tokens in between, which need a mask between the new tokens and the cached ones."""
+    """Token by token, with chunks of 3 and 4 tokens in between, which need a mask between new and cached tokens."""
     for config in (c for c in EVERY if c.embedding == embedding):
         model = random_model(config)
         with torch.no_grad():
@@ -247,7 +268,7 @@ def test_cached_generation_equals_recomputation(embedding):
 
 
 def test_greedy_generation_with_cache_picks_the_same_tokens():
-    model = random_model(tiny(embedding="repeat", attention="pwa", mlp="shared_projection", layer_sharing="share"), seed=4)
+    model = random_model(tiny(**SLLAMA), seed=4)
     ids, cache, new = IDS[:1, :3], KVCache(), IDS[:1, :3]
     for _ in range(20):
         new = model.step(new, cache).argmax(-1, keepdim=True)
@@ -265,11 +286,12 @@ def test_batch_and_padding_change_nothing(config):
         one = model(IDS[:1, :7])
         torch.testing.assert_close(model(IDS[:, :7])[:1], one, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(model(IDS)[:1, :7], one, rtol=1e-5, atol=1e-5)
-        padded = torch.cat((IDS[:1, 7:], IDS[:1, :7]), 1)                               # 5 tokens of padding on the left
+        padded = torch.cat((IDS[:1, 7:], IDS[:1, :7]), 1)               # 5 tokens of padding on the left
         positions = torch.cat((torch.zeros(5), torch.arange(7))).long()
         mask = torch.ones(12, 12, dtype=torch.bool).tril()
         mask[5:, :5] = False
-        torch.testing.assert_close(model.lm_head(model.hidden(padded, positions=positions, mask=mask))[:, 5:], one, rtol=1e-5, atol=1e-5)
+        logits = model.lm_head(model.hidden(padded, positions=positions, mask=mask))
+        torch.testing.assert_close(logits[:, 5:], one, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("config", EVERY[::9], ids=label)
@@ -285,8 +307,9 @@ def test_a_tree_of_continuations_equals_separate_sequences(config):
         plain = model.hidden(row, positions=torch.arange(13))
         torch.testing.assert_close(plain, model.hidden(row), rtol=0, atol=0)
         tree = model.hidden(row, positions=positions[None], mask=mask[None, None])[0]
-        torch.testing.assert_close(tree[:8], model.hidden(torch.cat((prefix, left))[None])[0], rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(tree[8:], model.hidden(torch.cat((prefix, right))[None])[0, 4:], rtol=1e-5, atol=1e-5)
+        apart = [model.hidden(torch.cat((prefix, branch))[None])[0] for branch in (left, right)]
+    torch.testing.assert_close(tree[:8], apart[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(tree[8:], apart[1][4:], rtol=1e-5, atol=1e-5)
 
 
 def naive_attention(q, k, v, mask=None, cache=None):
@@ -324,10 +347,10 @@ def test_checkpointing_changes_nothing(config, dropout):
     torch.testing.assert_close(*results, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler")
 def test_compile_changes_no_loss():
     """Slow: one compilation, forward and backward, of the smallest full SLlama."""
-    config = tiny(embedding="repeat", attention="pwa", mlp="shared_projection", layer_sharing="share", num_hidden_layers=2)
+    config = tiny(**SLLAMA, num_hidden_layers=2)
     results = []
     for compiled in (False, True):
         model = random_model(config)
@@ -345,7 +368,8 @@ def test_rope_is_a_rotation_of_complex_numbers():
     x = torch.randn(2, 50, 3, 8)
     y = apply_rotary_emb(x, cos[None, :, None], sin[None, :, None])
     frequency = 10000.0 ** (-torch.arange(0, 8, 2, dtype=torch.float64) / 8)
-    turn = torch.polar(torch.ones(50, 4, dtype=torch.float64), torch.arange(50)[:, None] * frequency)[:, None]     # (T, 1, hs/2)
+    angles = torch.arange(50)[:, None] * frequency                                      # (T, hs/2)
+    turn = torch.polar(torch.ones_like(angles), angles)[:, None]                        # (T, 1, hs/2)
     z = torch.complex(x[..., :4].double(), x[..., 4:].double()) * turn
     torch.testing.assert_close(y.double(), torch.cat((z.real, z.imag), -1), rtol=1e-5, atol=1e-5)
 
@@ -353,7 +377,9 @@ def test_rope_is_a_rotation_of_complex_numbers():
 def test_rope_scores_depend_on_the_distance_alone():
     cos, sin = rope_table(40, 16, 10000.0)
     q, k = torch.randn(2, 1, 1, 1, 16)
-    at = lambda x, m: apply_rotary_emb(x, cos[None, m:m + 1, None], sin[None, m:m + 1, None]).flatten()                     # noqa: E731
+
+    def at(x, m):
+        return apply_rotary_emb(x, cos[None, m:m + 1, None], sin[None, m:m + 1, None]).flatten()
     for distance in (0, 1, 7, 20):
         scores = torch.stack([at(q, m + distance) @ at(k, m) for m in range(20)])
         torch.testing.assert_close(scores, scores[:1].expand(20), rtol=1e-4, atol=1e-5)
@@ -363,7 +389,8 @@ def test_rope_scores_depend_on_the_distance_alone():
 
 def test_positions_shift_changes_nothing():
     model = random_model(tiny())
-    torch.testing.assert_close(model.hidden(IDS, positions=torch.arange(9, 21)), model.hidden(IDS), rtol=1e-4, atol=1e-4)
+    shifted = model.hidden(IDS, positions=torch.arange(9, 21))
+    torch.testing.assert_close(shifted, model.hidden(IDS), rtol=1e-4, atol=1e-4)
     both = model.hidden(IDS, positions=torch.stack((torch.arange(12), torch.arange(12) * 2)))
     torch.testing.assert_close(both[0], model.hidden(IDS)[0])
     assert not torch.allclose(both[1], model.hidden(IDS)[1], atol=1e-2)
@@ -372,12 +399,13 @@ def test_positions_shift_changes_nothing():
 @pytest.mark.parametrize("z_loss", [0.0, 0.05])
 @pytest.mark.parametrize("chunk", [3, 64, 1000])
 def test_chunked_loss_equals_cross_entropy(chunk, z_loss, monkeypatch):
-    """Loss and both gradients, with unscored targets, a last chunk that is not full and an outer factor; float64 against float32 sums."""
+    """Loss and both gradients, with unscored targets, a last chunk that is not full and an outer factor."""
     monkeypatch.setattr(model_file, "chunk_size", lambda *_: chunk)
     torch.manual_seed(0)
     targets = torch.randint(37, (100,))
     targets[::7] = -100
-    x, w = torch.randn(100, 8, dtype=torch.float64, requires_grad=True), torch.randn(37, 8, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(100, 8, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(37, 8, dtype=torch.float64, requires_grad=True)
     logits = x @ w.T
     z = logits.logsumexp(-1)[targets >= 0]
     want = F.cross_entropy(logits, targets) + z_loss * z.square().mean()
@@ -385,7 +413,8 @@ def test_chunked_loss_equals_cross_entropy(chunk, z_loss, monkeypatch):
     loss = LinearCrossEntropy.apply(x, w, targets, z_loss, torch.float64, True)
     torch.testing.assert_close(loss.double(), want, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(torch.autograd.grad(3 * loss, (x, w)), want_grads, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(LinearCrossEntropy.apply(x.detach(), w.detach(), targets, z_loss, torch.float64, False), loss.detach())
+    alone = LinearCrossEntropy.apply(x.detach(), w.detach(), targets, z_loss, torch.float64, False)
+    torch.testing.assert_close(alone, loss.detach())
 
 
 def test_loss_of_extreme_logits_and_of_nothing():
@@ -454,7 +483,8 @@ def test_initial_weights():
     """Matrices from N(0, 0.02), norms 1, biases 0; so the first loss is about log(vocabulary)."""
     torch.manual_seed(0)
     for attention, embedding in (("rra", "linear"), ("pwa", "repeat"), ("mha", "full"), ("skqa", "attention")):
-        model = Model(tiny(vocab_size=2000, hidden_size=64, intermediate_size=128, attention=attention, embedding=embedding))
+        shape = {"vocab_size": 2000, "hidden_size": 64, "intermediate_size": 128}
+        model = Model(tiny(**shape, attention=attention, embedding=embedding))
         for name, p in model.named_parameters():
             if p.dim() > 1:
                 assert abs(p.std() - 0.02) < 0.002 and abs(p.mean()) < 0.003, name
@@ -466,15 +496,78 @@ def test_initial_weights():
 @pytest.mark.parametrize("T, hs", [(40, 16), (256, 64)])
 def test_bfloat16_attention_on_a_cpu_is_as_close_to_float32_as_the_fused_kernel(T, hs):
     torch.manual_seed(0)
-    exact, grad = [torch.randn(2, 3, T, hs).bfloat16().float().requires_grad_() for _ in range(3)], torch.randn(2, 3, T, hs).bfloat16()
-    truth = F.scaled_dot_product_attention(*exact, is_causal=True)
-    truth.backward(grad.float())
+    exact = [torch.randn(2, 3, T, hs).bfloat16().float().requires_grad_() for _ in range(3)]
+    grad = torch.randn(2, 3, T, hs).bfloat16()
+
+    def output_and_grads(f, tensors, grad):
+        out = f(*tensors)
+        return out, *torch.autograd.grad(out, tensors, grad)
+
+    def fused(q, k, v):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
     def errors(f):
-        tensors = [t.detach().bfloat16().requires_grad_() for t in exact]
-        out = f(*tensors)
-        out.backward(grad)
-        return torch.stack([(a.float() - b).norm() / b.norm() for a, b in zip((out, *(t.grad for t in tensors)), (truth, *(t.grad for t in exact)))])
-    ours = errors(lambda q, k, v: model_file.attention(q, k, v, None, None))
-    fused = errors(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True))
-    assert (ours < 1.5 * fused + 1e-3).all() and ours.max() < 0.015, (ours, fused)
+        rough = output_and_grads(f, [t.detach().bfloat16().requires_grad_() for t in exact], grad)
+        return torch.stack([(a.float() - b).norm() / b.norm() for a, b in zip(rough, truth)])
+    truth = output_and_grads(fused, exact, grad.float())
+    ours, theirs = errors(model_file.attention), errors(fused)
+    assert (ours < 1.5 * theirs + 1e-3).all() and ours.max() < 0.015, (ours, theirs)
+
+
+# --- generation, and the file by itself
+
+
+def test_generation_goes_on_past_the_context_and_follows_its_seed():
+    model = random_model(tiny(), scale=0.1)
+    texts = [list(model.generate([1], 60, seed=seed)) for seed in (3, 3, 4)]
+    assert texts[0] == texts[1] != texts[2] and len(texts[0]) == 60                     # the context is 32
+    token, p = texts[0][0]
+    assert p == pytest.approx(model(torch.tensor([[1]]))[0, -1].softmax(-1)[token].item(), rel=1e-5)
+
+
+def test_generation_takes_the_tokens_that_pick_allows():
+    """pick sees the logits and the ids so far; the probability that comes out is still the model's own."""
+    model, seen = random_model(tiny()), []
+
+    def likeliest(logits, ids):
+        seen.append(list(ids))
+        return F.one_hot(logits.argmax(), len(logits)).float()
+    tokens = [token for token, _ in model.generate([1, 2], 5, pick=likeliest)]
+    ids = [1, 2]
+    for token in tokens:
+        assert seen.pop(0) == ids
+        logits = model(torch.tensor([ids]))[0, -1]
+        assert token == logits.argmax()
+        ids.append(token)
+
+
+ALONE = """
+import itertools, torch
+from model import ATTENTION, Model, ModelConfig
+torch.manual_seed(0)
+ids = torch.randint(61, (2, 12))
+built = 0
+for embedding, attention, mlp, sharing in itertools.product(("full", "repeat", "linear", "attention"), ATTENTION,
+                                                            ("full", "shared_projection"), ("none", "share", "reuse")):
+    model = Model(ModelConfig(61, 16, 2, 2, 24, max_position_embeddings=16, embedding=embedding, attention=attention,
+                              mlp=mlp, layer_sharing=sharing))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.001)
+    losses = []
+    for _ in range(2):
+        loss = model(ids[:, :-1], ids[:, 1:])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[1] < losses[0], (embedding, attention, mlp, sharing, losses)
+    assert len(list(model.generate([1], 20))) == 20
+    built += 1
+print(built)
+"""
+
+
+def test_the_file_alone_builds_trains_and_generates_every_variant(tmp_path):
+    shutil.copy(ROOT / "model.py", tmp_path)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", ALONE], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "96\n", done.stderr
