@@ -1,18 +1,22 @@
 """One HTML page about evaluations of the same pairs: python eval_blimp.py A.pt B.pt C.pt --html report.html
 
-Everything is in the file: nothing is fetched, and only sorting and filtering need its script. The numbers are blimp_report's.
-Whatever comes from outside (sentences, names, a checkpoint's provenance) is escaped by `tag`, which all markup goes through.
+Everything is in the file: nothing is fetched, and only sorting and filtering need its script. The numbers are those of
+lab/statistics.py. Whatever comes from outside (sentences, names, a checkpoint's provenance) is escaped by `tag`, which
+all markup goes through.
 """
-import collections
 import html
 import os
 
 import numpy as np
 
-from lab import report
+from lab import statistics
+from lab.report import percent, rule
 
-FLIPS = 2000                                                            # changed pairs in the file, shared by paradigms and checkpoints: half a megabyte
+FLIPS = 2000        # changed pairs in the file, shared by paradigms and checkpoints: half a megabyte
 COLORS = "#4a90d9 #e5892b #3fa66b #b668c4 #d9534f #8a8a8a".split()      # readable on white and on black
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Elements
 
 
 class Markup(str):
@@ -20,141 +24,245 @@ class Markup(str):
 
 
 def tag(name, *content, **attributes):
-    """An element; text in it and in its attributes is escaped. class_ and stroke_width are class and stroke-width; None is left out."""
-    given = "".join(f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"' for key, value in attributes.items() if value is not None)
+    """An element; text in it and in its attributes is escaped.
+
+    class_ and stroke_width are written class and stroke-width; an attribute that is None is left out.
+    """
+    written = ""
+    for key, value in attributes.items():
+        if value is not None:
+            written += f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
     inside = "".join(part if isinstance(part, Markup) else html.escape(str(part)) for part in content)
-    return Markup(f"<{name}{given}>{inside}</{name}>")
+    return Markup(f"<{name}{written}>{inside}</{name}>")
+
+
+def cell(text, value=None, note="", **attributes):
+    """A table's cell: text, a small note under it, and the value that it is sorted by where that is not the text."""
+    content = [text, tag("small", note)] if note else [text]
+    return tag("td", *content, data_value=value, **attributes)
+
+
+def table(heads, rows, **attributes):
+    """heads: a column's name each; rows: lists of cells. A click on a head sorts."""
+    columns = [tag("th", tag("button", text, type="button"), scope="col") for text in heads]
+    head = tag("thead", tag("tr", *columns))
+    body = tag("tbody", *[tag("tr", *row) for row in rows])
+    return tag("div", tag("table", head, body, **attributes), class_="wide", tabindex=0)
 
 
 def number(x, form=","):
     return format(x, form) if isinstance(x, (int, float)) else "-"
 
 
-def cell(text, value=None, note="", **attributes):
-    """A table's cell: text, a small note under it, and the value that it is sorted by where that is not the text."""
-    return tag("td", text, *[tag("small", note)] * bool(note), data_value=value, **attributes)
+def interval_text(interval, form="{:.1f}"):
+    low, high = interval
+    return f"{form.format(100 * low)} to {form.format(100 * high)}"
 
 
-def table(heads, rows, **attributes):
-    """heads: a column's name each; rows: lists of cells. A click on a head sorts."""
-    head = tag("tr", *(tag("th", tag("button", text, type="button"), scope="col") for text in heads))
-    return tag("div", tag("table", tag("thead", head), tag("tbody", *(tag("tr", *row) for row in rows)), **attributes), class_="wide", tabindex=0)
+def accuracy(summary, interval="interval"):
+    return cell(percent(summary["accuracy"], 1), summary["accuracy"], interval_text(summary[interval]))
+
+
+def difference(c):
+    """A difference in points with its interval, marked where that leaves 0 out."""
+    low, high = c["interval"]
+    direction = None
+    if low > 0:
+        direction = "up"
+    elif high < 0:
+        direction = "down"
+    note = interval_text(c["interval"], "{:+.1f}")
+    return cell(f"{100 * c['difference']:+.1f}", c["difference"], note, class_=direction)
+
+
+def color(i):
+    return COLORS[i % len(COLORS)]
+
+
+def mark(i):
+    """A square in the colour of checkpoint i."""
+    return tag("span", "", class_="mark", style=f"background:{color(i)}")
+
+
+def bars(name, summaries, labels):
+    """A group's accuracies as bars from 0 to 100 %, with intervals and the line of chance; as wide as there is room."""
+    shapes, texts, height = [], [], 16 * len(summaries)
+    for i, (summary, label) in enumerate(zip(summaries, labels)):
+        middle = 16 * i + 8
+        low, high = (f"{100 * x:.2f}%" for x in summary["interval"])
+        shown = percent(summary["accuracy"], 1)
+        title = tag("title", f"{label}: {shown} % ({interval_text(summary['interval'])})")
+        width = f"{100 * summary['accuracy']:.2f}%"
+        shapes += [tag("rect", y=middle - 6, width="100%", height=12, fill="currentColor", opacity=0.08),
+                   tag("rect", title, y=middle - 6, width=width, height=12, fill=color(i)),
+                   tag("line", x1=low, x2=high, y1=middle, y2=middle, stroke="currentColor", stroke_width=1.5)]
+        texts.append(tag("text", shown, x="100%", y=middle + 4, text_anchor="end"))
+    chance = tag("line", x1="50%", x2="50%", y1=0, y2=height, stroke="currentColor", stroke_dasharray="3 2")
+    drawing = tag("svg", *shapes, chance, width="87%", height=height)
+    picture = tag("svg", drawing, *texts, width="100%", height=height, role="img", aria_label=name)
+    return tag("figure", tag("figcaption", name.replace("_", " ")), picture)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The page
+
+
+def page(evaluations):
+    """HTML of [(result, details), ...] of the same pairs; each is compared with the first."""
+    results = [result for result, _ in evaluations]
+    details = [d for _, d in evaluations]
+    pairs, labels = details[0]["pairs"], names([result["checkpoint"] for result in results])
+    compared = [statistics.compare(pairs, d["correct"], details[0]["correct"]) for d in details[1:]]
+    title = f"{results[0]['benchmark']}: {', '.join(labels)}"
+    body = [tag("h1", title), *overview(results, labels, compared), *by_group(results, labels),
+            *by_paradigm(results, labels, compared)]
+    if compared:
+        body += changed_pairs(pairs, details, labels, compared)
+    return skeleton(title, body)
 
 
 def names(paths):
     """What tells the checkpoints apart: their folders' names, else the files', else the paths."""
     folders = [os.path.basename(os.path.dirname(path)) for path in paths]
     files = [os.path.splitext(os.path.basename(path))[0] for path in paths]
-    return next((short for short in (folders, files) if all(short) and len(set(short)) == len(short)), paths)
+    for short in (folders, files):
+        if all(short) and len(set(short)) == len(short):
+            return short
+    return paths
 
 
-def between(interval, form="{:.1f}"):
-    return " to ".join(form.format(100 * x) for x in interval)
+def overview(results, labels, compared):
+    """What was scored and how, warnings, a table with a row for each checkpoint, and where the numbers come from."""
+    first = results[0]
+    parts = [tag("p", f"{first['pairs']:,} pairs of {first['data']}. Rule: {rule(first['conventions'])}.")]
+    warned = {}                                                         # warning -> the checkpoints it is about
+    for result, label in zip(results, labels):
+        for warning in result["warnings"]:
+            warned.setdefault(warning, []).append(label)
+    for warning, who in warned.items():
+        text = warning if who == labels else f"{', '.join(who)}: {warning}"
+        parts.append(tag("p", text, class_="warning"))
+
+    heads = ["checkpoint", f"mean over {len(first['paradigms'])} paradigms, %"]
+    if compared:
+        heads.append("difference, points")
+    heads += ["ties", "parameters", "words seen", "bits per byte", "trained on"]
+    rows = []
+    for i, (result, label) in enumerate(zip(results, labels)):
+        row = [tag("td", mark(i), label, class_="name"), accuracy(result, "accuracy_interval")]
+        if compared:
+            row.append(cell("") if i == 0 else difference(compared[i - 1]))
+        for key, form in (("ties", ","), ("parameters", ","), ("words", ","), ("bits_per_byte", ".3f")):
+            row.append(cell(number(result[key], form), result[key]))
+        row.append(cell(result["corpus"] or "-"))
+        rows.append(row)
+    parts.append(table(heads, rows))
+
+    for label, c in zip(labels[1:], compared):
+        parts.append(tag("p", f"{label}: {c['changed']:,} of {c['pairs']:,} decisions are not those of {labels[0]}, "
+                              f"{c['gained']:,} gained and {c['lost']:,} lost (McNemar, p = {c['p_mcnemar']:.2g}; "
+                              f"paired bootstrap, p = {c['p_bootstrap']:.2g})."))
+    origins = [origin(result) for result in results]
+    parts.append(tag("details", tag("summary", "Where the numbers come from: files, hashes, rule"), *origins))
+    return parts
 
 
-def accuracy(g, interval="interval"):
-    return cell(report.percent(g["accuracy"], 1), g["accuracy"], between(g[interval]))
+def origin(result):
+    """A list of the files, hashes and conventions behind a result."""
+    keys = ("checkpoint", "corpus", "steps", "words", "data", "benchmark", "device", "torch")
+    facts = {key: result[key] for key in keys}
+    facts |= {f"sha256 of the {key}": value for key, value in result["sha256"].items()}
+    facts |= result["conventions"]
+    parts = []
+    for key, value in facts.items():
+        parts += [tag("dt", key), tag("dd", value)]
+    return tag("dl", *parts)
 
 
-def difference(c):
-    """A difference in points with its interval, marked where that leaves 0 out."""
-    low, high = c["interval"]
-    return cell(f"{100 * c['difference']:+.1f}", c["difference"], between(c["interval"], "{:+.1f}"), class_="up" if low > 0 else "down" if high < 0 else None)
+def by_group(results, labels):
+    """Bars by phenomenon, or by paradigm where the pairs say nothing of phenomena."""
+    kind, word = "phenomena", "phenomenon"
+    if not results[0]["phenomena"]:
+        kind, word = "paradigms", "paradigm"
+    legend = []
+    for i, label in enumerate(labels):
+        legend += [mark(i), label + " "]
+    legend += [Markup("<br>"), "Bars from 0 to 100 %, with 95 % intervals. Dashed: chance, 50 %."]
+    figures = [bars(name, [result[kind][name] for result in results], labels) for name in results[0][kind]]
+    return [tag("h2", f"Accuracy by {word}"), tag("p", *legend), tag("div", *figures, class_="bars")]
 
 
-def bars(name, groups, labels):
-    """One group's accuracies as bars from 0 to 100 %, with intervals and the line of chance; as wide as there is room, text of one size."""
-    parts, texts, height = [], [], 16 * len(groups)
-    for i, (g, label) in enumerate(zip(groups, labels)):
-        low, high = (f"{100 * x:.2f}%" for x in g["interval"])
-        text, y = f"{label}: {report.percent(g['accuracy'], 1)} % ({between(g['interval'])})", 16 * i + 8
-        parts += [tag("rect", y=y - 6, width="100%", height=12, fill="currentColor", opacity=0.08),
-                  tag("rect", tag("title", text), y=y - 6, width=f"{100 * g['accuracy']:.2f}%", height=12, fill=COLORS[i % len(COLORS)]),
-                  tag("line", x1=low, x2=high, y1=y, y2=y, stroke="currentColor", stroke_width=1.5)]
-        texts += [tag("text", report.percent(g["accuracy"], 1), x="100%", y=y + 4, text_anchor="end")]
-    parts.append(tag("line", x1="50%", x2="50%", y1=0, y2=height, stroke="currentColor", stroke_dasharray="3 2"))
-    drawing = tag("svg", tag("svg", *parts, width="87%", height=height), *texts, width="100%", height=height, role="img", aria_label=name)
-    return tag("figure", tag("figcaption", name.replace("_", " ")), drawing)
+def by_paradigm(results, labels, compared):
+    heads = ["paradigm", "phenomenon", "field", *labels]
+    heads += [f"{label} - {labels[0]}" for label in labels[1:]]
+    rows = []
+    for uid, summary in results[0]["paradigms"].items():
+        row = [cell(uid), cell(summary["phenomenon"] or "-"), cell(summary["field"] or "-")]
+        row += [accuracy(result["paradigms"][uid]) for result in results]
+        row += [difference(c["paradigms"][uid]) for c in compared]
+        rows.append(row)
+    text = "Accuracy in %, with Wilson's 95 % interval. "
+    if compared:
+        text += "Difference in points, with that of a paired bootstrap; coloured where it leaves 0 out. "
+    text += "A click on a head sorts."
+    return [tag("h2", "Paradigms"), tag("p", text), table(heads, rows, id="paradigms")]
 
 
-def flips(pairs, first, other, most):
-    """(indices of the pairs whose decision changed, at most so many of each paradigm, the largest change first; change of margin (N))."""
-    change = np.subtract(*other["scores"].T) - np.subtract(*first["scores"].T)
-    changed, count, kept = np.flatnonzero(first["right"] != other["right"]), collections.Counter(), []
-    for i in changed[np.argsort(-np.abs(change[changed]), kind="stable")].tolist():
-        count[pairs[i]["uid"]] += 1
-        kept += [i] * (count[pairs[i]["uid"]] <= most)
-    return kept, change
-
-
-def page(evaluations):
-    """HTML of [(result, details), ...] as eval_blimp.py has them, all of the same pairs; each but the first is compared with the first."""
-    results, details = zip(*evaluations)
-    first, pairs, labels = results[0], details[0]["pairs"], names([r["checkpoint"] for r in results])
-    compared = [report.compare(pairs, d["right"], details[0]["right"]) for d in details[1:]]
-    marks = [tag("span", "", class_="mark", style=f"background:{COLORS[i % len(COLORS)]}") for i in range(len(results))]
-    versus = [f"{label} - {labels[0]}" for label in labels[1:]]
-    kind, title = "phenomena" if first["phenomena"] else "paradigms", f"{first['benchmark']}: {', '.join(labels)}"
-
-    summary = []
-    for i, r in enumerate(results):
-        own = [cell("") if i == 0 else difference(compared[i - 1])] * bool(compared)
-        facts = [cell(number(r[key], form), r[key]) for key, form in (("ties", ","), ("parameters", ","), ("words", ","), ("bits_per_byte", ".3f"))]
-        summary.append([tag("td", marks[i], labels[i], class_="name"), accuracy(r, "accuracy_interval"), *own, *facts, cell(r["corpus"] or "-")])
-    heads = ["checkpoint", f"mean over {len(first['paradigms'])} paradigms, %", *["difference, points"] * bool(compared),
-             "ties", "parameters", "words seen", "bits per byte", "trained on"]
-    about = [tag("p", f"{first['pairs']:,} pairs of {first['data']}. Rule: {report.rule(first['conventions'])}.")]
-    warned = {w: [label for label, r in zip(labels, results) if w in r["warnings"]] for r in results for w in r["warnings"]}
-    about += [tag("p", w if who == labels else f"{', '.join(who)}: {w}", class_="warning") for w, who in warned.items()]
-    origin = [{key: r[key] for key in ("checkpoint", "corpus", "steps", "words", "data", "benchmark", "device", "torch")}
-              | {f"sha256 of the {key}": value for key, value in r["sha256"].items()} | r["conventions"] for r in results]
-    body = [tag("h1", title), *about, table(heads, summary)]
-    body += [tag("p", f"{label}: {c['changed']:,} of {c['pairs']:,} decisions are not those of {labels[0]}, {c['gained']:,} gained and {c['lost']:,} lost "
-                 f"(McNemar, p = {c['p_mcnemar']:.2g}; paired bootstrap, p = {c['p_bootstrap']:.2g}).") for label, c in zip(labels[1:], compared)]
-    body += [tag("details", tag("summary", "Where the numbers come from: files, hashes, rule"),
-                 *(tag("dl", *(part for key, value in facts.items() for part in (tag("dt", key), tag("dd", value)))) for facts in origin))]
-
-    legend = [part for mark, label in zip(marks, labels) for part in (mark, label + " ")]
-    body += [tag("h2", f"Accuracy by {'phenomenon' if kind == 'phenomena' else 'paradigm'}"),
-             tag("p", *legend, Markup("<br>"), "Bars from 0 to 100 %, with 95 % intervals. Dashed: chance, 50 %."),
-             tag("div", *(bars(name, [r[kind][name] for r in results], labels) for name in first[kind]), class_="bars")]
-
-    rows = [[cell(uid), cell(g["phenomenon"] or "-"), cell(g["field"] or "-"), *(accuracy(r["paradigms"][uid]) for r in results),
-             *(difference(c["paradigms"][uid]) for c in compared)] for uid, g in first["paradigms"].items()]
-    body += [tag("h2", "Paradigms"),
-             tag("p", "Accuracy in %, with Wilson's 95 % interval. ", *["Difference in points, with that of a paired bootstrap; coloured where it leaves 0 out. "]
-                 * bool(compared), "A click on a head sorts."),
-             table(["paradigm", "phenomenon", "field", *labels, *versus], rows, id="paradigms")]
-    return skeleton(title, body + (changes(pairs, details, labels, compared) if compared else []))
-
-
-def changes(pairs, details, labels, compared):
-    """The pairs that only one of two checkpoints gets right."""
-    most = max(1, FLIPS // (len(compared) * len(compared[0]["paradigms"])))
-    several, rows = len(compared) > 1, []
+def changed_pairs(pairs, details, labels, compared):
+    """The pairs on which only one of two checkpoints is correct, with a form that filters them."""
+    several = len(compared) > 1
+    limit = max(1, FLIPS // (len(compared) * len(compared[0]["paradigms"])))
+    rows = []
     for other, label in zip(details[1:], labels[1:]):
-        kept, change = flips(pairs, details[0], other, most)
-        for i in kept:
-            margins = [d["scores"][i, 0] - d["scores"][i, 1] for d in (details[0], other)]
+        for i, margins in flips(pairs, details[0], other, limit):
             sentences = tag("td", "+ ", tag("bdi", pairs[i]["good"]), Markup("<br>"), "- ", tag("bdi", pairs[i]["bad"]))
-            rows.append([sentences, cell(pairs[i]["uid"]), cell("gained" if other["right"][i] else "lost"), *[cell(label)] * several,
-                         *(cell(f"{x:+.2f}") for x in (*margins, change[i]))])
-    heads = ["sentences", "paradigm", "change", *["checkpoint"] * several, f"margin, {labels[0]}", "margin, other" if several else f"margin, {labels[1]}",
-             "difference"]
-    choices = [("paradigm", sorted({p["uid"] for p in pairs})), ("change", ["gained", "lost"]), *[("checkpoint", labels[1:])] * several]
-    selects = [tag("label", f"{name} ", tag("select", tag("option", "all", value=""), *(tag("option", x, value=x) for x in options), data_column=heads.index(name)))
-               for name, options in choices]
-    return [tag("h2", "Pairs that changed"),
-            tag("p", f"{sum(c['changed'] for c in compared):,} decisions changed. Here are {len(rows):,} of them, at most {most} of each paradigm"
-                f"{' and checkpoint' * several}, the largest changes. Margin: score of the good sentence (+) less that of the bad one (-), in nats."),
-            tag("form", tag("label", "text ", Markup('<input type="search" id="text">')), *selects, tag("output", "")),
+            row = [sentences, cell(pairs[i]["uid"]), cell("gained" if other["correct"][i] else "lost")]
+            if several:
+                row.append(cell(label))
+            before, after = margins
+            row += [cell(f"{before:+.2f}"), cell(f"{after:+.2f}"), cell(f"{after - before:+.2f}")]
+            rows.append(row)
+    heads = ["sentences", "paradigm", "change", f"margin, {labels[0]}", f"margin, {labels[1]}", "difference"]
+    filters = {"paradigm": sorted({pair["uid"] for pair in pairs}), "change": ["gained", "lost"]}
+    if several:
+        heads[3:5] = ["checkpoint", f"margin, {labels[0]}", "margin, other"]
+        filters["checkpoint"] = labels[1:]
+
+    selects = []
+    for name, choices in filters.items():
+        options = [tag("option", "all", value="")]
+        options += [tag("option", choice, value=choice) for choice in choices]
+        selects.append(tag("label", f"{name} ", tag("select", *options, data_column=heads.index(name))))
+    search = tag("label", "text ", Markup('<input type="search" id="text">'))
+    changed = sum(c["changed"] for c in compared)
+    each = "paradigm and checkpoint" if several else "paradigm"
+    text = (f"{changed:,} decisions changed. Here are {len(rows):,} of them, at most {limit} of each {each}, "
+            "the largest changes. Margin: score of the good sentence (+) less that of the bad one (-), in nats.")
+    return [tag("h2", "Pairs that changed"), tag("p", text), tag("form", search, *selects, tag("output", "")),
             table(heads, rows, id="changes")]
+
+
+def flips(pairs, first, other, limit):
+    """[(index, (margin before, margin after))] of the pairs whose decision changed, at most `limit` of each paradigm,
+    the largest change of margin first."""
+    before = first["scores"][:, 0] - first["scores"][:, 1]
+    after = other["scores"][:, 0] - other["scores"][:, 1]
+    changed = np.flatnonzero(first["correct"] != other["correct"])
+    largest_first = changed[np.argsort(-np.abs(after - before)[changed], kind="stable")]
+    count, kept = {}, []
+    for i in largest_first.tolist():
+        uid = pairs[i]["uid"]
+        count[uid] = count.get(uid, 0) + 1
+        if count[uid] <= limit:
+            kept.append((i, (before[i], after[i])))
+    return kept
 
 
 def skeleton(title, body):
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 {tag("title", title)}
 <style>{STYLE}</style></head>
 <body>
@@ -166,13 +274,15 @@ def skeleton(title, body):
 STYLE = """
 :root { color-scheme: light dark; --line: #ccc; --up: #17713c; --down: #b3261e; --soft: #f3f3f3; }
 @media (prefers-color-scheme: dark) { :root { --line: #444; --up: #6fd394; --down: #ff8a80; --soft: #262626; } }
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 1150px; margin: 0 auto; padding: 0 16px 48px; overflow-wrap: anywhere; }
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 1150px; margin: 0 auto; padding: 0 16px 48px; }
+body { overflow-wrap: anywhere; }
 h1 { font-size: 1.5em; } h2 { font-size: 1.2em; margin-top: 2em; }
 .wide { overflow-x: auto; } .name { white-space: nowrap; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 td, th { padding: 4px 12px 4px 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 td small { display: block; opacity: .75; white-space: nowrap; }
-th button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0; padding: 0; text-align: left; cursor: pointer; }
+th button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0; padding: 0; }
+th button { text-align: left; cursor: pointer; }
 [aria-sort=ascending] button::after { content: " \\25b2"; } [aria-sort=descending] button::after { content: " \\25bc"; }
 #changes td:first-child { min-width: 17em; width: 100%; }
 .up { color: var(--up); } .down { color: var(--down); }
@@ -180,8 +290,10 @@ th button { font: inherit; font-weight: 600; color: inherit; background: none; b
 .mark { display: inline-block; width: .8em; height: .8em; margin-right: .4em; }
 .bars { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 14px 32px; }
 figure { margin: 0; } svg { display: block; } svg text { fill: currentColor; font-size: 12px; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 16px; background: var(--soft); padding: 8px; } dd { margin: 0; }
-form { display: flex; flex-wrap: wrap; gap: 8px 16px; margin-bottom: 8px; } select, input { font: inherit; max-width: 17em; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 16px; background: var(--soft); padding: 8px; }
+dd { margin: 0; }
+form { display: flex; flex-wrap: wrap; gap: 8px 16px; margin-bottom: 8px; }
+select, input { font: inherit; max-width: 17em; }
 """
 SCRIPT = """
 const SHOWN = 200, changes = document.querySelector("#changes tbody"), form = document.forms[0];
@@ -202,9 +314,11 @@ function compare(a, b) {
   return typeof a == typeof b ? (a > b) - (a < b) : typeof a == "number" ? -1 : 1;
 }
 for (const button of document.querySelectorAll("th button")) button.onclick = () => {
-  const th = button.parentElement, body = th.closest("table").tBodies[0], heads = [...th.parentElement.cells], column = heads.indexOf(th);
+  const th = button.parentElement, body = th.closest("table").tBodies[0];
+  const heads = [...th.parentElement.cells], column = heads.indexOf(th);
   const rows = [...body.rows].map(row => [key(row.cells[column]), row]);
-  const before = th.getAttribute("aria-sort"), up = before ? before == "descending" : rows.some(([k]) => typeof k == "string");
+  const before = th.getAttribute("aria-sort");
+  const up = before ? before == "descending" : rows.some(([k]) => typeof k == "string");
   rows.sort((a, b) => up ? compare(a[0], b[0]) : compare(b[0], a[0]));
   heads.forEach(head => head.removeAttribute("aria-sort"));
   th.setAttribute("aria-sort", up ? "ascending" : "descending");

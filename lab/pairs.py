@@ -1,0 +1,202 @@
+"""Minimal pairs: folders of *.jsonl files, each line an object with sentence_good and sentence_bad, as BLiMP's are."""
+import hashlib
+import json
+import os
+
+from lab.files import UserError
+
+# BLiMP's 67 paradigms have 1000 pairs each. Beside each name: how many the BabyLM challenge's vocabulary filter keeps.
+SIZES = """
+adjunct_island 928 anaphor_gender_agreement 971 anaphor_number_agreement 931 animate_subject_passive 895
+animate_subject_trans 923 causative 818 complex_NP_island 846 coordinate_structure_constraint_complex_left_branch 906
+coordinate_structure_constraint_object_extraction 949 determiner_noun_agreement_1 929 determiner_noun_agreement_2 931
+determiner_noun_agreement_irregular_1 681 determiner_noun_agreement_irregular_2 820
+determiner_noun_agreement_with_adj_2 941 determiner_noun_agreement_with_adj_irregular_1 718
+determiner_noun_agreement_with_adj_irregular_2 840 determiner_noun_agreement_with_adjective_1 933
+distractor_agreement_relational_noun 788 distractor_agreement_relative_clause 871 drop_argument 920
+ellipsis_n_bar_1 802 ellipsis_n_bar_2 828 existential_there_object_raising 812 existential_there_quantifiers_1 930
+existential_there_quantifiers_2 911 existential_there_subject_raising 924 expletive_it_object_raising 759
+inchoative 855 intransitive 868 irregular_past_participle_adjectives 961 irregular_past_participle_verbs 942
+irregular_plural_subject_verb_agreement_1 804 irregular_plural_subject_verb_agreement_2 892
+left_branch_island_echo_question 947 left_branch_island_simple_question 951
+matrix_question_npi_licensor_present 929 npi_present_1 909 npi_present_2 914 only_npi_licensor_present 882
+only_npi_scope 837 passive_1 840 passive_2 903 principle_A_c_command 946 principle_A_case_1 912
+principle_A_case_2 915 principle_A_domain_1 914 principle_A_domain_2 915 principle_A_domain_3 941
+principle_A_reconstruction 967 regular_plural_subject_verb_agreement_1 890
+regular_plural_subject_verb_agreement_2 945 sentential_negation_npi_licensor_present 919
+sentential_negation_npi_scope 871 sentential_subject_island 961 superlative_quantifiers_1 979
+superlative_quantifiers_2 986 tough_vs_raising_1 948 tough_vs_raising_2 920 transitive 868 wh_island 960
+wh_questions_object_gap 859 wh_questions_subject_gap 898 wh_questions_subject_gap_long_distance 857
+wh_vs_that_no_gap 861 wh_vs_that_no_gap_long_distance 875 wh_vs_that_with_gap 919
+wh_vs_that_with_gap_long_distance 910
+""".split()
+BLIMP = {name: int(kept) for name, kept in zip(SIZES[::2], SIZES[1::2])}
+
+# The paper has 12 phenomena, the files 13 terms; 4 fields, the files 5 spellings.
+SAME = {"s-selection": "argument_structure", "syntax/semantics": "syntax_semantics"}
+
+
+def find_pairs(wanted, meta):
+    """(folder, why): `wanted`, config.yaml's eval.data, if it holds pairs, else the folder of the corpus in `meta`."""
+    own = os.path.join("data", str(meta.get("name")), "pairs")
+    for folder, why in ((wanted, "eval.data"), (own, "the corpus's own")):
+        if os.path.isdir(folder) and any(name.endswith(".jsonl") for name in os.listdir(folder)):
+            return folder, why
+    raise UserError(f"{wanted}: no minimal pairs there, nor in {own}; "
+                    "`python prepare.py` provides them, or give --data DIR")
+
+
+def read_pairs(path, limit=None, split="all"):
+    """(pairs, info) of a folder of *.jsonl, or of one such file.
+
+    A pair is {good, bad, uid, phenomenon, field, id, dev, filtered}, see read_pair. limit: the first so many of each
+    paradigm; split: all | dev | test. info: {benchmark, data (the path), sha256, warnings, incomplete}.
+    Raises UserError naming file and line.
+    """
+    everything, digest = [], hashlib.sha256()
+    for file in jsonl_files(path):
+        content = read_bytes(file)
+        digest.update(os.path.basename(file).encode() + b"\0" + content + b"\0")
+        pairs = read_file(file, content)
+        if not pairs:
+            raise UserError(f"{file}: empty; fetch it again or remove it")
+        everything += pairs
+    benchmark, warnings = recognise(everything, path)
+    incomplete = bool(warnings)
+
+    kept = [pair for pair in everything if split == "all" or pair["dev"] == (split == "dev")]
+    if not kept:
+        raise UserError(f"{path}: none of its {len(everything)} pairs is in the split `{split}`; use all")
+    if limit is not None:
+        kept = first_of_each(kept, limit)
+    if len(kept) < len(everything):
+        warnings.append(f"a subset, as asked for: {len(kept):,} of {len(everything):,} pairs")
+    return kept, {"benchmark": benchmark, "data": str(path), "sha256": digest.hexdigest(),
+                  "warnings": warnings, "incomplete": incomplete}
+
+
+def jsonl_files(path):
+    if os.path.isfile(path):
+        return [path]
+    advice = "give a folder of minimal pairs, such as `python prepare.py` provides"
+    if not os.path.isdir(path):
+        raise UserError(f"{path}: no such folder; {advice}")
+    files = [os.path.join(path, name) for name in sorted(os.listdir(path)) if name.endswith(".jsonl")]
+    if not files:
+        raise UserError(f"{path}: no *.jsonl file in it; {advice}")
+    return files
+
+
+def read_bytes(file):
+    try:
+        with open(file, "rb") as f:
+            return f.read()
+    except OSError as e:
+        raise UserError(f"{file}: cannot be read ({e.strerror})") from None
+
+
+def read_file(file, content):
+    """The pairs in the bytes of one file; blank lines are skipped."""
+    stem = os.path.splitext(os.path.basename(file))[0]
+    pairs = []
+    for index, line in enumerate(content.splitlines()):
+        if not line.strip():
+            continue
+        try:
+            pairs.append(read_pair(read_json(line), stem, index))
+        except ValueError as e:
+            raise UserError(f"{file}:{index + 1}: {e}; mend the line or fetch the file again") from None
+    return pairs
+
+
+def read_json(line):
+    """What a line of bytes says in JSON; ValueError with the reason if it is none."""
+    try:
+        return json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8 text") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except ValueError:
+        raise ValueError("not valid JSON, or cut short") from None
+
+
+def read_pair(row, stem, index):
+    """A line of a file as a pair; ValueError if it is none.
+
+    uid: its paradigm; phenomenon, field: None if the file has none; dev: whether it belongs to the tenth that recipes
+    may be chosen on; filtered: whether it comes from the BabyLM challenge's files, which write pair_id for pairID.
+    """
+    if not isinstance(row, dict):
+        raise ValueError("not an object with sentence_good and sentence_bad")
+    for key in ("sentence_good", "sentence_bad"):
+        if not isinstance(row.get(key), str) or not row[key].strip():
+            raise ValueError(f"`{key}` is missing, empty or not text")
+    number = row.get("pairID", row.get("pair_id", index))
+    try:
+        dev = int(number) % 10 == 0
+    except (TypeError, ValueError, OverflowError):
+        dev = index % 10 == 0
+    pair = {"good": row["sentence_good"], "bad": row["sentence_bad"], "uid": text(row, "UID") or stem,
+            "phenomenon": text(row, "linguistics_term") or text(row, "phenomenon"), "field": text(row, "field"),
+            "id": str(number), "dev": dev, "filtered": "pair_id" in row}
+    try:                                        # JSON can spell half a character, "\ud800", that no file can hold
+        "".join(value for value in pair.values() if isinstance(value, str)).encode()
+    except UnicodeEncodeError:
+        raise ValueError("not Unicode text") from None
+    return pair
+
+
+def text(row, key):
+    """The text under that key, in the spelling that is used here; None if there is none."""
+    value = row.get(key)
+    if not isinstance(value, str) or not value:
+        return None
+    return SAME.get(value, value)
+
+
+def first_of_each(pairs, limit):
+    """The first so many pairs of each paradigm, in the order they were in."""
+    seen, kept = {}, []
+    for pair in pairs:
+        seen[pair["uid"]] = seen.get(pair["uid"], 0) + 1
+        if seen[pair["uid"]] <= limit:
+            kept.append(pair)
+    return kept
+
+
+def recognise(pairs, path):
+    """(what these pairs are, for every output to say; warnings, where they are BLiMP's and not all there)."""
+    counts = {}
+    for pair in pairs:
+        counts[pair["uid"]] = counts.get(pair["uid"], 0) + 1
+    missing = [uid for uid in BLIMP if uid not in counts]
+    extra = [uid for uid in counts if uid not in BLIMP]
+    if len(extra) >= len(counts) / 2:
+        if of_pocket_english(path):
+            return "POCKET ENGLISH PAIRS, NOT BLiMP", []
+        return f"pairs of {os.path.basename(os.path.abspath(path))}, not BLiMP", []
+
+    filtered = any(pair["filtered"] for pair in pairs)
+    wrong = []
+    for uid, count in counts.items():
+        expected = BLIMP.get(uid) if filtered else 1000
+        if uid in BLIMP and count != expected:
+            wrong.append(f"{uid} {count} instead of {expected}")
+    warnings = []
+    if missing:
+        warnings.append(f"{len(missing)} of BLiMP's 67 paradigms are missing: {', '.join(missing)}")
+    if extra:
+        warnings.append(f"counted as paradigms, but not BLiMP's: {', '.join(extra)}")
+    if wrong:
+        warnings.append(f"wrong number of pairs: {', '.join(wrong)}")
+    return "BLiMP, BabyLM's filtered subset" if filtered else "BLiMP", warnings
+
+
+def of_pocket_english(path):
+    """Whether meta.json beside the folder says that the corpus is Pocket English."""
+    try:
+        with open(os.path.join(os.path.dirname(os.path.abspath(path)), "meta.json"), encoding="utf-8") as f:
+            return json.load(f)["source"] == "pocket"
+    except (OSError, ValueError, LookupError, TypeError):
+        return False

@@ -1,0 +1,119 @@
+"""A tokenizer and models whose scores can be written down by hand, random models of every variant, folders of pairs."""
+import json
+import random
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from lab import pairs
+from model import Model, ModelConfig
+
+WORDS = "a b c d e f g h".split()                                       # ids 3 to 10; 0, 1, 2 are unknown, BOS, EOS
+V = 3 + len(WORDS)
+
+
+class Words:
+    """A tokenizer whose tokens are words; " a" is another first word than "a", so that a leading space shows."""
+    bos_id, eos_id, vocab_size, sha256 = 1, 2, V, "0" * 64
+
+    def encode_batch(self, texts):
+        encoded = []
+        for text in texts:
+            ids = [3 + WORDS.index(word) for word in text.split()]
+            encoded.append([0, *ids] if text.startswith(" ") else ids)
+        return encoded
+
+
+class StandIn(nn.Module):
+    """`hidden` and `lm_head` as model.Model has them; called, the logits (B, T, V), in float64."""
+
+    def forward(self, ids):
+        T = ids.shape[1]
+        causal = torch.ones(T, T, dtype=torch.bool).tril().expand(len(ids), 1, T, T)
+        hidden = self.hidden(ids, torch.arange(T).expand(len(ids), T), causal)
+        return hidden.double() @ self.lm_head.weight.double().T
+
+
+class Table(StandIn):
+    """A bigram model: the logits after token i are row i of a table, whatever came before. Of equal rows: a unigram model."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.lm_head = nn.Linear(len(table), len(table), bias=False)
+        self.lm_head.weight.data = torch.as_tensor(table, dtype=torch.float32).T.contiguous()
+
+    def hidden(self, ids, positions=None, mask=None):
+        return F.one_hot(ids, len(self.lm_head.weight)).float()
+
+
+class History(StandIn):
+    """Logits from the number of times each token is visible, its own position included: wrong masks and positions show."""
+
+    def __init__(self, seed=0, longest=400):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.lm_head = nn.Linear(V + longest, V, bias=False)
+        nn.init.normal_(self.lm_head.weight, std=1.0)
+        self.longest = longest
+
+    def hidden(self, ids, positions=None, mask=None):
+        seen = mask[:, 0].float() @ F.one_hot(ids, V).float()           # (B, T, V)
+        return torch.cat((seen, F.one_hot(positions, self.longest).float()), dim=-1)
+
+
+def uniform(value=0.0):
+    return Table(np.full((V, V), value))
+
+
+def by_hand(model, sequence, start):
+    """log p(sequence[start:] | sequence[:start]) of a stand-in, in float64, one token after the other."""
+    total = 0.0
+    for t in range(start, len(sequence)):
+        logits = model(torch.tensor([sequence[:t]]))[0, -1]
+        total += (logits[sequence[t]] - logits.logsumexp(0)).item()
+    return total
+
+
+KINDS = {"llama": {},
+         "grouped": {"num_key_value_heads": 1},
+         "sllama": {"embedding": "repeat", "attention": "pwa", "mlp": "shared_projection", "layer_sharing": "share"},
+         "embedding attention": {"embedding": "attention"},
+         "embedding linear": {"embedding": "linear"},
+         "tied, rra, reuse": {"attention": "rra", "layer_sharing": "reuse", "tie_word_embeddings": True},
+         "skqa, qk_norm": {"attention": "skqa", "qk_norm": True}}
+
+
+def lively(kind="llama", seed=0):
+    """A random model with differences between sentences."""
+    torch.manual_seed(seed)
+    model = Model(ModelConfig(V, 16, 4, 2, 24, max_position_embeddings=24, **KINDS[kind])).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() > 1:
+                p.mul_(12)
+    return model
+
+
+def sentences(n=300, seed=0):
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(WORDS[:4], k=rng.randint(1, 12))) for _ in range(n)]
+
+
+def pair(good, bad, **fields):
+    return {"sentence_good": good, "sentence_bad": bad, **fields}
+
+
+def write(folder, files):
+    """{name: list of pairs or text} -> a folder of name.jsonl."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in files.items():
+        text = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(text)
+    return str(folder)
+
+
+def read(folder, files):
+    """The pairs of such a folder."""
+    return pairs.read_pairs(write(folder, files))[0]

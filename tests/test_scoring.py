@@ -1,0 +1,75 @@
+"""Scores that can be written down by hand, and what ends in an error."""
+import math
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from lab import scoring
+from lab.files import UserError
+from stand_ins import History, Table, V, Words, by_hand, uniform
+
+
+def score(model, texts, **options):
+    return scoring.score_sentences(model, Words(), texts, **options)
+
+
+@pytest.mark.parametrize("value", [0, -300, 300, 1e4])
+def test_uniform_model(value):
+    scores = score(uniform(value), ["a", "a b", "h g f"])
+    assert scores == pytest.approx([-math.log(V), -2 * math.log(V), -3 * math.log(V)], abs=1e-6)
+    assert scores.dtype == np.float64
+
+
+def test_unigram_model():
+    logits = np.full(V, -1e4)
+    logits[3:7] = np.log([1 / 2, 1 / 4, 1 / 8, 1 / 8])                  # a b c d
+    model = Table(np.tile(logits, (V, 1)))
+    scores = score(model, ["a", "b a", "d c b a"])
+    assert scores == pytest.approx([-math.log(2), -3 * math.log(2), -9 * math.log(2)], abs=1e-5)
+
+
+def test_bigram_model_reads_the_correct_neighbour():
+    table = np.zeros((V, V))
+    table[1, 3], table[3, 4] = math.log(9 * V), math.log(9 * V)         # BOS -> a, a -> b: odds 9 V : V - 1
+    likely, rest = 9 * V / (9 * V + V - 1), 1 / (9 * V + V - 1)
+    scores = score(Table(table), ["a b", "a a", "b a"])
+    assert scores == pytest.approx([2 * math.log(likely), math.log(likely * rest), math.log(rest / V)], abs=1e-5)
+
+
+def test_order_duplicates_and_empty_input():
+    texts = ["b a", "a", "b a", "c", "a"]
+    scores = score(History(), texts)
+    assert scores[0] == scores[2] and scores[1] == scores[4] and len(set(scores)) == 3
+    assert scores == pytest.approx([by_hand(History(), [1, *ids], 1) for ids in Words().encode_batch(texts)], abs=1e-4)
+    assert len(score(History(), [])) == 0
+
+
+def test_leading_space():
+    assert scoring.tokenize(Words(), ["a b"]) == [(1, 3, 4)]
+    assert scoring.tokenize(Words(), ["a b"], leading_space=True) == [(1, 0, 3, 4)]
+    by_the_word = by_hand(History(), [1, 0, 3, 4], 1)
+    assert score(History(), ["a b"], leading_space=True) == pytest.approx([by_the_word], abs=1e-5)
+
+
+@pytest.mark.parametrize("factor, logit, value", [(math.nan, 1, "nan"), (2e38, 10, "nan"), (2e38, -10, "-inf")])
+def test_nan_and_infinity_name_the_sentence(factor, logit, value):
+    """What follows b is broken: only the sentence where something does is named."""
+    table = np.zeros((V, V))
+    table[4, 5] = logit                                                 # b -> c
+    model = Table(table)
+    hidden = model.hidden
+    model.hidden = lambda ids, *rest: hidden(ids) * torch.where(ids == 4, factor, 1.0)[..., None]
+    with pytest.raises(UserError, match=f"log-likelihood of 'a b c' is {value}"):
+        score(model, ["a b", "a b c", "c a"])
+
+
+def test_too_long_and_foreign_tokens():
+    model = uniform()
+    model.config = types.SimpleNamespace(max_position_embeddings=3)
+    assert len(score(model, ["a b c"])) == 1                            # BOS a b are fed in, c is only predicted
+    with pytest.raises(UserError, match="5 tokens, more than the model's context of 3"):
+        score(model, ["a b c d"])
+    with pytest.raises(UserError, match="not the model's tokenizer"):
+        score(Table(np.zeros((5, 5))), ["a b c"])

@@ -1,0 +1,192 @@
+"""The fast way to score is the plain one: any sequences, every kind of model, any layout, order, threads and precision."""
+import math
+import random
+import types
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import eval_blimp
+from lab import scoring, tries
+from model import Model, ModelConfig
+from stand_ins import KINDS, History, StandIn, Table, V, Words, by_hand, lively, sentences
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "bigram", "history"])
+def test_scores_are_the_plain_ones(kind):
+    rng = np.random.default_rng(0)
+    if kind == "bigram":
+        model = Table(rng.normal(size=(V, V)))
+    elif kind == "history":
+        model = History()
+    else:
+        model = lively(kind)
+    texts = sentences()
+    plain = eval_blimp.score_plainly(model, Words(), texts)
+    assert plain.dtype == torch.float64
+    assert scoring.score_sentences(model, Words(), texts) == pytest.approx(plain.numpy(), abs=1e-4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_sequences_in_any_layout(data):
+    """However they share prefixes, in any row length and batch: the masks and positions are those of each alone."""
+    ids = st.lists(st.integers(3, 5), min_size=1, max_size=9).map(lambda ids: [1, *ids])
+    sequences = data.draw(st.lists(ids, min_size=1, max_size=30))
+    starts = [data.draw(st.integers(1, len(ids))) for ids in sequences]
+    model, sizes = History(data.draw(st.integers(0, 9))), (tries.ROW, tries.BLOCK)
+    try:
+        tries.ROW = data.draw(st.sampled_from([1, 5, 16, 128]))
+        tries.BLOCK = data.draw(st.sampled_from([1, 7, 100]))
+        batch_tokens = data.draw(st.sampled_from([1, 20, 4096]))
+        scores = tries.log_likelihoods(model, sequences, starts, batch_tokens=batch_tokens)
+    finally:
+        tries.ROW, tries.BLOCK = sizes
+    assert scores == pytest.approx([by_hand(model, *one) for one in zip(sequences, starts)], abs=1e-4)
+
+
+def test_a_sequence_longer_than_a_row():
+    sequences = [[1, *random.Random(seed).choices(range(3, V), k=300)] for seed in (0, 0)]
+    scores = tries.log_likelihoods(History(), sequences, [1, 290])
+    assert scores == pytest.approx([by_hand(History(), sequences[0], 1), by_hand(History(), sequences[1], 290)], abs=1e-3)
+
+
+def test_the_trie_of_the_docstring():
+    trie = tries.Trie()
+    for number, ids in enumerate([[1, 5, 6, 7], [1, 5, 6, 8], [1, 9, 6]]):
+        trie.add(ids, 1, number)
+    assert (trie.tokens, trie.depth, trie.last) == ([1, 5, 6, 9], [0, 1, 2, 1], [3, 2, 2, 3])
+    assert trie.scored == [(0, 5, 0), (1, 6, 0), (2, 7, 0), (0, 5, 1), (1, 6, 1), (2, 8, 1), (0, 9, 2), (3, 6, 2)]
+
+
+def test_work_is_shared_and_hardly_padded():
+    rng = random.Random(1)
+    sequences = [(1, *rng.choices(range(3, 9), k=rng.randint(5, 14))) for _ in range(10000)]
+    different = {ids[:n] for ids in sequences for n in range(1, len(ids))}
+    rows = list(tries.tries(sequences, [1] * len(sequences), np.argsort(np.array(sequences, dtype=object))))
+    written = sum(len(row.tokens) for row in rows)
+    assert len(different) <= written < 1.1 * len(different) < 0.7 * sum(map(len, sequences))
+    cells = sum(batch.ids.size for batch in tries.batches(sequences, [1] * len(sequences), 4096))
+    assert written <= cells < 1.01 * written
+    for row in rows[:20]:       # a real tree: every token's parent is the last one before it that is one less deep
+        assert row.depth[0] == 0
+        for place in range(1, len(row.tokens)):
+            parent = max(p for p in range(place) if row.depth[p] == row.depth[place] - 1)
+            assert row.last[parent] >= row.last[place] >= place
+
+
+def float64_llama(model, ids):
+    """Log-likelihood of ids by a LLaMA written out in NumPy's float64."""
+    config, w = model.config, {name: p.detach().double().numpy() for name, p in model.state_dict().items()}
+    heads, hs, T = config.num_attention_heads, config.hidden_size // config.num_attention_heads, len(ids) - 1
+
+    def norm(x, weight):
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + config.rms_norm_eps) * weight
+
+    def rotate(x):                                                      # (T, heads, hs)
+        angle = np.outer(np.arange(T), config.rope_theta ** (-np.arange(0, hs, 2) / hs))[:, None]
+        a, b = x[..., :hs // 2], x[..., hs // 2:]
+        return np.concatenate((a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)), -1)
+
+    x = w["embed_tokens.weight"][ids[:-1]]
+    for i in range(config.num_hidden_layers):
+        y = norm(x, w[f"layers.{i}.input_layernorm.weight"])
+        q, k, v = ((y @ w[f"attention.{i}.{n}_proj.weight"].T).reshape(T, heads, hs) for n in "qkv")
+        a = np.einsum("qhd,khd->hqk", rotate(q), rotate(k)) / np.sqrt(hs) + np.triu(np.full((T, T), -np.inf), 1)
+        a = np.exp(a - a.max(-1, keepdims=True))
+        y = np.einsum("hqk,khd->qhd", a / a.sum(-1, keepdims=True), v).reshape(T, -1)
+        x = x + y @ w[f"attention.{i}.o_proj.weight"].T
+        y = norm(x, w[f"layers.{i}.post_attention_layernorm.weight"])
+        gate, up = (y @ w[f"mlp.{i}.{n}_proj.weight"].T for n in ("gate", "up"))
+        x = x + (gate / (1 + np.exp(-gate)) * up) @ w[f"mlp.{i}.down_proj.weight"].T
+    logits = norm(x, w["norm.weight"]) @ w["lm_head.weight"].T
+    logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return logp[np.arange(T), ids[1:]].sum()
+
+
+def test_float64_reference():
+    model, texts = lively(), sentences()
+    reference = [float64_llama(model, [1, *ids]) for ids in Words().encode_batch(texts)]
+    assert scoring.score_sentences(model, Words(), texts) == pytest.approx(reference, abs=1e-4)
+
+
+def test_batches_order_and_threads_change_nothing():
+    model, texts = lively("sllama"), sentences(600)
+
+    def score(texts, **how):
+        return scoring.score_sentences(model, Words(), texts, **how)
+    base = score(texts)
+    others = [score(texts, batch_tokens=n) for n in (1, 130, 5000)]
+    shuffled = random.Random(5).sample(range(len(texts)), len(texts))
+    back = np.empty(len(texts))
+    back[shuffled] = score([texts[i] for i in shuffled])
+    others.append(back)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1 if threads > 1 else 2)
+        others.append(score(texts))
+    finally:
+        torch.set_num_threads(threads)
+    for other in others:
+        assert np.abs(other - base).max() < 2e-5
+        assert ((other[0::2] > other[1::2]) == (base[0::2] > base[1::2])).all()
+
+
+def test_onednn_is_only_a_faster_way(monkeypatch):
+    model, texts = lively("sllama"), sentences(50)
+    base = scoring.score_sentences(model, Words(), texts)
+
+    class Plain(tries.OneDNN):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            return function(*args, **(kwargs or {}))
+    monkeypatch.setattr(tries, "OneDNN", Plain)
+    assert np.abs(scoring.score_sentences(model, Words(), texts) - base).max() < 2e-5
+    monkeypatch.undo()
+
+    x, w, b = torch.randn(2, 3, 5), torch.randn(5, 4).T, torch.randn(4)
+    with tries.OneDNN():
+        assert torch.allclose(F.linear(x, w, b), x @ w.T + b, atol=1e-5)
+        assert torch.allclose(F.linear(x, w), x @ w.T, atol=1e-5)
+        assert torch.allclose(F.linear(x.double(), w.double(), b.double()), x.double() @ w.T.double() + b)
+    monkeypatch.setattr(torch.ops, "mkldnn", types.SimpleNamespace())   # a PyTorch built without it
+    with tries.OneDNN():
+        assert torch.allclose(F.linear(x, w, b), x @ w.T + b, atol=1e-5)
+
+
+def test_bfloat16_is_coarser():
+    model, texts = lively(), sentences(200)
+    base, coarse = (scoring.score_sentences(model, Words(), texts, dtype=d) for d in ("float32", "bfloat16"))
+    assert 1e-3 < np.abs(base - coarse).max() < 10
+    assert next(model.parameters()).dtype == torch.float32
+
+
+def test_the_model_is_left_as_it_was():
+    model = Model(ModelConfig(V, 16, 2, 2, 24, dropout=0.5)).train()
+    torch.set_float32_matmul_precision("high")
+    try:
+        first = scoring.score_sentences(model, Words(), ["a b c", "a c"])
+        assert model.training and torch.get_float32_matmul_precision() == "high"
+        assert (first == scoring.score_sentences(model, Words(), ["a b c", "a c"])).all()      # dropout was off
+        model(torch.tensor([[1, 3]]), torch.tensor([[3, 4]])).backward()                       # and it trains on
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_a_score_that_is_not_finite_ends_the_work():
+    class Counting(StandIn):
+        calls = 0
+
+        def __init__(self):
+            super().__init__()
+            self.lm_head = torch.nn.Linear(V, V, bias=False)
+
+        def hidden(self, ids, positions=None, mask=None):
+            Counting.calls += 1
+            return torch.full((*ids.shape, V), math.nan)
+    sequences = [(1, 3 + i % 8, 3 + i // 8) for i in range(64)]
+    scores = tries.log_likelihoods(Counting(), sequences, [1] * 64, batch_tokens=1)
+    assert Counting.calls == 1 and np.isnan(scores).any()
