@@ -14,8 +14,8 @@ The rule. A model is correct on a pair if it gives the grammatical sentence the 
     accuracy        = mean over the paradigms of the share of pairs that are correct
                       BLiMP has 67 paradigms of 1000 pairs
 
-The forward pass is in float32, the sums are in float64. `score_plainly` below is the score, written plainly. The command
-takes lab/scoring.py, which gives the same numbers and computes what sentences have in common only once.
+The forward pass is in float32, the sums are in float64. `score_plainly` below is the score, written plainly. The
+command takes lab/scoring.py, which gives the same numbers and computes what sentences have in common only once.
 `--compat` changes the rule to what another evaluator computes.
 """
 import argparse
@@ -30,7 +30,7 @@ from torch.nn.utils.rnn import pad_sequence
 from lab import checkpoint, commands, report, scoring, statistics
 from lab import settings as configuration
 from lab.files import UserError, atomic_write
-from lab.pairs import find_pairs, read_pairs
+from lab.pairs import find_data, read_pairs
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The rule
@@ -190,7 +190,7 @@ def read_data(args, settings, provenance):
     if args.data:
         folder, why = args.data, "--data"
     else:
-        folder, why = find_pairs(settings.eval.data, provenance.get("data") or {})
+        folder, why = find_data(settings.eval.data, provenance.get("data") or {})
     pairs, data = read_pairs(folder, args.max_pairs_per_paradigm, args.split)
     if data["incomplete"] and not args.allow_incomplete:
         raise UserError(f"{folder}: {'; '.join(data['warnings'])}. "

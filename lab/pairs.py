@@ -36,7 +36,7 @@ BLIMP = {name: int(kept) for name, kept in zip(SIZES[::2], SIZES[1::2])}
 SAME = {"s-selection": "argument_structure", "syntax/semantics": "syntax_semantics"}
 
 
-def find_pairs(wanted, meta):
+def find_data(wanted, meta):
     """(folder, why): `wanted`, config.yaml's eval.data, if it holds pairs, else the folder of the corpus in `meta`."""
     own = os.path.join("data", str(meta.get("name")), "pairs")
     for folder, why in ((wanted, "eval.data"), (own, "the corpus's own")):

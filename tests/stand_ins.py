@@ -37,7 +37,7 @@ class StandIn(nn.Module):
 
 
 class Table(StandIn):
-    """A bigram model: the logits after token i are row i of a table, whatever came before. Of equal rows: a unigram model."""
+    """A bigram model: the logits after token i are row i of a table. Of equal rows: a unigram model."""
 
     def __init__(self, table):
         super().__init__()
@@ -49,7 +49,7 @@ class Table(StandIn):
 
 
 class History(StandIn):
-    """Logits from the number of times each token is visible, its own position included: wrong masks and positions show."""
+    """Logits from the number of times each token is visible and from the position: wrong masks and positions show."""
 
     def __init__(self, seed=0, longest=400):
         super().__init__()

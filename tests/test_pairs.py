@@ -42,7 +42,7 @@ LINE = st.binary() | st.text().map(str.encode) | ANY | NEARLY
 @settings(max_examples=200, deadline=None)
 @given(st.lists(NEARLY, min_size=1, max_size=2) | st.lists(LINE, min_size=1, max_size=4))
 def test_any_line_is_a_pair_or_an_error_that_names_it(tmp_path_factory, lines):
-    """Of any bytes: pairs that can be printed and written, or a UserError of one line that names the line of the file."""
+    """Of any bytes: pairs that can be printed and written, or a UserError that names the line of the file."""
     path = tmp_path_factory.mktemp("any") / "x.jsonl"
     content = b"\n".join(lines)
     path.write_bytes(content)
@@ -75,7 +75,8 @@ def test_what_files_may_look_like(tmp_path):
     other = json.dumps(pair("c", "d", pairID="seven")).encode()
     file.write_bytes(b"\xef\xbb\xbf" + GOOD.encode() + b"\r\n\r\n" + other)
     pairs, info = read_pairs(str(tmp_path))
-    assert [(p["good"], p["uid"], p["id"], p["dev"]) for p in pairs] == [("a b", "x", "0", True), ("c", "x", "seven", False)]
+    found = [(p["good"], p["uid"], p["id"], p["dev"]) for p in pairs]
+    assert found == [("a b", "x", "0", True), ("c", "x", "seven", False)]
     assert info["benchmark"].endswith("not BLiMP") and not info["incomplete"]
     assert read_pairs(str(file))[0] == pairs
     file.write_text(GOOD)

@@ -1,4 +1,4 @@
-"""The fast way to score is the plain one: any sequences, every kind of model, any layout, order, threads and precision."""
+"""The fast scores are the plain ones: any sequences, every kind of model, any layout, order and threads."""
 import math
 import random
 import types
@@ -52,7 +52,8 @@ def test_any_sequences_in_any_layout(data):
 def test_a_sequence_longer_than_a_row():
     sequences = [[1, *random.Random(seed).choices(range(3, V), k=300)] for seed in (0, 0)]
     scores = tries.log_likelihoods(History(), sequences, [1, 290])
-    assert scores == pytest.approx([by_hand(History(), sequences[0], 1), by_hand(History(), sequences[1], 290)], abs=1e-3)
+    expected = [by_hand(History(), sequences[0], 1), by_hand(History(), sequences[1], 290)]
+    assert scores == pytest.approx(expected, abs=1e-3)
 
 
 def test_the_trie_of_the_docstring():
