@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from lab import checkpoint, commands, report, scoring, statistics
+from lab import checkpoint, commands, devices, report, scoring, statistics
 from lab import settings as configuration
 from lab.files import UserError, atomic_write
 from lab.pairs import find_data, read_pairs
@@ -145,7 +145,7 @@ def main(argv=None):
     if overrides or not args.data or not paths:
         settings = configuration.load_config(args.preset, overrides, args.config)
     paths = paths or [os.path.join(settings.out_dir, "ckpt.pt")]
-    device = checkpoint.pick_device(args.device)
+    device = devices.pick_device(args.device)
 
     pairs, data, evaluations = None, None, []
     for path in paths + ([args.compare] if args.compare else []):

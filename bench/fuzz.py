@@ -47,7 +47,7 @@ import prepare
 import tokenizer
 import train
 from lab import checkpoint, commands, files
-from lab import report as blimp_report
+from lab import pairs as blimp_pairs
 from lab import settings as configuration
 from lab.files import UserError
 
@@ -242,7 +242,7 @@ def read_hf():
 def read_blimp():
     shutil.rmtree("unpacked", ignore_errors=True)
     prepare.unpack("BLiMP.zip", "unpacked")
-    return blimp_report.read_pairs("unpacked")
+    return blimp_pairs.read_pairs("unpacked")
 
 
 def read_scores():
@@ -275,14 +275,14 @@ def good_files():
     for name in ("ckpt.pt", "last.pt"):
         shutil.copy(os.path.join("run", name), name)
     export.export_folder("ckpt.pt", "hf")
-    eval_blimp.main(["ckpt.pt", "--data", "pairs", "--device", "cpu", "--json", "scores.json", "--csv", "pairs.csv"])
+    eval_blimp.main(["ckpt.pt", "--data", "pairs", "--device", "cpu", "--json", "scores.json"])
 
 
 def kinds():
     """{name: (file, mutation, what reads it, whether reading something else is a failure)}"""
     config, own = settings(), settings()
     own.tokenizer.model, own.tokenizer.vocab_size = None, 330
-    corpus, resume, pairs = lambda: read_corpus(config), lambda: continue_run(config), blimp_report.read_pairs("pairs")[0]
+    corpus, resume = lambda: read_corpus(config), lambda: continue_run(config)
     return {
         "config.yaml": ("config.yaml", change_yaml, lambda: configuration.load_config(None, (), "config.yaml"), False),
         "ckpt.pt": ("ckpt.pt", damage, read_checkpoint, True),
@@ -296,11 +296,10 @@ def kinds():
         "tokenizer.model brought": ("own.model", damage, read_tokenizer, False),
         "corpus text": ("texts/one.txt", damage, lambda: make_corpus(config), False),
         "corpus text and tokenizer": ("texts/one.txt", damage, lambda: make_corpus(own), False),
-        "pairs.jsonl": ("pairs/agreement.jsonl", change_lines, lambda: blimp_report.read_pairs("pairs"), False),
+        "pairs.jsonl": ("pairs/agreement.jsonl", change_lines, lambda: blimp_pairs.read_pairs("pairs"), False),
         "BLiMP.zip": ("BLiMP.zip", damage, read_blimp, False),
         "BLiMP.zip rebuilt": ("BLiMP.zip", lambda rng, data: rebuild_zip(rng, data, zipfile.ZIP_DEFLATED), read_blimp, False),
         "scores.json": ("scores.json", change_json, read_scores, False),
-        "pairs.csv": ("pairs.csv", damage, lambda: blimp_report.read_decisions("pairs.csv", pairs), False),
         "hf config.json": ("hf/config.json", change_json, read_hf, False),
         "hf model.safetensors": ("hf/model.safetensors", change_safetensors, read_hf, False),
         "hf tokenizer.model": ("hf/tokenizer.model", damage, read_hf, False),

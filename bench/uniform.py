@@ -14,7 +14,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import eval_blimp
 import tokenizer
 from lab import commands
-from lab import report as blimp_report
+from lab import pairs as blimp_pairs
 from lab import settings as config
 from model import Model
 
@@ -27,7 +27,7 @@ def main():
     tok = tokenizer.load(args.tokenizer)
     model = Model(config.ModelConfig(vocab_size=tok.vocab_size, hidden_size=2, num_hidden_layers=1, num_attention_heads=1, intermediate_size=1)).eval()
     torch.nn.init.zeros_(model.lm_head.weight)                          # every logit is 0
-    result = eval_blimp.evaluate(model, tok, blimp_report.read_pairs(args.data)[0])[0]
+    result = eval_blimp.evaluate(model, tok, blimp_pairs.read_pairs(args.data)[0])[0]
     for key in ("accuracy", "accuracy_ties_half", "accuracy_ties_correct", "pairs", "ties"):
         print(f"{key}: {result[key]}")
 

@@ -30,7 +30,7 @@ def evaluated(model, files, tmp_path, **options):
 
 
 def test_the_rule_by_hand():
-    """Sentences of several lengths in one batch: each has the sum of its own tokens' log-probabilities, and no other."""
+    """Sentences of several lengths in one batch: each has the sum over its own tokens, and no others."""
     texts = ["a b c", "a", "h g f e d"]
     scores = eval_blimp.score_plainly(uniform(), Words(), texts)
     assert scores.tolist() == pytest.approx([-n * math.log(V) for n in (3, 1, 5)])
@@ -305,7 +305,7 @@ def test_which_data_is_scored(workplace, capsys):
     tree = checkpoint.read("0.pt")
     tree["provenance"]["data"]["name"] = "own"
     checkpoint.save("out/sllama/ckpt.pt", tree)
-    eval_blimp.main([])                                                 # the preset's checkpoint, its own corpus's pairs
+    eval_blimp.main([])                                         # the preset's checkpoint, its own corpus's pairs
     out = capsys.readouterr().out
     assert "benchmark: POCKET ENGLISH PAIRS, NOT BLiMP" in out
     assert f"data: {pathlib.Path('data/own/pairs')}" in out

@@ -13,7 +13,7 @@ import tokenizer
 import train
 from conftest import ROOT, TINY
 from lab import checkpoint, devices, pocket_english
-from lab import report as blimp_report
+from lab import pairs as blimp_pairs
 from lab.distributed import Distributed
 from lab.settings import ModelConfig, load_config
 from model import Model, parameter_counts
@@ -115,7 +115,7 @@ def test_scores_are_those_of_a_cpu(tmp_path):
         p.data *= 3 if p.dim() > 1 else 1
     for uid, lines in pocket_english.pairs(0, 40).items():
         (tmp_path / f"{uid}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in lines))
-    pairs = blimp_report.read_pairs(str(tmp_path))[0]
+    pairs = blimp_pairs.read_pairs(str(tmp_path))[0]
     scores = [eval_blimp.evaluate(model.to(device), tok, pairs)[1]["scores"] for device in ("cpu", "cuda")]
     assert np.abs(scores[0] - scores[1]).max() < 1e-3
     margins = [s[:, 0] - s[:, 1] for s in scores]
