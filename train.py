@@ -137,6 +137,23 @@ def train_step(model, hidden, batches, optimizers, scaler, autocast, rate, grad_
     return loss, norm
 
 
+def seconds_without_compiling(model, data, s, autocast, steps, distributed):
+    """How long so many steps would take, reckoned from a small batch forward and backward; the mean over processes."""
+    device = model.lm_head.weight.device
+    size = max(1, s.batch_size // 8)
+    ids, targets = (t.to(device) for t in data.take(np.arange(size) % len(data)))
+    for _ in range(2):                                                  # the first is for the machine to get ready
+        start = time.perf_counter()
+        with autocast():
+            loss = model(ids, targets)
+        loss.backward()
+        loss.item()
+    model.zero_grad(set_to_none=True)
+    per_window = (time.perf_counter() - start) / size
+    total, = distributed.total(per_window * s.batch_size * s.gradient_accumulation_steps * steps)
+    return total / distributed.size**2                                  # each process has its share of the batch
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Validation
 
@@ -204,28 +221,28 @@ def main(argv=None):
     config.model.vocab_size = meta["vocab_size"]
     length = plan(s, config.model.max_position_embeddings, len(train_data), meta["tokens_per_word"])
 
+    # go on from last.pt, if there is one
+    identity = resume.same_run(config, meta, length)
+    last_path, last = resume.find_last(s.resume, config.out_dir, identity)
+    if distributed.any(last) and not last:
+        raise UserError(f"{config.out_dir}: another process of this run finds a last.pt there, this one does not; all "
+                        "machines must share the folder")
+
     # model and optimisers
     torch.manual_seed(s.seed)
     model = Model(config.model).to(device)                    # initialised on the CPU: the same weights on every device
     model.gradient_checkpointing, model.z_loss = s.gradient_checkpointing, s.z_loss
-    compiled = devices.pick_compile(device, s.compile, length.steps * length.tokens_per_step)
+    remembered = last["provenance"].get("compiled", False) if last and s.compile == "auto" else s.compile
+    eager_seconds = functools.partial(seconds_without_compiling, model, train_data, s, autocast, length.steps,
+                                      distributed)
+    compiled, why = devices.pick_compile(device, remembered, eager_seconds)
     hidden = torch.compile(model.hidden) if compiled else model.hidden  # validation and files use the model as it is
     optimizers = make_optimizers(model, s, device)
     scaler = torch.amp.GradScaler(device.type, enabled=scaled)
     ema = {name: p.detach().clone() for name, p in model.named_parameters()} if s.ema else None
 
-    # from the start, or from last.pt
-    signals = interrupts.Signals()
-    identity = resume.same_run(config, meta, length)
-    last_path = resume.find_last(config)
-    if distributed.any(last_path) and not last_path:
-        raise UserError(f"{config.out_dir}: another process of this run finds a last.pt there, this one does not; all "
-                        "machines must share the folder")
-    if last_path:
-        state = resume.restore(last_path, resume.read_last(last_path, identity), model, optimizers, scaler, ema)
-    else:
-        state = resume.State()
-    first_step, saved_step = state.step, state.step if last_path else None
+    state = resume.restore(last_path, last, model, optimizers, scaler, ema) if last else resume.State()
+    first_step, saved_step, saved_at = state.step, state.step, time.monotonic()
 
     origin = resume.origin(config, meta, device, dtype, compiled, distributed.size)
 
@@ -243,11 +260,12 @@ def main(argv=None):
     if distributed.main:
         own_config = {**dataclasses.asdict(config), "presets": {config.preset: {}}}  # for --config out/NAME/config.yaml
         atomic_write(os.path.join(config.out_dir, "config.yaml"), yaml.safe_dump(own_config, sort_keys=False))
-        print(progress.banner(config, meta, length, device, dtype, scaled, compiled, distributed.size,
+        print(progress.banner(config, meta, length, device, dtype, scaled, compiled, why, distributed.size,
                               learning_rate(length.steps - 1)))
-        if last_path:
+        if last:
             print(resume.greeting(config.out_dir, state, length))
 
+    signals = interrupts.Signals()
     shown = progress.Progress(config, meta, length, state, device, show=distributed.main)
     skipped_in_a_row = 0
     with contextlib.closing(shown), explained(config, state, learning_rate):
@@ -273,11 +291,14 @@ def main(argv=None):
 
             # save
             stop = distributed.any(signals.caught)
-            due = last_step or stop or state.step % s.save_every == 0
-            if distributed.main and due and state.step and state.step != saved_step:
+            if s.save_every:
+                due = state.step % s.save_every == 0
+            else:
+                due = time.monotonic() - saved_at > 60
+            if distributed.main and (due or last_step or stop) and state.step != saved_step:
                 training = resume.training_state(identity, state, optimizers, scaler, ema, device)
                 save("last.pt", state.last_val_loss(), training=training)
-                saved_step = state.step
+                saved_step, saved_at = state.step, time.monotonic()
             if last_step or stop:
                 break
 

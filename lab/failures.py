@@ -31,5 +31,5 @@ def explained(config, state, learning_rate):
                    f"train.gradient_accumulation_steps={2 * s.gradient_accumulation_steps}")
         checkpointing = "" if s.gradient_checkpointing else " or train.gradient_checkpointing=true"
         reason = str(e).splitlines()[0][:200]
-        raise UserError(f"step {state.step}: out of memory ({reason}). {saved}; the same steps in less memory: {smaller}"
-                        f"{checkpointing}. The command so changed continues from last.pt") from None
+        raise UserError(f"step {state.step}: out of memory ({reason}). {saved}; the same steps in less memory: "
+                        f"{smaller}{checkpointing}. The command so changed continues from last.pt") from None

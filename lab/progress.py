@@ -14,7 +14,6 @@ from tqdm import tqdm
 from lab.devices import device_name, peak_memory_mb
 from lab.files import UserError, atomic_write
 from model import parameter_counts
-from sample import generate
 
 COLUMNS = ["step", "tokens", "words", "lr", "train_loss", "val_loss", "blimp", "seconds"]
 SILENCE = 25                                        # seconds after which a run that is not on a terminal says something
@@ -48,7 +47,7 @@ def parameter_table(config):
     return lines
 
 
-def banner(config, meta, plan, device, dtype, scaled, compiled, processes, last_rate):
+def banner(config, meta, plan, device, dtype, scaled, compiled, why, processes, last_rate):
     """The lines that a run starts with. last_rate: learning rate of its last step."""
     s, m = config.train, config.model
     train = meta["train"]
@@ -57,7 +56,7 @@ def banner(config, meta, plan, device, dtype, scaled, compiled, processes, last_
         f"preset {config.preset} on {meta['corpus']}: {train['words']:,} words, {train['tokens']:,} tokens, "
         f"vocabulary {m.vocab_size:,}",
         *parameter_table(m),
-        f"device {device_name(device)}; {precision}; compile {'on' if compiled else 'off'}; "
+        f"device {device_name(device)}; {precision}; compile {'on' if compiled else 'off'} ({why}); "
         f"gradient checkpointing {'on' if s.gradient_checkpointing else 'off'}; processes {processes}",
         f"{plan.steps:,} steps of {plan.windows_per_step} windows x {m.max_position_embeddings} = "
         f"{plan.tokens_per_step:,} tokens; {plan.steps * plan.epochs_per_step:.2f} epochs of "
@@ -66,8 +65,8 @@ def banner(config, meta, plan, device, dtype, scaled, compiled, processes, last_
     warmup = s.warmup if s.warmup >= 1 else s.warmup * plan.steps
     if warmup >= plan.steps:
         lines.append(f"WARNING: the warm-up of {warmup:.0f} steps is longer than the run of {plan.steps}: the learning "
-                     f"rate never reaches {s.learning_rate:g}, it ends at {last_rate:.2g}. train.warmup=0.05 would warm "
-                     "up over a twentieth of the run.")
+                     f"rate never reaches {s.learning_rate:g}, it ends at {last_rate:.2g}. train.warmup=0.05 would "
+                     "warm up over a twentieth of the run.")
     if m.vocab_size != config.tokenizer.vocab_size and not config.tokenizer.model:
         lines.append(f"notice: the prepared tokenizer has {m.vocab_size:,} pieces, not what tokenizer.vocab_size says; "
                      "the model follows it")
@@ -226,7 +225,7 @@ def sample_text(model, tokenizer, tokens, seed):
 
     def pick(logits, ids):
         return (logits / 0.8).softmax(-1)
-    ids = [token for token, _ in generate(model, [tokenizer.bos_id], tokens, seed=seed, temperature=0.8)]
+    ids = [token for token, _ in model.generate([tokenizer.bos_id], tokens, seed=seed, pick=pick)]
     return tokenizer.decode([i for i in ids if i != tokenizer.bos_id])
 
 

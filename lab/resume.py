@@ -131,19 +131,14 @@ def greeting(folder, state, plan):
     return f"continuing {folder} at step {state.step} of {plan.steps}"
 
 
-def find_last(config):
-    """The path of the last.pt that train.resume asks for, or None to start anew."""
-    setting = config.train.resume
-    if setting == "never":
-        return None
-    if setting != "auto":
-        return setting
-    path = os.path.join(config.out_dir, "last.pt")
-    return path if os.path.exists(path) else None
+def find_last(setting, folder, identity):
+    """(path, dictionary) of the last.pt that train.resume asks for, (None, None) to start anew.
 
-
-def read_last(path, identity):
-    """The dictionary in a last.pt; UserError if it is not one of this run."""
+    UserError if it is not one of this run. identity: of same_run.
+    """
+    path = os.path.join(folder, "last.pt") if setting == "auto" else setting
+    if setting == "never" or (setting == "auto" and not os.path.exists(path)):
+        return None, None
     tree = checkpoint.read(path)
     training = tree.get("training")
     if not isinstance(training, dict):
@@ -154,11 +149,11 @@ def read_last(path, identity):
     if different:
         raise UserError(f"{path}: belongs to another run, {' and '.join(different)} differ; set train.resume=never to "
                         "start anew (this replaces it) or train.out=FOLDER to keep both")
-    return tree
+    return path, tree
 
 
 def restore(path, tree, model, optimizers, scaler, ema):
-    """Puts what read_last gave into model, optimisers, scaler and averaged weights; returns the State."""
+    """Puts what find_last gave into model, optimisers, scaler and averaged weights; returns the State."""
     training = tree["training"]
     try:
         model.load_state_dict(tree["weights"])

@@ -77,7 +77,7 @@ class TrainConfig:
     ema: float = number(at_least=0, at_most=0.99999)
     eval_every: int = number(at_least=1)
     eval_windows: int = number(at_least=1)
-    save_every: int = number(at_least=1)
+    save_every: int | None = number(at_least=1)
     checkpoint_words: Literal["none", "babylm"]
     sample_tokens: int = number(at_least=0, at_most=1000)
     resume: str
