@@ -595,6 +595,34 @@ def test_a_compiler_that_does_not_work_is_found_before_the_first_step(project, t
     assert "notice: torch.compile does not work here" in done.stdout and "compile off" in done.stdout
 
 
+def test_compile_auto_is_chosen_by_the_length_of_the_run(project, monkeypatch, capsys):
+    """A run of ten minutes is compiled, one of a minute is not; the banner says why, and a resumed run keeps the choice."""
+    tried, asked = [], []
+    monkeypatch.setattr(torch, "compile", lambda function: tried.append(function) or function)
+    monkeypatch.setattr(train, "seconds_without_compiling", lambda *_: asked.append(1) or 600.0)
+    run("train.compile=auto", "train.max_steps=4", out="out/long")
+    assert "compile on (without, the run takes about 10 min)" in capsys.readouterr().out and len(tried) == 2
+    run("train.compile=auto", "train.max_steps=6", out="out/long")
+    assert "compile on" in capsys.readouterr().out and len(asked) == 1   # remembered, not measured again
+    monkeypatch.setattr(train, "seconds_without_compiling", lambda *_: 60.0)
+    run("train.compile=auto", "train.max_steps=4", out="out/short")
+    assert "compile off (without, the run takes about 60 s)" in capsys.readouterr().out
+
+
+def test_the_reckoned_length_of_a_run_changes_no_number(project):
+    a, b = run("train.compile=auto", "model.dropout=0.1", out="out/a")[2], run("train.compile=false", "model.dropout=0.1", out="out/b")[2]
+    assert losses(a) == losses(b)
+
+
+def test_last_pt_is_written_once_a_minute_unless_asked(project, monkeypatch):
+    saved, save, clock = [], train.checkpoint.save, [0.0]
+    monkeypatch.setattr(train.checkpoint, "save", lambda path, tree: saved.append((os.path.basename(path), tree["provenance"]["steps"])) or save(path, tree))
+    monkeypatch.setattr(train.time, "monotonic", lambda: clock[0])
+    watch_steps(monkeypatch, before=lambda step: clock.__setitem__(0, clock[0] + 25))
+    run("train.save_every=null")
+    assert [step for name, step in saved if name == "last.pt"] == [3, 6, 9, 12]
+
+
 def test_every_torchrun_start_makes_a_group(project):
     """A single process too, so that what is planned on one GPU meets nccl."""
     args = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", "-m", "tests.group", *TINY, "train.out=out/one"]
