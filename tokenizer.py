@@ -10,11 +10,13 @@ Pieces 0, 1, 2 are <unk>, <s> (BOS) and </s> (EOS), 3 to 258 the bytes, then mer
 layout and options, so that a trained model converts to Hugging Face's LlamaTokenizer without a difference. No normalisation;
 a space in front of the text is part of the first piece, as it is of any other word ("▁The"), and decoding takes it away again.
 """
+import functools
 import hashlib
 import io
 import os
 import re
 
+import numpy as np
 import sentencepiece
 
 from lab.files import UserError
@@ -52,6 +54,17 @@ class Tokenizer:
             raise UserError(f"{where}: {self.vocab_size} pieces do not fit the 16 bits of a token; use a tokenizer of at most 65536")
         self.bytes_of_space = [self.sp.piece_to_id(f"<0x{b:02X}>") for b in SPACE.encode()]
         self.has_bytes = all(self.sp.is_byte(i) for i in self.bytes_of_space)
+
+    @functools.cached_property
+    def byte_lengths(self):
+        """How many bytes of a text each piece stands for, its space included; 0 for BOS, EOS and unknown characters."""
+        lengths = np.zeros(self.vocab_size, int)
+        for i in range(self.vocab_size):
+            if self.sp.is_byte(i):
+                lengths[i] = 1
+            elif not self.sp.is_control(i) and not self.sp.is_unknown(i):
+                lengths[i] = len(self.sp.id_to_piece(i).replace(SPACE, " ").encode())
+        return lengths
 
     def encode(self, text):
         """str -> list of ids, such that decode gives `text` back."""

@@ -17,6 +17,7 @@ V = 3 + len(WORDS)
 class Words:
     """A tokenizer whose tokens are words; " a" is another first word than "a", so that a leading space shows."""
     bos_id, eos_id, vocab_size, sha256 = 1, 2, V, "0" * 64
+    byte_lengths = np.array([1, 0, 0] + [2] * len(WORDS))               # a space, and a letter with the space before it
 
     def encode_batch(self, texts):
         encoded = []

@@ -8,7 +8,6 @@ import pathlib
 import random
 import subprocess
 import sys
-import types
 
 import numpy as np
 import pytest
@@ -91,11 +90,11 @@ def test_groups(tmp_path):
 
 def test_too_long_pairs_are_left_out_and_said(tmp_path):
     model = uniform()
-    model.config = types.SimpleNamespace(max_position_embeddings=2)
+    model.cos = torch.zeros(2, 1)
     result, _ = evaluated(model, {"p": [pair("a", "a b"), pair("a b c", "a")]}, tmp_path)
     assert result["incomplete"] and result["pairs"] == 1
     assert "1 pairs left out: longer than the model's context of 2" in result["warnings"][0]
-    model.config = types.SimpleNamespace(max_position_embeddings=1)
+    model.cos = torch.zeros(1, 1)
     with pytest.raises(UserError, match="no pair fits"):
         evaluated(model, {"p": [pair("a a", "a b")]}, tmp_path)
 

@@ -1,14 +1,16 @@
 """Scores that can be written down by hand, and what ends in an error."""
+import dataclasses
 import math
-import types
 
 import numpy as np
 import pytest
 import torch
 
-from lab import scoring
+import tokenizer
+from lab import pocket_english, scoring
 from lab.files import UserError
-from stand_ins import History, Table, V, Words, by_hand, uniform
+from model import Model
+from stand_ins import History, Table, V, Words, by_hand, lively, uniform
 
 
 def score(model, texts, **options):
@@ -53,6 +55,64 @@ def test_leading_space():
     assert score(History(), ["a b"], leading_space=True) == pytest.approx([by_the_word], abs=1e-5)
 
 
+# ------------------------------------------------------------------------------------------------------ alternatives
+
+
+def test_alternatives_in_a_context():
+    """As many as an item likes; a token that reaches into the text is scored, whichever side the space is on."""
+    model = History()
+    items = [[("", "a b"), ("", "b a")],
+             [("a", " c"), ("b", " c")],
+             [("a b", " c d"), ("a b ", "c d"), ("a b", " d"), ("a", " b c d")]]
+    expected = [[by_hand(model, ids, 1) for ids in ([1, 3, 4], [1, 4, 3])],
+                [by_hand(model, ids, 2) for ids in ([1, 3, 5], [1, 4, 5])],
+                [by_hand(model, ids, start) for ids, start in (([1, 3, 4, 5, 6], 3), ([1, 3, 4, 5, 6], 3),
+                                                               ([1, 3, 4, 6], 3), ([1, 3, 4, 5, 6], 2))]]
+    scores = scoring.score_items(model, Words(), items)
+    for of_item, values in zip(scores, expected, strict=True):
+        assert of_item == pytest.approx(values, abs=1e-5)
+    lengths = [[2, 2], [1, 1], [2, 2, 1, 3]]
+    means = scoring.score_items(model, Words(), items, per_token=True)
+    for of_item, values, n in zip(means, expected, lengths, strict=True):
+        assert of_item == pytest.approx(np.divide(values, n), abs=1e-5)
+    assert scoring.score_items(model, Words(), []) == []
+
+
+def test_the_best_and_what_ties_with_it():
+    assert scoring.best(np.array([-3.0, -1.0, -2.0])).tolist() == [1]
+    assert scoring.best(np.array([-1.0, -2.0, -1.0])).tolist() == [0, 2]
+
+
+def test_where_tokens_end():
+    """In bytes of the text; bytes of a character that is split are the character's, as in tokenizers' offsets."""
+    lines = [line for line in pocket_english.text(5000, seed=1) if line]
+    tok = tokenizer.train(lines, 500)
+    for text in ("The cat", "  two  spaces", "é 🙂 7", "a\u2581b", "\u3042"):
+        ids = tok.encode(text)
+        ends = scoring.token_ends(tok, text, ids)
+        assert ends[-1] == len(text.encode()) and (np.diff(ends) >= 0).all()
+        for n, end in enumerate(ends, 1):
+            whole = tok.decode(ids[:n]).encode()
+            assert end == max(1, len(whole)) or "\ufffd" in whole.decode()
+    with pytest.raises(UserError, match="does not keep every character of 'x'"):
+        scoring.token_ends(Words(), "x", [3])
+
+
+def test_beyond_the_context():
+    """The rotary angles go on, as those of a model with a longer context; afterwards the model is as it was."""
+    model = lively()
+    longer = Model(dataclasses.replace(model.config, max_position_embeddings=40)).eval()
+    longer.load_state_dict(model.state_dict())
+    items = [[("a b c " * 10, "d"), ("a b c " * 10, "e")]]
+    expected = scoring.score_items(longer, Words(), items)
+    assert scoring.score_items(model, Words(), items, beyond_context=True)[0] == pytest.approx(expected[0], abs=1e-5)
+    with pytest.raises(UserError, match="more than the model's context of 24"):
+        scoring.score_items(model, Words(), items)
+
+
+# ------------------------------------------------------------------------------------------------------ errors
+
+
 @pytest.mark.parametrize("factor, logit, value", [(math.nan, 1, "nan"), (2e38, 10, "nan"), (2e38, -10, "-inf")])
 def test_nan_and_infinity_name_the_sentence(factor, logit, value):
     """What follows b is broken: only the sentence where something does is named."""
@@ -67,7 +127,7 @@ def test_nan_and_infinity_name_the_sentence(factor, logit, value):
 
 def test_too_long_and_foreign_tokens():
     model = uniform()
-    model.config = types.SimpleNamespace(max_position_embeddings=3)
+    model.cos = torch.zeros(3, 1)
     assert len(score(model, ["a b c"])) == 1                            # BOS a b are fed in, c is only predicted
     with pytest.raises(UserError, match="5 tokens, more than the model's context of 3"):
         score(model, ["a b c d"])
