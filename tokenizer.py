@@ -6,13 +6,16 @@
     >>> tok.decode(tok.encode("Hello  🙂\\n"))
     'Hello  🙂\\n'
 
-Pieces 0, 1, 2 are <unk>, <s> (BOS) and </s> (EOS), 3 to 258 the bytes, then merged pieces, then single characters: Llama 2's
-layout and options, so that a trained model converts to Hugging Face's LlamaTokenizer without a difference. No normalisation;
-a space in front of the text is part of the first piece, as it is of any other word ("▁The"), and decoding takes it away again.
+Pieces 0, 1, 2 are <unk>, <s> (BOS) and </s> (EOS), 3 to 258 the bytes, then merged pieces, then single characters:
+Llama 2's layout and options, so that a trained model converts to Hugging Face's LlamaTokenizer without a difference.
+No normalisation; a space in front of the text is part of the first piece, as it is of any other word ("▁The"), and
+decoding takes it away again.
 """
+import collections
 import functools
 import hashlib
 import io
+import itertools
 import os
 import re
 
@@ -23,6 +26,9 @@ from lab.files import UserError
 
 LONGEST_LINE = 16_384   # characters: SentencePiece's trainer counts the characters of a word in 16 bits
 SPACE = "\u2581"        # ▁, what SentencePiece writes for a space
+RESERVED = "\u2585"     # ▅, its sign for the unknown: it does not train on lines that hold one
+WORD = re.compile(r" +[^ ]*(?: \Z)?")   # SentencePiece cuts before spaces; one at the end of a line stays with its word
+MOST_PIECES = 65_536    # a token is stored in 16 bits
 
 
 class VocabularyError(UserError):
@@ -37,7 +43,7 @@ class Tokenizer:
     """A SentencePiece model. `encode` adds no BOS; text that looks like a special piece ("<s>", "<0x0A>") is text."""
 
     def __init__(self, model_bytes, where="tokenizer"):
-        """UserError if `model_bytes` is no SentencePiece model with a BOS and at most 65,536 pieces; `where` names it."""
+        """UserError if it is no SentencePiece model with a BOS and at most 65,536 pieces; `where` names it there."""
         self.model_bytes = bytes(model_bytes)
         self.sha256 = hashlib.sha256(self.model_bytes).hexdigest()
         self.sp = sentencepiece.SentencePieceProcessor()
@@ -47,12 +53,17 @@ class Tokenizer:
             good = False
         if not good or self.sp.vocab_size() < 1:
             raise UserError(f"{where}: not a SentencePiece model; give the tokenizer.model file of one")
-        self.vocab_size, self.bos_id, self.eos_id = self.sp.vocab_size(), self.sp.bos_id(), self.sp.eos_id()
+
+        self.vocab_size = self.sp.vocab_size()
+        self.bos_id = self.sp.bos_id()
+        self.eos_id = self.sp.eos_id()
         if self.bos_id < 0:
-            raise UserError(f"{where}: the tokenizer has no BOS piece, and every line starts with one; use a model trained with bos_id >= 0")
-        if self.vocab_size > 65536:
-            raise UserError(f"{where}: {self.vocab_size} pieces do not fit the 16 bits of a token; use a tokenizer of at most 65536")
-        self.bytes_of_space = [self.sp.piece_to_id(f"<0x{b:02X}>") for b in SPACE.encode()]
+            raise UserError(f"{where}: the tokenizer has no BOS piece, and every line starts with one; "
+                            "use a model trained with bos_id >= 0")
+        if self.vocab_size > MOST_PIECES:
+            raise UserError(f"{where}: {self.vocab_size} pieces do not fit the 16 bits of a token; "
+                            f"use a tokenizer of at most {MOST_PIECES}")
+        self.bytes_of_space = [self.sp.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         self.has_bytes = all(self.sp.is_byte(i) for i in self.bytes_of_space)
 
     @functools.cached_property
@@ -68,56 +79,115 @@ class Tokenizer:
 
     def encode(self, text):
         """str -> list of ids, such that decode gives `text` back."""
-        return self._encode_odd(text) if SPACE in text else self.sp.encode(text)
+        if SPACE in text and self.has_bytes:
+            return self.encode_space_sign(text)
+        return self.sp.encode(text)
 
     def encode_batch(self, texts, threads=None):
         """list of str -> list of lists of ids, on `threads` cores (default all)."""
-        out = self.sp.encode(texts, num_threads=threads or os.cpu_count() or 1)
+        encoded = self.sp.encode(texts, num_threads=threads or os.cpu_count() or 1)
         for i, text in enumerate(texts):
             if SPACE in text:
-                out[i] = self._encode_odd(text)
-        return out
+                encoded[i] = self.encode(text)
+        return encoded
 
-    def _encode_odd(self, text):
-        """A ▁ in the text would come back as a space. So: encode with a character in its place that no piece holds and that
-        is not in the text, which becomes four byte pieces; then put the three bytes of ▁ there."""
-        if not self.has_bytes:
-            return self.sp.encode(text)
-        stand_in = next(c for c in map(chr, range(0x10FFFD, 0xF0000, -1)) if c not in text and self.sp.piece_to_id(c) == self.sp.unk_id())
-        four, out = [self.sp.piece_to_id(f"<0x{b:02X}>") for b in stand_in.encode()], []
+    def encode_space_sign(self, text):
+        """A ▁ in the text would come back as a space. So: encode with a character in its place that no piece holds and
+        that is not in the text, which becomes four byte pieces; then put the three bytes of ▁ there."""
+        candidates = map(chr, range(0x10FFFD, 0xF0000, -1))
+        stand_in = next(c for c in candidates if c not in text and self.sp.piece_to_id(c) == self.sp.unk_id())
+        four = [self.sp.piece_to_id(f"<0x{byte:02X}>") for byte in stand_in.encode()]
+        ids = []
         for i in self.sp.encode(text.replace(SPACE, stand_in)):
-            out.append(i)
-            if out[-4:] == four:
-                out[-4:] = self.bytes_of_space
-        return out
+            ids.append(i)
+            if ids[-4:] == four:
+                ids[-4:] = self.bytes_of_space
+        return ids
 
     def decode(self, ids):
-        """List of ids -> str; special pieces are dropped, bytes that are no UTF-8 become U+FFFD. IndexError for an id out of range."""
+        """List of ids -> str; special pieces are dropped, bytes that are no UTF-8 become U+FFFD.
+
+        IndexError for an id out of range.
+        """
         return self.sp.decode([int(i) for i in ids])
+
+
+# ---------------------------------------------------------------------------------------------------- training
+
+def count_words(lines):
+    """How often each word, with the spaces before it, is in the lines: all that BPE learns from.
+
+    >>> count_words(["the cat", "the  dog"])
+    Counter({' the': 2, ' cat': 1, '  dog': 1})
+    """
+    counts = collections.Counter()
+    for line in lines:
+        if RESERVED not in line:
+            counts.update(WORD.findall(" " + line.replace(SPACE, " ")))
+    return counts
 
 
 def train(lines, vocab_size):
     """A Tokenizer of exactly `vocab_size` pieces from an iterable of str (each at most LONGEST_LINE characters).
 
-    Byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909), digits split, one thread: the same text gives the same bytes.
-    UserError naming the largest (or smallest) vocabulary if the text does not support `vocab_size`.
+    Byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909), digits split, one thread: the same text gives the
+    same bytes. UserError naming the largest (or smallest) vocabulary if the text does not support `vocab_size`.
     """
+    return train_on_counts(count_words(lines), vocab_size)
+
+
+def train_on_counts(counts, vocab_size):
+    """train() on count_words() of the lines. SentencePiece's model is the same as from the lines themselves."""
+    words = {word[1:]: count for word, count in counts.items()}     # it puts a space before each text itself
+    if any("\t" in word for word in words):                         # in its format for counts, a tab ends the word
+        sentences = itertools.chain.from_iterable(map(itertools.repeat, words.keys(), words.values()))
+        input_format = ""
+    else:
+        sentences = (f"{word}\t{count}" for word, count in words.items())
+        input_format = "tsv"
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines), model_writer=model, vocab_size=vocab_size, model_type="bpe", byte_fallback=True,
-            normalization_rule_name="identity", add_dummy_prefix=True, remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
-            split_digits=True, character_coverage=0.9999, unk_id=0, bos_id=1, eos_id=2, pad_id=-1,
-            max_sentence_length=LONGEST_LINE * 4, num_threads=1, minloglevel=2)
+            sentence_iterator=iter(sentences),
+            input_format=input_format,
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            byte_fallback=True,
+            character_coverage=0.9999,
+            split_digits=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=True,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            max_sentence_length=LONGEST_LINE * 4,
+            unk_id=0, bos_id=1, eos_id=2, pad_id=-1,
+            num_threads=1,
+            minloglevel=2)
     except (RuntimeError, OSError) as e:
-        if "KeyboardInterrupt" in str(e):  # Ctrl-C while SentencePiece was asking for the next line comes back as its own error
-            raise KeyboardInterrupt from None
-        if most := re.search(r"too high .*<= (\d+)", str(e)):
-            raise VocabularyError(f"tokenizer.vocab_size: {vocab_size} is more than this text supports; the largest possible is {most[1]}", int(most[1])) from None
-        if least := re.search(r"smaller than required_chars. \d+ vs (\d+)", str(e)):
-            raise VocabularyError(f"tokenizer.vocab_size: {vocab_size} is less than bytes and characters alone need; the smallest possible is {least[1]}", int(least[1])) from None
-        raise UserError(f"tokenizer: SentencePiece cannot train on this text: {e}") from None
-    return Tokenizer(model.getvalue())
+        raise training_error(str(e), vocab_size) from None
+    return Tokenizer(without_input_format(model.getvalue()))
+
+
+def training_error(message, vocab_size):
+    """What to raise for an error of SentencePiece's trainer."""
+    if "KeyboardInterrupt" in message:      # Ctrl-C while it was asking for the next line comes back as its own error
+        return KeyboardInterrupt()
+    if most := re.search(r"too high .*<= (\d+)", message):
+        return VocabularyError(f"tokenizer.vocab_size: {vocab_size} is more than this text supports; "
+                               f"the largest possible is {most[1]}", int(most[1]))
+    if least := re.search(r"smaller than required_chars. \d+ vs (\d+)", message):
+        return VocabularyError(f"tokenizer.vocab_size: {vocab_size} is less than bytes and characters alone need; "
+                               f"the smallest possible is {least[1]}", int(least[1]))
+    return UserError(f"tokenizer: SentencePiece cannot train on this text: {message}")
+
+
+def without_input_format(model_bytes):
+    """The model as training on lines writes it: how the text was read is no part of what was learned."""
+    from sentencepiece import sentencepiece_model_pb2  # needs protobuf, which only training does
+    model = sentencepiece_model_pb2.ModelProto.FromString(model_bytes)
+    model.trainer_spec.ClearField("input_format")
+    return model.SerializeToString()
 
 
 def load(path):

@@ -1,41 +1,25 @@
-"""Files from the web with the standard library: retried, resumed, checked, and never half there.
+"""Files from the web, by pooch: retried, checked, and whole or not there.
 
-`download(url, path)` returns when `path` holds the whole file. On the way the bytes are in `path`.part, and `path`.part.json says
-what they are the beginning of (address, ETag, length); checksums.json beside the files has the sha256 of each that is complete.
+A file whose checksum is not known beforehand is held to the one it had at its first download: checksums.json beside it.
 """
-import http.client
 import json
 import os
-import queue
 import re
+import sys
+import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
-
-from tqdm import tqdm
+import zipfile
 
 from lab.files import UserError, atomic_write, file_sha256
 
 TIMEOUT = 9         # seconds of silence: a host that cannot be reached is noticed within ten
-ATTEMPTS = 6        # tries per file
-BACKOFF = 1.0       # seconds before the second try, doubled before each further one, at most 30
+ATTEMPTS = 4        # tries per file
+PAUSE = 2           # seconds before the second try, doubled before each further one
 
 
 class DownloadError(UserError):
     """A file that cannot be had."""
-
-
-class Retry(Exception):
-    """A failure that may pass; `wait`: seconds, if the server says so."""
-
-    def __init__(self, reason, wait=None):
-        super().__init__(reason)
-        self.wait = wait
-
-
-class NoAnswer(Retry):
-    """A failure before any answer of the host."""
 
 
 def read_json(path):
@@ -43,113 +27,110 @@ def read_json(path):
     try:
         with open(path, encoding="utf-8") as f:
             tree = json.load(f)
-        return tree if isinstance(tree, dict) else {}
     except (OSError, ValueError, RecursionError):
         return {}
-
-
-def answer(request, seconds):
-    """The open response, or the exception. In a thread, because a timeout bounds neither name look-up nor headers that come byte by byte."""
-    box = queue.Queue()
-
-    def ask():
-        try:
-            box.put(urllib.request.urlopen(request, timeout=TIMEOUT))
-        except Exception as e:
-            box.put(e)
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        result = box.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError(f"no answer in {seconds:.0f} seconds") from None
-    if isinstance(result, Exception):
-        raise result
-    return result
-
-
-def fetch(url, part, seconds):
-    """One try to get the file `part`, or to go on with it if the server shows the ETag and length that it began with -> whether it went on.
-
-    Raises Retry, NoAnswer (none within `seconds`), DownloadError, and OSError where `part` cannot be written.
-    """
-    have, headers, began = 0, {"User-Agent": "sllama-lab"}, read_json(part + ".json")
-    if os.path.exists(part) and began.get("url") == url and began.get("tag") and 0 < os.path.getsize(part) < began["bytes"]:
-        have = os.path.getsize(part)
-        headers["Range"] = f"bytes={have}-"
-    try:
-        response = answer(urllib.request.Request(url, headers=headers), seconds)
-    except urllib.error.HTTPError as e:
-        if e.code == 416 and have:                                      # the server has no such rest: begin again
-            os.unlink(part)
-        elif e.code < 500 and e.code not in (408, 425, 429):
-            raise DownloadError(f"{url}: the server answers {e.code} {' '.join(str(e.reason).split())[:100]}") from None
-        wait = e.headers.get("Retry-After") or ""
-        raise Retry(f"the server answers {e.code}", int(wait) if wait.isdigit() else None) from None
-    except (OSError, http.client.HTTPException) as e:
-        raise NoAnswer(str(getattr(e, "reason", None) or e) or type(e).__name__) from None
-    except ValueError as e:
-        raise DownloadError(f"{url}: not an address ({e})") from None
-    with response:
-        tag, length = response.headers.get("ETag") or response.headers.get("Last-Modified"), response.headers.get("Content-Length") or ""
-        total = int(length) if length.isdigit() else None
-        resumed = have > 0 and response.status == 206
-        if resumed:
-            total = began["bytes"]
-            if tag != began["tag"] or response.headers.get("Content-Range") != f"bytes {have}-{total - 1}/{total}":
-                os.unlink(part)
-                raise Retry("the file changed on the server", 0)
-        else:
-            have = 0
-            atomic_write(part + ".json", json.dumps({"url": url, "tag": total and tag, "bytes": total}))
-        with open(part, "ab" if resumed else "wb") as f, tqdm(desc=os.path.basename(part)[:-5], total=total, initial=have, unit="B", unit_scale=True, disable=None) as bar:
-            while True:
-                try:
-                    data = response.read(1 << 16)
-                except (OSError, http.client.HTTPException) as e:
-                    raise Retry(f"the connection broke after {have} bytes ({str(e) or type(e).__name__})") from None
-                if not data:
-                    break
-                f.write(data)
-                have += len(data)
-                bar.update(len(data))
-    if total is not None and have != total:
-        raise Retry(f"the connection ended after {have} of {total} bytes")
-    return resumed
+    return tree if isinstance(tree, dict) else {}
 
 
 def download(url, path, known=None):
-    """Gets `url` into `path`, unless the file there has the sha256 `known`, or else the one that checksums.json recorded.
+    """Gets `url` into `path`, unless it is there with the checksum `known`, or else that of the first download.
 
-    DownloadError: no first answer within TIMEOUT seconds, a final "no", a wrong checksum, or ATTEMPTS failures. What has come by
-    then is kept, for a later download to go on with.
+    DownloadError: the host gives no answer within TIMEOUT seconds, it says no, the file has another checksum or is a
+    web page, or ATTEMPTS tries have failed. `path` is then as it was.
     """
-    record, name, part = os.path.join(os.path.dirname(path), "checksums.json"), os.path.basename(path), path + ".part"
-    if os.path.exists(path):
-        if file_sha256(path) == (known or read_json(record).get(name)):
-            return
-        print(f"{path}: not what was downloaded; downloading it again")
+    import pooch  # here, because it takes a while and most runs download nothing
+    import requests
+    pooch.get_logger().setLevel("ERROR")
+
+    folder, name = os.path.split(path)
+    record = os.path.join(folder, "checksums.json")
+    known = known or read_json(record).get(name)
+    if os.path.exists(path) and known in (None, file_sha256(path)):
+        remember(record, name, path)
+        return
+
     print(f"downloading {url}")
-    start, reached = time.monotonic(), False
+    require_answer(url)
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            resumed = fetch(url, part, TIMEOUT if reached else max(TIMEOUT - (time.monotonic() - start), 0.1))
-            reached, digest = True, file_sha256(part)
-            with open(part, "rb") as f:
-                page = re.match(rb"\s*<(!doctype )?html", f.read(512), re.IGNORECASE)
-            if not page and digest == (known or digest):
-                break
-            os.unlink(part)
-            if resumed:
-                raise Retry("the parts do not fit together", 0)
-            raise DownloadError(f"{url}: " + ("a web page came instead of the file (of a proxy or a login?)" if page else f"the file has a wrong checksum, sha256 {digest}"))
-        except Retry as e:
-            problem, reached = e, reached or not isinstance(e, NoAnswer)
-        wait = min(30, BACKOFF * 2 ** (attempt - 1) if problem.wait is None else problem.wait)
-        if not reached and (attempt == 2 or time.monotonic() - start + wait > TIMEOUT - 1):
-            raise DownloadError(f"{url}: the host cannot be reached ({problem})")
-        if attempt == ATTEMPTS:
-            raise DownloadError(f"{url}: given up after {ATTEMPTS} tries ({problem}); run again later, what has come so far is kept")
-        time.sleep(wait)
-    atomic_write(record, json.dumps(read_json(record) | {name: digest}, indent=1) + "\n")
-    os.replace(part, path)
-    os.unlink(part + ".json")
+            pooch.retrieve(url, known and "sha256:" + known, name, folder, downloader=fetch)
+            break
+        except requests.HTTPError as e:
+            problem = f"the server answers {e.response.status_code} {e.response.reason}"
+            if e.response.status_code < 500 and e.response.status_code not in (408, 425, 429):
+                raise DownloadError(f"{url}: {problem}") from None
+        except requests.RequestException as e:
+            problem = short_reason(e)
+        except ValueError:                                              # pooch's, for a checksum
+            raise DownloadError(f"{url}: the file has a wrong checksum, not sha256 {known}") from None
+        if attempt < ATTEMPTS:
+            time.sleep(PAUSE * 2 ** (attempt - 1))
+    else:
+        raise DownloadError(f"{url}: given up after {ATTEMPTS} tries ({problem}); run again later")
+    remember(record, name, path)
+
+
+def fetch(url, output_file, _):
+    """What pooch calls to get `url` into its temporary file."""
+    import pooch
+    pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=TIMEOUT)(url, output_file, None)
+    with open(output_file, "rb") as f:
+        if re.match(rb"\s*<(!doctype )?html", f.read(512), re.IGNORECASE):
+            raise DownloadError(f"{url}: a web page came instead of the file (of a proxy or a login?)")
+
+
+def require_answer(url):
+    """DownloadError unless the host answers within TIMEOUT seconds, whatever it says.
+
+    In a thread, because no time-out of requests bounds the look-up of a name.
+    """
+    import requests
+    outcome = [TimeoutError(f"no answer in {TIMEOUT} seconds")]
+
+    def ask():
+        try:
+            requests.head(url, timeout=TIMEOUT)
+            outcome[0] = None
+        except Exception as e:                                          # an address can be wrong in many ways
+            outcome[0] = e
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(TIMEOUT)
+    if outcome[0]:
+        raise DownloadError(f"{url}: the host cannot be reached ({short_reason(outcome[0])})")
+
+
+def short_reason(error):
+    """The innermost of requests' nested messages, in a line."""
+    cause = error.args[0] if error.args else error
+    cause = getattr(cause, "reason", cause)
+    return " ".join(str(cause).split(": ", 1)[-1].split()) or type(error).__name__
+
+
+def remember(record, name, path):
+    checksums = read_json(record)
+    digest = file_sha256(path)
+    if checksums.get(name) != digest:
+        atomic_write(record, json.dumps(checksums | {name: digest}, indent=1) + "\n")
+
+
+def unpack(archive, folder):
+    """The data/*.jsonl of BLiMP's zip archive -> a new folder, all or none."""
+    parent = os.path.dirname(os.path.abspath(folder))
+    os.makedirs(parent, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=parent) as temporary, zipfile.ZipFile(archive) as z:
+            new = os.path.join(temporary, "new")
+            os.mkdir(new)
+            for member in z.namelist():
+                if plain := re.fullmatch(r"data/(\w+\.jsonl)", member):
+                    with open(os.path.join(new, plain[1]), "wb") as f:
+                        f.write(z.read(member))
+            if os.path.isdir(folder):
+                os.rmdir(folder)
+            os.replace(new, folder)
+    except OSError as e:
+        raise UserError(f"{folder}: cannot be made ({e.strerror}); if something else is there, "
+                        "set eval.data to another folder") from None
+    except Exception as e:                                              # zipfile and zlib raise nearly anything
+        raise UserError(f"{archive}: a broken archive ({e}); remove it and run again") from None

@@ -11,7 +11,6 @@ import tracemalloc
 
 import numpy as np
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -192,9 +191,11 @@ def test_a_kill_leaves_nothing_to_trust(folder):
     want = files()
     make("data.seed=9")                                                 # another corpus is there already
     for name in ("tokenizer.model", "meta.json"):                       # the first and the last that is written
-        code = (f"import os, sys, prepare; sys.path.insert(0, {str(ROOT)!r}); real = prepare.atomic_write\n"
-                f"def write(path, content):\n    if os.path.basename(path) == {name!r}: os.kill(os.getpid(), 9)\n    real(path, content)\n"
-                f"prepare.atomic_write = write; prepare.main({['--preset', 'sllama', *SMALL]!r})")
+        code = (f"import os, prepare; from lab import corpus; real = corpus.atomic_write\n"
+                f"def write(path, content):\n"
+                f"    if os.path.basename(path) == {name!r}: os.kill(os.getpid(), 9)\n"
+                f"    real(path, content)\n"
+                f"corpus.atomic_write = write; prepare.main({['--preset', 'sllama', *SMALL]!r})")
         died = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True)
         assert died.returncode == -signal.SIGKILL and not os.path.exists("data/t/meta.json"), died.stderr
     open("data/t/train.bin.abc.tmp", "w").close()                       # what a kill inside of a write leaves
@@ -338,129 +339,85 @@ def test_a_budget_too_small(folder):
         make("data.budget_mb=0.00001")
 
 
-# ---------------------------------------------------------------------------------------------------- cleaning
-
-WRAPPED = "A paragraph whose lines were broken at the usual width\nof a page, so that a sentence goes on in the next line,\nends here.\n\nA verse\nis not"
-
-
-@pytest.mark.parametrize("step, before, after", [
-    ("unicode", "Marks &amp; Sparks &#150; caf&eacute; AT&T", "Marks & Sparks – café AT&T"),
-    ("unicode", "e\u0301 \xa0\u2009\u3000\u200b\ufeff\xad\x07\x00x", "é    x"),
-    ("unicode", "one\u2028two\x85three", "one\ntwo\nthree"),
-    ("unicode", "\u2018It\u2019s\u2019 \u201cso\u201d\u2026", "'It's' \"so\"..."),
-    ("speaker_tags", "A:\tWell, yes.\n*MOT:\tlook there .\nB: No.", "Well, yes.\nlook there .\nNo."),
-    ("speaker_tags", "*SI1:\twell .\n*MOT:\n%mor:\tadv|well .\nthe [//] a dog [: doggie] [she] .", "well .\n\nthe a dog [she] ."),
-    ("speaker_tags", "Title: A story\nI saw B: it was red.\n*ouch*", "Title: A story\nI saw B: it was red.\n*ouch*"),
-    ("markup", "= = = LAN switching = = =\nLAN is.\n== History ==\n\nEnd", "LAN is.\n\nEnd"),
-    ("markup", "<i>Go</i> <laughter>.\n{\\pos(192,210)}If 3 < 4 and 5 > 4", "Go .\nIf 3 < 4 and 5 > 4"),
-    ("markup", "- Thank you.\n-Yes.\n-ish\n— Newton\n♪ la la ♪\n# la la #\n#1 of it", "Thank you.\nYes.\n-ish\nNewton\n la la \nla la\n#1 of it"),
-    ("markup", "[door opens]\nHe [sic] went.\n-------\n. . .\n{| class=x\n| cell\n|}\nEnd", "He [sic] went.\nEnd"),
-    ("markup", "Subtitles by Sir Martini\n== sync, corrected by elderman ==\nSync and corrections by X\nwww.addic7ed.com\nTranslated by Me\nHe was corrected by her.",
-     "He was corrected by her."),
-    ("markup", "It is _very_ odd, snake_case_name _", "It is very odd, snake_case_name _"),
-    ("markup", "Is that so?\n\n?\n7\n\n", "Is that so?\n\n7\n\n"),
-    ("unwrap", WRAPPED, WRAPPED.replace("\nof", " of").replace("\nends", " ends")),
-    ("unwrap", "A short line.\n" * 40 + WRAPPED, "A short line.\n" * 40 + WRAPPED),
-    ("spaces", "  two \t words  \nend ", "two words\nend"),
-    ("spaces", "Stop ! Who , me ? . . . Yes : \"no .\" 3 .5 :)", "Stop! Who, me?... Yes: \"no.\" 3 .5 :)"),
-    ("spaces", "I do n't know , it 's John 's . It ca n't 've . The 's , call 'd", "I don't know, it's John's. It can't 've. The's, call 'd"),
-])
-def test_cleaning_steps(step, before, after):
-    assert prepare.CLEANING[step](before + "\n").removesuffix("\n") == after
-
-
-def test_cleaning_leaves_plain_english_alone():
-    """BLiMP-like sentences pass every step unchanged."""
-    from lab import pocket_english
-    lines = [line for line in pocket_english.text(3000, seed=3) if line]
-    lines += ["Who hadn't Anne's sister's friend disliked?", "\"Come in!\" said the king; the king's men (all 3) didn't.", "It's 5:30 - or 6.", "What a day...", "A: b"][:4]
-    assert prepare.clean("\n".join(lines) + "\n", list(prepare.CLEANING)) == [*lines, ""]
-
-
-@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60) | st.text("=-_#[]{}|<>\\*A:. \t\n'&;♪", max_size=40))
-@settings(max_examples=300, deadline=None)
-def test_cleaning_always_ends_in_lines(text):
-    """No step breaks, invents characters of lines, or leaves what a second pass of `spaces` would change."""
-    lines = prepare.clean(text.replace("\r", "\n") + "\n", list(prepare.CLEANING))
-    assert all("\n" not in line and "\0" not in line and line == line.strip() for line in lines)
-    assert prepare.clean("\n".join(lines), ["spaces"])[: len(lines)] == lines
-
-
-@pytest.mark.parametrize("unit", ["=", "= ", "[", "<a", "_", " ", "#", " #", "-", "{\\", "*A", "&", "'s ", " ,", "[/", "%a", "|", "sync ", "w"])
-def test_cleaning_takes_linear_time(unit):
-    """A line of 400 kB of what the patterns begin with; quadratic patterns would take minutes."""
-    import time
-    start = time.process_time()
-    prepare.clean("x" + unit * (400_000 // len(unit)) + "\n" + unit * (400_000 // len(unit)) + "x\n", list(prepare.CLEANING))
-    assert time.process_time() - start < 10
-
-
 # ---------------------------------------------------------------------------------------------------- splitting and mixing
 
 lines_st = st.lists(st.text("ab é", min_size=0, max_size=12).map(str.strip), max_size=120)
 
 
 def flat(text_blocks):
-    return [line for block in text_blocks for line in block if line]
+    return [line for block in text_blocks for line in block.lines()]
 
 
-@given(lines_st)
+def bytes_of(lines):
+    return sum(map(prepare.line_size, lines))
+
+
+def blocks_of(lines):
+    return prepare.blocks(["\n".join(lines) + "\n"])
+
+
+@given(lines_st, st.integers(1, 50))
 @settings(max_examples=200, deadline=None)
-def test_blocks_are_the_text_in_order(lines):
-    found = prepare.blocks(lines)
+def test_blocks_are_the_text_in_order(lines, at):
+    found = blocks_of(lines)
     assert flat(found) == [line for line in lines if line]
-    assert all(block[0] and any(block) and not any(a == b == "" for a, b in zip(block, block[1:])) for block in found)
+    for block in found:
+        assert block.size == bytes_of(block.lines()) > 0
+        assert not block.text.startswith("\n") and "\n\n\n" not in block.text
+    parts = ["\n".join(part) + "\n" for part in (lines[:at], lines[at:]) if part]
+    assert prepare.blocks(parts) == found or not lines                  # wherever the text was cut
 
 
 @given(lines_st, st.floats(0.001, 1), st.integers(0, 3))
 @settings(max_examples=200, deadline=None)
 def test_split_is_a_partition_within_its_limits(lines, kb, seed):
-    text_blocks = prepare.blocks(lines)
-    held, rest = prepare.split(text_blocks, kb, seed, "name")
-    assert sorted(map(str, held + rest)) == sorted(map(str, text_blocks))
-    assert sum(map(prepare.size, flat(held))) <= min(1000 * kb, sum(map(prepare.size, lines)) / 20)
-    assert (held, rest) == prepare.split(text_blocks, kb, seed, "name")
+    text_blocks = blocks_of(lines)
+    held_out, rest = prepare.split(text_blocks, kb, seed, "name")
+    assert sorted(held_out + rest) == sorted(text_blocks)
+    assert bytes_of(flat(held_out)) <= min(1000 * kb, bytes_of(lines) / 20)
+    assert (held_out, rest) == prepare.split(text_blocks, kb, seed, "name")
 
 
 @given(lines_st, lines_st)
 @settings(max_examples=100, deadline=None)
 def test_validation_lines_are_new(lines, others):
-    kept = prepare.unseen(prepare.blocks(lines), set(others))
-    assert flat(kept) == [line for line in flat(prepare.blocks(lines)) if line not in others] and all(flat([block]) for block in kept)
+    kept = prepare.unseen(blocks_of(lines), [blocks_of(others), []])
+    assert flat(kept) == [line for line in lines if line and line not in others]
+    assert all(block.size == bytes_of(block.lines()) > 0 for block in kept)
 
 
 @given(lines_st, st.integers(0, 500), st.integers(0, 500))
 @settings(max_examples=200, deadline=None)
 def test_take_gives_whole_lines_up_to_the_budget(lines, budget, more):
-    text_blocks = prepare.blocks(lines)
-    part, short = prepare.take(text_blocks, budget)
-    used, total = sum(map(prepare.size, flat(part))), sum(map(prepare.size, lines))
+    text_blocks = blocks_of(lines)
     everything = flat(text_blocks)
-    assert flat(part) == everything[: len(flat(part))] and used <= budget
-    assert short == (total < budget)
-    assert len(flat(part)) == len(everything) or used + prepare.size(everything[len(flat(part))]) > budget      # no room for the next line
+    taken, short = prepare.take(text_blocks, budget)
+    part = flat(taken)
+    used = bytes_of(part)
+    assert part == everything[:len(part)] and used == sum(block.size for block in taken) <= budget
+    assert short == (bytes_of(lines) < budget)
+    if len(part) < len(everything):                                     # no room for the next line
+        assert used + prepare.line_size(everything[len(part)]) > budget
     larger = flat(prepare.take(text_blocks, budget + more)[0])
-    assert larger[: len(flat(part))] == flat(part)
+    assert larger[:len(part)] == part
     assert prepare.take(text_blocks, None) == (text_blocks, False)
 
 
-@given(st.lists(lines_st.map(prepare.blocks).filter(bool), min_size=1, max_size=5))
+@given(st.lists(lines_st.map(blocks_of).filter(bool), min_size=1, max_size=5))
 @settings(max_examples=200, deadline=None)
-def test_interleave_keeps_all_and_balances(parts):
-    mixed = prepare.interleave(parts)
-    assert sorted(map(str, mixed)) == sorted(str(block) for part in parts for block in part)
-    tagged = [[[f"{i}{line}" if line else "" for line in block] for block in part] for i, part in enumerate(parts)]
-    totals = [sum(map(prepare.size, flat(part))) for part in tagged]
-    largest = [max(sum(map(prepare.size, block)) for block in part) for part in tagged]
-    given_so_far = [0] * len(parts)
-    order = [[] for _ in parts]
+def test_interleave_keeps_all_and_balances(sources):
+    tagged = [[prepare.Block(f"{i} {block.text}", block.size) for block in source] for i, source in enumerate(sources)]
+    totals = [sum(block.size for block in source) for source in sources]
+    largest = [max(block.size for block in source) for source in sources]
+    given_so_far = [0] * len(sources)
+    order = [[] for _ in sources]
     for block in prepare.interleave(tagged):
-        i = int(block[0][0])
+        i = int(block.text[0])
         order[i].append(block)
-        given_so_far[i] += sum(map(prepare.size, block))
-        shares = [g / t for g, t in zip(given_so_far, totals)]
-        assert max(shares) - min(shares) <= max(n / t for n, t in zip(largest, totals)) + 1e-9
-    assert order == tagged                                              # each source in its own order
+        given_so_far[i] += block.size
+        shares = [given / total for given, total in zip(given_so_far, totals)]
+        assert max(shares) - min(shares) <= max(n / total for n, total in zip(largest, totals)) + 1e-9
+    assert order == tagged                                              # all blocks, each source in its own order
 
 
 @pytest.fixture(scope="module")
@@ -477,7 +434,8 @@ def test_any_corpus_keeps_the_promises(tok, texts, mb, seed, by_line):
     """Whatever the text: the same bytes twice, no validation line in training, no source over its budget, the same validation text at every budget."""
     config = load_config("sllama", ["data.clean=[]", f"data.seed={seed}", f"data.boundary={'line' if by_line else 'document'}"], os.path.join(ROOT, "config.yaml"))
     texts = ["\n".join([str(i), *lines]) + "\n" for i, lines in enumerate(texts)]
-    sources = {f"s{i}": functools.partial(lambda text: (text, prepare.sha256(text.encode())), text) for i, text in enumerate(texts)}
+    sources = {f"s{i}": functools.partial(lambda text: ([text], prepare.sha256(text.encode())), text)
+               for i, text in enumerate(texts)}
 
     def build(budget):
         config.data.budget_mb = budget
@@ -504,11 +462,6 @@ def test_validation_does_not_depend_on_the_other_sources(folder):
     alone = set(texts_of("val"))
     make("data.sources=[talk, wiki]")
     assert alone < set(texts_of("val"))
-
-
-def test_every_default_step_exists():
-    tree = yaml.safe_load(open(os.path.join(ROOT, "config.yaml"), encoding="utf-8"))
-    assert set(tree["data"]["clean"]) <= set(prepare.CLEANING)
 
 
 @pytest.mark.parametrize("source", ["texts", "pocket"])

@@ -1,0 +1,149 @@
+"""The steps that data.clean names: what is no running text goes, and what BLiMP writes otherwise is made alike.
+
+A step is a function of text that looks at one line at a time, so a large text is cleaned in parts, on all cores. Only
+`unwrap` depends on the whole: it is for texts most of whose lines belong to hard-wrapped paragraphs.
+"""
+import functools
+import html
+import itertools
+import re
+import unicodedata
+
+from tokenizer import LONGEST_LINE
+
+
+def rules(*pairs):
+    """(pattern, replacement) ... -> a function that applies them in order; ^ and $ match at lines."""
+    compiled = [(re.compile(pattern, re.MULTILINE), replacement) for pattern, replacement in pairs]
+
+    def apply_rules(text):
+        for pattern, replacement in compiled:
+            text = pattern.sub(replacement, text)
+        return text
+    return apply_rules
+
+
+# ---------------------------------------------------------------------------------------------------- unicode
+
+ALIKE = {
+    "\n": "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029",
+    " ": "\xa0\u1680\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B))),
+    "'": "\u2018\u2019\u201b\u2032\xb4",
+    '"': "\u201c\u201d\u201e\u201f\u2033",
+    "...": "\u2026",
+}
+INVISIBLE = re.compile("[\0-\x08\x0e-\x1f\x7f-\x9f\xad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufffd]")
+
+
+def unicode(text):
+    """Characters as BLiMP has them: entities resolved, NFC, one kind of newline, space, quote and ellipsis; nothing
+    invisible."""
+    text = re.sub(r"&#?\w{1,8};", lambda entity: html.unescape(entity[0]), text)
+    text = unicodedata.normalize("NFC", text)
+    for replacement, characters in ALIKE.items():
+        for character in characters:
+            text = text.replace(character, replacement)
+    return INVISIBLE.sub("", text)
+
+
+# ---------------------------------------------------------------------------------------------------- unwrap
+
+def paragraphs(text):
+    """Lists of lines, by turns filled and empty ones."""
+    return [list(lines) for _, lines in itertools.groupby(text.split("\n"), lambda line: bool(line.strip()))]
+
+
+def is_wrapped(lines):
+    """Was this paragraph broken at the width of a page?"""
+    return len(lines) > 1 and all(50 <= len(line) <= 90 for line in lines[:-1])
+
+
+def count_wrapped(text):
+    """(lines of wrapped paragraphs, lines of all of them)"""
+    wrapped, total = 0, 0
+    for lines in paragraphs(text):
+        if lines[0].strip():
+            total += len(lines)
+            wrapped += len(lines) if is_wrapped(lines) else 0
+    return wrapped, total
+
+
+def unwrap(text):
+    """Joins the lines of each hard-wrapped paragraph: for files like Project Gutenberg's, not for dialogue or verse."""
+    return "\n".join((" " if is_wrapped(lines) else "\n").join(lines) for lines in paragraphs(text))
+
+
+# ---------------------------------------------------------------------------------------------------- all steps
+
+CLEANING = {
+    "unicode": unicode,
+    "speaker_tags": rules(
+        # "%mor: ..." of CHILDES, what linguists add
+        (r"^%[a-z]{2,4}:.*\n", ""),
+        # "*MOT:\t", and "A:\t" of Switchboard
+        (r"^[^\S\n]*(?:\*[A-Z][A-Z0-9]{1,6}:|[A-Z]:(?=[^\S\n]))[^\S\n]*", ""),
+        # CHILDES's codes: [//] [: want to] [=! laughs]
+        (r"[^\S\n]?\[(?:/+|[?!<>*]+|(?:[:=%+^]|=!) [^\[\]\n]*)\]", ""),
+    ),
+    "markup": rules(
+        # <i>, <laughter>, {\pos(1,2)}, notes
+        (r"</?[A-Za-z][^<>\n]{0,200}>|\{\\[^{}\n]{0,200}\}|[\u2669-\u266c]", ""),
+        # = = = heading = = =
+        (r"^[^\S\n]*=.*=[^\S\n]*\n", ""),
+        # [door opens]; rows of wiki tables
+        (r"^[^\S\n]*\[[^\[\]\n]*\][^\S\n]*\n|^[^\S\n]*(?:\{?\||\}).*\n", ""),
+        # credits of subtitles
+        (r"(?i)^[^\w\n]*(?:subtitles?\b(?! for)|subtitled\b"
+         r"|(?:sync|synced|corrected|translated|transcribed|captioned|ripped|encoded)\b.{0,30}\bby\b).{0,80}\n", ""),
+        (r"(?i)^.{0,60}\b(?:www\.|https?://|opensubtitles|addic7ed).{0,60}\n", ""),
+        # "- Yes." of subtitles, "# sung words #"
+        (r"^[^\S\n]*(?:[-\u2010-\u2015]+(?:[^\S\n]+|(?=[A-Z\"'(]))|#+[^\S\n]+)", ""),
+        (r"(?<=\S)[^\S\n]+#+$", ""),
+        # _emphasis_ of Gutenberg
+        (r"(?<!\w)_([^_\n]+)_(?!\w)", r"\1"),
+        # no letter, no digit
+        (r"^[^\S\n]*(?:[^\w\s]|_)(?:[^\w\n]|_)*\n", ""),
+    ),
+    "unwrap": unwrap,
+    "spaces": rules(
+        (r"[^\S\n]{2,}|[^\S\n ]", " "),
+        (r"^ | $", ""),
+        # "rocks !"
+        (r" +([,.!?;:]+)(?=[\s\"']|$)", r"\1"),
+        # "do n't", "it 's", "John 's"
+        (r" (?<=[A-Za-z] )n't\b", "n't"),
+        (r"\b((?i:it|he|she|that|there|what|who|where|how|let|I|you|we|they)|[A-Z][a-z]+) ('(?:s|re|ve|ll|d|m))\b(?!')",
+         r"\1\2"),
+    ),
+}
+
+ONLY_SPACES = re.compile(r"^[^\S\n]+$", re.MULTILINE)
+TOO_LONG = re.compile(rf"^.{{{LONGEST_LINE + 1},}}", re.MULTILINE)
+PIECE = re.compile(rf"\S.{{0,{LONGEST_LINE - 2}}}(?!\S)|\S{{1,{LONGEST_LINE}}}")     # cut at spaces if there are any
+
+
+def apply(steps, text):
+    for step in steps:
+        text = CLEANING[step](text)
+    return text
+
+
+def finish(steps, text):
+    """The text after the steps, with nothing in its empty lines and with no line over LONGEST_LINE."""
+    text = apply(steps, text)
+    text = TOO_LONG.sub(lambda line: "\n".join(PIECE.findall(line[0])), text)
+    return ONLY_SPACES.sub("", text)
+
+
+def clean(parts, steps, each=map):
+    """Parts of a text, each of whole lines, and the steps' names -> an iterator over the cleaned parts.
+
+    each(function, parts) applies a function to each part, in order: `map`, or the same on all cores.
+    """
+    if "unwrap" in steps:
+        at = steps.index("unwrap")
+        parts = list(each(functools.partial(apply, steps[:at]), parts))
+        counts = list(each(count_wrapped, parts))
+        wrapped, total = map(sum, zip(*counts))
+        steps = steps[at:] if 2 * wrapped >= total else steps[at + 1:]
+    return each(functools.partial(finish, steps), parts)
