@@ -18,16 +18,14 @@ from hypothesis import strategies as st
 
 import train
 from conftest import ROOT, TINY, command, refused
+from kill import differences
+from kill import same as same_bits
 from lab import checkpoint, devices, interrupts, mntp, resume
 from lab.data import TokenDataset
 from lab.distributed import Distributed
 from lab.files import UserError
 from lab.settings import load_config
 from model import Model
-
-sys.path.insert(0, str(ROOT / "bench"))
-from kill import differences
-from kill import same as same_bits
 
 
 @pytest.fixture(autouse=True)
@@ -472,11 +470,6 @@ def read_text(path):
         return open(path, errors="replace").read()
     except OSError:
         return ""
-
-
-def test_killed_at_random_instants_nothing_is_lost():
-    done = command("bench/kill.py", "--kills", 6, "--steps", 12)
-    assert done.returncode == 0 and "differences: 0" in done.stdout and "kills: 6" in done.stdout, done.stdout + done.stderr
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(project):

@@ -1,18 +1,15 @@
-"""Tokens a second that sample.py's generate writes, with its key-value cache and, for comparison, computing every token anew.
+"""Tokens a second that generate writes, with its key-value cache and, for comparison, computing every token anew.
 
-    python bench/sampling.py out/llama-26m/ckpt.pt
+    python -m bench.speed.sampling out/llama-26m/ckpt.pt
 
 Both write the same text with the same weights, taking turns; the ratio of the rounds is printed as min / median / max.
 """
 import argparse
-import os
 import statistics
-import sys
-import time
 
 import torch
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+from bench.common import in_turns, spread
 from lab import checkpoint, commands
 from model import KVCache
 from sample import generate
@@ -35,17 +32,20 @@ def main(argv=None):
     model, ckpt = checkpoint.load_model(args.checkpoint)
     start = [ckpt.tokenizer.bos_id]
     tokens = args.tokens or ckpt.config.max_position_embeddings - 1
-    ways = {"cache": lambda: [token for token, _ in generate(model, start, tokens, temperature=0)], "recompute": lambda: recompute(model, start, tokens)}
-    speeds, texts = {way: [] for way in ways}, {}
-    for _ in range(args.rounds + 1):
-        for way, write in ways.items():
-            began = time.perf_counter()
-            texts[way] = write()
-            speeds[way].append(tokens / (time.perf_counter() - began))
-    ratios = [a / b for a, b in zip(*(speeds[way][1:] for way in ways))]      # the first round warms up
-    for way in ways:
-        print(f"{way}_tokens_per_second: {statistics.median(speeds[way][1:]):.1f}")
-    print(f"ratio: {min(ratios):.2f} / {statistics.median(ratios):.2f} / {max(ratios):.2f}\ntokens: {tokens}\nsame_text: {texts['cache'] == texts['recompute']}")
+    texts = {}
+
+    def with_cache():
+        texts["cache"] = [token for token, _ in generate(model, start, tokens, temperature=0)]
+
+    def without():
+        texts["recompute"] = recompute(model, start, tokens)
+    seconds = in_turns({"cache": with_cache, "recompute": without}, args.rounds)
+    for way, times in seconds.items():
+        print(f"{way}_tokens_per_second: {tokens / statistics.median(times):.1f}")
+    ratios = [slow / fast for slow, fast in zip(seconds["recompute"], seconds["cache"])]
+    print(f"ratio: {spread(ratios)}")
+    print(f"tokens: {tokens}")
+    print(f"same_text: {texts['cache'] == texts['recompute']}")
 
 
 if __name__ == "__main__":

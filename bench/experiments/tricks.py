@@ -1,34 +1,36 @@
 """Draws SLlama's four tricks: assets/tricks.png.
 
-    python bench/tricks.py
+    python -m bench.experiments.tricks
 
 The numbers under the panels are model.py's own, at the released sizes.
 """
 import argparse
 import itertools
 import os
-import sys
 
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
-ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
-sys.path.insert(0, ROOT)
+from bench.common import ROOT
 from lab import commands
 from lab import settings as configuration
 from model import parameter_counts
 
-SIX = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"]        # Okabe and Ito: distinct for colour-blind readers
+# Okabe and Ito: distinct for colour-blind readers
+SIX = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"]
 DARK, GREY = ("#0072B2", "#009E73", "#D55E00"), "#DDDDDD"
 
 
 def box(axes, x, y, width, height, color, text="", **style):
-    axes.add_patch(Rectangle((x, y), width, height, facecolor=color, **{"edgecolor": "black", "linewidth": 0.6, **style}))
-    axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=min(9, 20 * height), color="white" if color in DARK else "black")
+    style = {"edgecolor": "black", "linewidth": 0.6, **style}
+    axes.add_patch(Rectangle((x, y), width, height, facecolor=color, **style))
+    ink = "white" if color in DARK else "black"
+    axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=min(9, 20 * height), color=ink)
 
 
 def arrow(axes, start, end, curve=0.0):
-    axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=11, color="#444444", connectionstyle=f"arc3,rad={curve}", linewidth=1.1))
+    axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=11, color="#444444",
+                                   connectionstyle=f"arc3,rad={curve}", linewidth=1.1))
 
 
 def note(axes, x, y, text, **style):
@@ -56,10 +58,10 @@ def picks(axes):
     for row in range(6):
         box(axes, 0.3, 4.5 - 0.5 * row, 2.2, 0.5, SIX[row], str(row))
     note(axes, 1.4, 1.55, "six rows of 64")
-    order = [i for p in itertools.permutations(range(6), 4) for i in p]         # model.PermutatedWeights
+    order = list(itertools.chain.from_iterable(itertools.permutations(range(6), 4)))    # as model.PermutatedWeights
     for column, name in enumerate("qkv"):
-        x, rows = 4.2 + 1.95 * column, order[64 * column:64 * column + 12]
-        for n, row in enumerate(rows):
+        x = 4.2 + 1.95 * column
+        for n, row in enumerate(order[64 * column:64 * column + 12]):
             box(axes, x, 4.67 - 0.33 * n, 1.5, 0.33, SIX[row], str(row))
         note(axes, x + 0.75, 0.75, "⋮", fontsize=12)
         note(axes, x + 0.75, 5.4, f"$W_{name}$")
@@ -103,13 +105,20 @@ def main(argv=None):
     parser.add_argument("--out", default=os.path.join(ROOT, "assets", "tricks.png"), metavar="FILE")
     path = parser.parse_args(argv).out
     settings = configuration.load_config("sllama", path=os.path.join(ROOT, "config.yaml")).model
-    ours, plain = (parameter_counts(c) for c in (settings, configuration.ModelConfig(settings.vocab_size, 64, 6, 4, 192)))
-    groups = settings.num_hidden_layers
+    plain = parameter_counts(configuration.ModelConfig(settings.vocab_size, 64, 6, 4, 192))
+    ours = parameter_counts(settings)
+    layers = settings.num_hidden_layers
+
+    embedding = f"{plain['embedding']:,} → {ours['embedding']:,} parameters"
+    attention = f"{plain['attention'] // layers:,} → {ours['attention']:,} parameters a layer"
+    mlp = f"{plain['mlp'] // layers:,} → {ours['mlp']:,} parameters a layer"
+    panels = [
+        (repeat, "RRHP: narrow rows, repeated", f"embedding: {embedding}"),
+        (picks, "PWA: rows picked from six", f"attention: {attention}"),
+        (transposed, "SPMLP: up is down, transposed", f"MLP: {mlp}"),
+        (shared, "Layer sharing", f"attention and MLP: {layers} → 1 of each"),
+    ]
     figure = Figure(figsize=(10, 7), layout="constrained")
-    panels = ((repeat, "RRHP: narrow rows, repeated", f"embedding: {plain['embedding']:,} → {ours['embedding']:,} parameters"),
-              (picks, "PWA: rows picked from six", f"attention: {plain['attention'] // groups:,} → {ours['attention']:,} parameters a layer"),
-              (transposed, "SPMLP: up is down, transposed", f"MLP: {plain['mlp'] // groups:,} → {ours['mlp']:,} parameters a layer"),
-              (shared, "Layer sharing", f"attention and MLP: {groups} → 1 of each"))
     for axes, (draw, title, numbers) in zip(figure.subplots(2, 2).flat, panels):
         draw(axes)
         axes.set(xlim=(0, 10), ylim=(0, 6), xticks=[], yticks=[], xlabel=numbers)

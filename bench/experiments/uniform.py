@@ -1,16 +1,14 @@
-"""What a model that knows nothing scores: uniform logits, so a sentence's score is its length alone, and sentences of equal length tie.
+"""What a model that knows nothing scores: uniform logits, so only the length of a sentence counts, and equal ones tie.
 
-    python bench/uniform.py --tokenizer tokenizer.model --data data/blimp_filtered
+    python -m bench.experiments.uniform --tokenizer tokenizer.model --data data/blimp_filtered
 
-With SLlama's tokenizer (Llama 2's, 32,000 pieces) and the 59,875 pairs of the BabyLM challenge's filter, ties counted as correct give 0.9194.
+With SLlama's tokenizer (Llama 2's, 32,000 pieces) and the 59,875 pairs of the BabyLM challenge's filter, ties counted
+as correct give 0.9194.
 """
 import argparse
-import os
-import sys
 
 import torch
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 import eval_blimp
 import tokenizer
 from lab import commands
@@ -25,7 +23,9 @@ def main():
     parser.add_argument("--data", default="data/blimp")
     args = parser.parse_args()
     tok = tokenizer.load(args.tokenizer)
-    model = Model(config.ModelConfig(vocab_size=tok.vocab_size, hidden_size=2, num_hidden_layers=1, num_attention_heads=1, intermediate_size=1)).eval()
+    shape = config.ModelConfig(vocab_size=tok.vocab_size, hidden_size=2, num_hidden_layers=1, num_attention_heads=1,
+                               intermediate_size=1)
+    model = Model(shape).eval()
     torch.nn.init.zeros_(model.lm_head.weight)                          # every logit is 0
     result = eval_blimp.evaluate(model, tok, blimp_pairs.read_pairs(args.data)[0])[0]
     for key in ("accuracy", "accuracy_ties_half", "accuracy_ties_correct", "pairs", "ties"):
