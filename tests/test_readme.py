@@ -1,5 +1,5 @@
-"""Every command and example of README.md, in its order, in one empty folder: as written, plus settings that make it small."""
-import importlib.util
+"""Every command and example of README.md and docs/, in their order, in one empty folder: as written, but small."""
+import importlib
 import json
 import os
 import pathlib
@@ -20,49 +20,77 @@ from export import unfold
 from lab import files, pocket_english
 from lab import settings as config
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-# Not run here, only read: they need the network, several machines, another project or half an hour. Their shell is parsed, and what they give to our files is checked.
-ONLY_READ = ("pip install", "git clone", "cd pipeline", "bash ", "for r in", "torchrun", "python bench/fuzz.py")
+PAGES = ["README.md", "docs/commands.md", "docs/cluster.md", "docs/faq.md", "docs/robustness.md", "docs/babylm.md"]
+# Only read, not run: they need the network, several machines, another project or half an hour.
+# Their shell is parsed, and what they give to our files is checked.
+ONLY_READ = ("pip install", "uv ", "git clone", "cd ", "bash ", "for ", "torchrun", "hf ", "python -m tests.fuzz",
+             "python bench/fuzz.py", "python -m venv", "jupyter")
 DATA = ["data.pocket_words=20000", "data.validation_kb=4", "data.budget_mb=null", "tokenizer.vocab_size=400"]
-TRAIN = ["model.hidden_size=32", "model.num_hidden_layers=2", "model.num_attention_heads=2", "model.intermediate_size=48", "model.max_position_embeddings=32",
-         "train.batch_size=4", "train.max_steps=4", "train.epochs=null", "train.eval_every=4", "train.save_every=4", "train.eval_windows=4", "train.warmup=1",
-         "train.device=cpu", "train.resume=never"]
-SMALL = {"prepare.py": DATA, "train.py": TRAIN, "eval_blimp.py": ["--max-pairs-per-paradigm", "2"], "sample.py": ["--max-tokens", "5"], "export.py": [],
-         "bench/sampling.py": ["--rounds", "1", "--tokens", "4"], "bench/uniform.py": ["--data", "data/pocket/pairs"], "bench/kill.py": ["--kills", "1", "--steps", "3"],
-         "bench/tricks.py": ["--out", "tricks.png"]}
+TRAIN = [
+    "model.hidden_size=32", "model.num_hidden_layers=2", "model.num_attention_heads=2", "model.intermediate_size=48",
+    "model.max_position_embeddings=32", "train.batch_size=4", "train.max_steps=4", "train.epochs=null",
+    "train.eval_every=4", "train.save_every=4", "train.eval_windows=4", "train.warmup=1", "train.device=cpu",
+    "train.resume=never",
+]
+SMALL = {
+    "prepare.py": DATA,
+    "train.py": TRAIN,
+    "eval_blimp.py": ["--max-pairs-per-paradigm", "2"],
+    "sample.py": ["--max-tokens", "5"],
+    "export.py": [],
+    "bench.speed.sampling": ["--rounds", "1", "--tokens", "4"],
+    "bench.experiments.uniform": ["--data", "data/pocket/pairs"],
+    "bench.experiments.tricks": ["--out", "tricks.png"],
+    "tests.kill": ["--kills", "1", "--steps", "3"],
+}
 
 
-def examples():
-    """(kind, text) of all that README shows: each line of an `sh` block, commands in the text and in tables, whole blocks of the other kinds."""
-    for language, body, inline in re.findall(r"^```(\w*)\n(.*?)^```$|`((?:python|pip|torchrun|for) [^`\n]+)`", README, re.S | re.M):
+def pages():
+    """{name: text} of the pages that are there."""
+    return {name: (ROOT / name).read_text(encoding="utf-8") for name in PAGES if (ROOT / name).exists()}
+
+
+def examples(text):
+    """(kind, text) of all that a page shows.
+
+    Each line of an `sh` block, commands in the text and in tables, whole blocks of the other kinds.
+    """
+    pattern = r"^```(\w*)\n(.*?)^```$|`((?:python|pip|uv|torchrun|for) [^`\n]+)`"
+    for language, body, inline in re.findall(pattern, text, re.S | re.M):
         if inline:
             yield "sh", inline
         elif language == "sh":
-            yield from (("sh", line) for line in body.splitlines())
+            for line in body.replace("\\\n", " ").splitlines():
+                yield "sh", line
         else:
             yield language, body
 
 
 def expanded(line, cwd):
     """The words of a command line after the shell's quotes, globs and substitutions, and what is piped into it."""
-    piped, _, line = line.rpartition(" | python ") if " | python " in line else ("", "", line.split("python ", 1)[-1])
-    words = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], cwd=cwd, capture_output=True, check=True, text=True).stdout.split("\0")[:-1]
-    return words, subprocess.run(["bash", "-c", piped], capture_output=True, check=True, text=True).stdout
+    piped, command = "", line.split("python ", 1)[-1]
+    if " | python " in line:
+        piped, command = line.split(" | python ", 1)
+    words = subprocess.run(["bash", "-c", f"printf '%s\\0' {command}"], cwd=cwd, capture_output=True, check=True)
+    given = subprocess.run(["bash", "-c", piped], capture_output=True, check=True)
+    return words.stdout.decode().split("\0")[:-1], given.stdout
 
 
 @pytest.fixture
 def walk(tmp_path, monkeypatch):
-    """An empty folder with what README asks the reader to bring: texts, a tokenizer, the challenge's data."""
+    """An empty folder with what the pages ask the reader to bring: texts, the challenge's data."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "FOLDER").mkdir()
     for seed, name in enumerate(("simple_wiki", "bnc_spoken", "open_subtitles")):
-        (tmp_path / "FOLDER" / f"{name}.train").write_text("".join(line + "\n" for line in pocket_english.text(8000, seed=seed) if line))
-    for folder in ("pipeline/evaluation_data/full_eval/blimp_filtered", "pipeline/evaluation_data/fast_eval/blimp_fast", "data/blimp"):
+        lines = [line + "\n" for line in pocket_english.text(8000, seed=seed) if line]
+        (tmp_path / "FOLDER" / f"{name}.train").write_text("".join(lines))
+    evaluation = "pipeline/evaluation_data"
+    for folder in (f"{evaluation}/full_eval/blimp_filtered", f"{evaluation}/fast_eval/blimp_fast", "data/blimp"):
         (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / "mine.jsonl").write_text(json.dumps({"sentence_good": "The cats run.", "sentence_bad": "The cats runs."}) + "\n")
-    monkeypatch.setattr(train.Run, "words", lambda run, step: step * 500_000)       # 4 steps pass the marks at 1 and 2 million words
-    monkeypatch.setitem(model.ATTENTION, "mha", model.ATTENTION["mha"])             # an example adds to it: put back at the end
-    monkeypatch.setattr(model, "ATTENTION", dict(model.ATTENTION))
+        pair = {"sentence_good": "The cats run.", "sentence_bad": "The cats runs."}
+        (tmp_path / folder / "mine.jsonl").write_text(json.dumps(pair) + "\n")
+    monkeypatch.setattr(train.Run, "words", lambda run, step: step * 500_000)       # 4 steps pass 1 and 2 million words
+    monkeypatch.setattr(model, "ATTENTION", dict(model.ATTENTION))                  # an example adds to it
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     yield tmp_path
     for s, handler in handlers.items():
@@ -71,23 +99,23 @@ def walk(tmp_path, monkeypatch):
 
 def run_command(line, cwd, monkeypatch, capsys):
     """Runs one of our files in this process, as its command line would; returns what it printed."""
-    (script, *words), piped = expanded(line, cwd)
-    words += SMALL[script]
-    if script == "prepare.py" and not any(w.startswith("data.source=") for w in words):
+    words, piped = expanded(line, cwd)
+    name = words.pop(0)
+    if name == "-m":
+        name = words.pop(0)
+    words += SMALL[name]
+    if name == "prepare.py" and not any(word.startswith("data.source=") for word in words):
         words.append("data.source=pocket")                              # instead of the network
-    if script == "bench/uniform.py":
+    if name == "bench.experiments.uniform":
         shutil.copy(next(cwd.glob("data/*/tokenizer.model")), "tokenizer.model")
-    if script == "bench/kill.py":                                       # forks: a process of its own
-        done = subprocess.run([sys.executable, ROOT / script, *words], capture_output=True, text=True)
+    if name == "tests.kill":                                            # forks: a process of its own
+        done = subprocess.run([sys.executable, "-m", name, *words], capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 0, done.stderr
         return done.stdout
-    spec = importlib.util.spec_from_file_location("command_" + pathlib.Path(script).stem, ROOT / script)
-    module = importlib.util.module_from_spec(spec) if script != "train.py" else train
-    if script != "train.py":
-        spec.loader.exec_module(module)
-    monkeypatch.setattr(sys, "argv", [script, *words])
+    module = importlib.import_module(name.removesuffix(".py"))
+    monkeypatch.setattr(sys, "argv", [name, *words])
     read, write = os.pipe()
-    os.write(write, piped.encode())
+    os.write(write, piped)
     os.close(write)
     with os.fdopen(read) as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
@@ -103,60 +131,87 @@ def only_read(line):
         args = get_args_parser().parse_args(shlex.split(command, comments=True)[1:])
         assert (ROOT / args.training_script).exists()
         options = args.training_script_args
-        config.load_config(options[options.index("--preset") + 1], [o for o in options if "=" in o], str(ROOT / "config.yaml"))
+        preset = options[options.index("--preset") + 1] if "--preset" in options else None
+        config.load_config(preset, [o for o in options if "=" in o], str(ROOT / "config.yaml"))
+
+
+def make_runs_the_first_run():
+    if shutil.which("make"):
+        wanted = subprocess.run(["make", "-n", "-C", ROOT], capture_output=True, text=True).stdout
+        assert all(f"{script}.py" in wanted for script in ("prepare", "train", "eval_blimp", "sample"))
 
 
 def test_every_command_and_example(walk, monkeypatch, capsys):
     printed, ran, read = {}, 0, 0
-    for kind, text in examples():
-        if kind == "python" and "class " in text:                       # a new trick, written into model.py
-            exec(text, vars(model))
-        elif kind == "python":
-            exec(text, {})
-        elif kind == "sbatch":
-            only_read(text)
-        elif kind == "sh" and text.split("#")[0].strip() == "make":
-            wanted = subprocess.run(["make", "-n", "-C", ROOT], capture_output=True, text=True).stdout if shutil.which("make") else README
-            assert all(f"{script}.py" in wanted for script in ("prepare", "train", "eval_blimp", "sample"))
-        elif kind == "sh" and text.startswith(ONLY_READ):
-            only_read(text)
-            read += 1
-        elif kind == "sh" and text.strip():
-            printed[text] = run_command(text, walk, monkeypatch, capsys)
-            ran += 1
-        else:
-            assert not text.strip(), f"README: a block of kind `{kind}`, which nothing here runs: {text[:60]}"
-    assert ran >= 25 and read >= 8
-    assert sorted(os.listdir("my-babylm")) == ["chck_1M", "chck_2M", "main"] and os.listdir("my-babylm/main") == ["my-babylm"]
-    assert all(len(rows["predictions"]) for rows in json.loads(pathlib.Path("predictions.json").read_text()).values())
-    assert pathlib.Path("tricks.png").stat().st_size > 5000 and pathlib.Path("words.png").exists() and pathlib.Path("blimp.png").exists()
+    for name, page in pages().items():
+        for kind, text in examples(page):
+            if kind == "python" and "class " in text:                   # a new trick, written into model.py
+                exec(text, vars(model))
+            elif kind == "python":
+                exec(text, {})
+            elif kind == "sbatch":
+                only_read(text)
+            elif kind == "text" or not text.split("#")[0].strip():      # what a command prints; an empty line
+                pass
+            elif kind == "sh" and text.split("#")[0].strip() in ("make", "make test"):
+                make_runs_the_first_run()
+            elif kind == "sh" and text.startswith(ONLY_READ):
+                only_read(text)
+                read += 1
+            elif kind == "sh":
+                printed[text] = run_command(text, walk, monkeypatch, capsys)
+                ran += 1
+            else:
+                pytest.fail(f"{name}: a block of kind `{kind}`, which nothing here runs: {text[:60]}")
+    assert ran >= 20 and read >= 5
     esperanto = next(out for line, out in printed.items() if "--data my_pairs" in line)
     assert "agreement" in esperanto and "data/mine" not in esperanto
-    first = next(out for line, out in printed.items() if "--probabilities" in line)
-    assert all(re.fullmatch(r" *\d\.\d{4}  .*", line) for line in first.strip().splitlines()[1:]) and len(first.strip().splitlines()) == 6
+    first = next(out for line, out in printed.items() if "--probabilities" in line).strip().splitlines()
+    assert len(first) == 6 and all(re.fullmatch(r" *\d\.\d{4}  .*", line) for line in first[1:])
+    for picture in ("tricks.png", "blimp.png"):
+        assert pathlib.Path(picture).stat().st_size > 5000
+    if (ROOT / "docs/babylm.md").exists():
+        check_submission()
+
+
+def check_submission():
+    """What the walk of docs/babylm.md leaves."""
+    assert sorted(os.listdir("my-babylm")) == ["chck_1M", "chck_2M", "main"]
+    assert os.listdir("my-babylm/main") == ["my-babylm"]
+    predictions = json.loads(pathlib.Path("predictions.json").read_text())
+    assert all(len(rows["predictions"]) for rows in predictions.values())
+
+
+def readme_trick():
+    """The code of the new attention in README.md."""
+    return next(text for kind, text in examples(pages()["README.md"]) if kind == "python" and "class " in text)
 
 
 def test_the_new_trick_is_a_whole_one(walk):
     """README's attention: counted, causal, the same with a cache, and exported like any other."""
-    exec(next(text for kind, text in examples() if kind == "python" and "class " in text), vars(model))
-    shape = dict(vocab_size=61, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24, max_position_embeddings=32)
+    exec(readme_trick(), vars(model))
+    shape = dict(vocab_size=61, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24,
+                 max_position_embeddings=32)
+    full = sum(model.parameter_counts(config.ModelConfig(**shape)).values())
     for kv in (4, 2):
         c = config.model_config({**shape, "num_key_value_heads": kv, "attention": "skv"})
         torch.manual_seed(0)
         m = model.Model(c).eval()
-        assert sum(model.parameter_counts(c).values()) == sum(p.numel() for p in m.parameters()) < sum(model.parameter_counts(config.ModelConfig(**shape)).values())
+        assert sum(model.parameter_counts(c).values()) == sum(p.numel() for p in m.parameters()) < full
         ids = torch.randint(61, (2, 12))
         out, changed = m(ids), ids.clone()
         changed[:, 8:] = (ids[:, 8:] + 1) % 61
-        assert torch.allclose(m(changed)[:, :8], out[:, :8], atol=1e-6) and not torch.allclose(m(changed)[:, 8:], out[:, 8:], atol=1e-3)
+        assert torch.allclose(m(changed)[:, :8], out[:, :8], atol=1e-6)
+        assert not torch.allclose(m(changed)[:, 8:], out[:, 8:], atol=1e-3)
         cache = model.KVCache()
         m.step(ids[:, :5], cache)
         assert torch.allclose(m.step(ids[:, 5:], cache), out[:, -1], atol=1e-5)
         plain = model.Model(config.model_config({**shape, "num_key_value_heads": kv})).eval()
         weights = unfold(m)[1]
         for name, p in plain.named_parameters():
-            ours = re.sub(r"^(attention|mlp)\.(\d+)", lambda found: f"layers.{found[2]}.{'self_attn' if found[1] == 'attention' else 'mlp'}", name)
-            p.data.copy_(weights[ours if name == "lm_head.weight" else f"model.{ours}"])
+            theirs = re.sub(r"^attention\.(\d+)", r"layers.\1.self_attn", name)
+            theirs = re.sub(r"^mlp\.(\d+)", r"layers.\1.mlp", theirs)
+            p.data.copy_(weights[theirs if name == "lm_head.weight" else f"model.{theirs}"])
         assert torch.allclose(plain(ids), out, atol=1e-5)
 
 
@@ -165,7 +220,16 @@ def test_an_unknown_attention_is_a_mistake():
         config.load_config(None, ["model.attention=none"], str(ROOT / "config.yaml"))
 
 
-def test_pictures_and_files_that_the_readme_names_exist():
-    for name in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / name).exists(), name
+def test_links_lead_somewhere():
+    """Files and headings that README.md, RESULTS.md, docs/ and bench/README.md link to."""
+    for page in (*pages(), "RESULTS.md", "bench/README.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?!http)([^)]+)\)", text):
+            path, _, heading = target.partition("#")
+            linked = (ROOT / page).parent / path if path else ROOT / page
+            assert linked.exists(), f"{page}: {target}"
+            if heading:
+                titles = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), re.M)
+                anchors = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+                assert heading in anchors, f"{page}: {target}"
     assert all(path.stat().st_size < 150_000 for path in (ROOT / "assets").iterdir())
