@@ -14,10 +14,9 @@ import pytest
 import torch
 
 import model
-import train
 from conftest import ROOT
 from export import unfold
-from lab import files, pocket_english
+from lab import data, files, pocket_english
 from lab import settings as config
 
 PAGES = ["README.md", "docs/commands.md", "docs/cluster.md", "docs/faq.md", "docs/robustness.md", "docs/babylm.md"]
@@ -89,7 +88,7 @@ def walk(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir(parents=True)
         pair = {"sentence_good": "The cats run.", "sentence_bad": "The cats runs."}
         (tmp_path / folder / "mine.jsonl").write_text(json.dumps(pair) + "\n")
-    monkeypatch.setattr(train.Run, "words", lambda run, step: step * 500_000)       # 4 steps pass 1 and 2 million words
+    monkeypatch.setattr(data.Plan, "words", lambda plan, step: step * 500_000)      # 4 steps pass 1 and 2 million words
     monkeypatch.setattr(model, "ATTENTION", dict(model.ATTENTION))                  # an example adds to it
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     yield tmp_path

@@ -108,8 +108,11 @@ def clock(device):
     return time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
 
 
-def seconds(function, device, least=0.3):
-    """Fastest of at least five timings, over `least` seconds: of ten calls each on a GPU, which queues, else of one."""
+LEAST = 0.3                                                             # seconds to measure a function for
+
+
+def seconds(function, device):
+    """Fastest of at least five timings, over LEAST seconds: of ten calls each on a GPU, which queues, else of one."""
     now, calls = clock(device), 10 if device.type == "cuda" else 1
 
     def synchronize():
@@ -118,7 +121,7 @@ def seconds(function, device, least=0.3):
     for _ in range(2):                                                  # the first calls choose kernels and find memory
         function()
     times = []
-    while len(times) < 5 or sum(times) * calls < least:
+    while len(times) < 5 or sum(times) * calls < LEAST:
         synchronize()
         start = now()
         for _ in range(calls):
