@@ -49,11 +49,12 @@ def score_plainly(model, tokenizer, sentences):
     return logp.double().masked_fill(padding, 0).sum(1)
 
 
-def evaluate(model, tokenizer, pairs, leading_space=False, ties_correct=False, **how):
+def evaluate(model, tokenizer, pairs, leading_space=False, ties_correct=False, ties_half=False, **how):
     """(result, details) of pairs as lab.pairs.read_pairs returns them.
 
     result: the dictionary of statistics.summarize with `warnings` and `incomplete`; details: {pairs, scores and tokens
     (N, 2) of (good, bad), correct (N)}. how: dtype, batch_tokens, progress.
+    ties_half: a tie counts as half in result; in details a coin decides it, the same one each time.
     Raises UserError if no pair fits into the model's context, and for scores that are NaN or infinite.
     """
     sentences = []
@@ -74,8 +75,15 @@ def evaluate(model, tokenizer, pairs, leading_space=False, ties_correct=False, *
     scores = scoring.score_sequences(model, sentences, sequences, **how).reshape(-1, 2)
     good, bad = scores.T
     correct = good >= bad if ties_correct else good > bad
+    credit = correct
+    if ties_half:
+        tie = good == bad
+        credit = correct + tie / 2
+        correct = correct | tie & (np.random.default_rng(0).random(len(tie)) < 0.5)
 
-    result = statistics.summarize(pairs, scores, correct)
+    result = statistics.summarize(pairs, scores, credit)
+    if ties_half:
+        result["accuracy_range"] = [result["accuracy_strict"], result["accuracy_ties_correct"]]
     warnings = []
     if not fits.all():
         warnings.append(f"{(~fits).sum()} pairs left out: longer than the model's context of {context} tokens")
@@ -98,7 +106,10 @@ def quick_accuracy(model, tokenizer, folder, pairs_per_paradigm):
 # The command
 
 RULE = {"method": "full", "bos": True, "leading_space": False, "eos": False, "mean": False, "ties_correct": False}
-COMPAT = {"babylm": {"ties_correct": True}, "lm-eval": {"ties_correct": True, "leading_space": True}}
+COMPAT = {"babylm-2025": {"ties_correct": True},                        # the first of equal scores wins, the good one
+          "babylm-2026": {"ties_half": True},                           # a coin decides
+          "lm-eval": {"ties_correct": True, "leading_space": True}}
+NEWEST = "babylm-2026"
 
 
 def parse_arguments(argv):
@@ -115,8 +126,9 @@ def parse_arguments(argv):
                    help="score a BLiMP of which paradigms or pairs are missing; the JSON then says incomplete")
     p.add_argument("--split", choices=["all", "dev", "test"], default="all",
                    help="dev: pairID a multiple of 10, for choosing recipes; test: the others")
-    p.add_argument("--compat", choices=sorted(COMPAT), help="another evaluator's rule. babylm: a tie is correct; "
-                                                            "lm-eval: that, and ' ' + sentence is scored")
+    p.add_argument("--compat", choices=[*COMPAT, "babylm"],
+                   help="another evaluator's rule. babylm-2025: a tie is correct; babylm-2026 (also: babylm): a coin "
+                        "decides a tie, it counts as half; lm-eval: a tie is correct, ' ' + sentence is scored")
     p.add_argument("--compare", metavar="CKPT2", help="another checkpoint, on the same pairs")
     p.add_argument("--paradigms", action="store_true", help="print every paradigm")
     p.add_argument("--device", default="auto", help="auto | cpu | cuda | mps")
@@ -133,6 +145,9 @@ def parse_arguments(argv):
     args = p.parse_args(argv)
     if args.max_pairs_per_paradigm is not None and args.max_pairs_per_paradigm < 1:
         raise UserError("--max-pairs-per-paradigm: must be at least 1")
+    if args.compat == "babylm":
+        print(f"--compat babylm means {NEWEST}, where a coin decides a tie; in babylm-2025 a tie is correct")
+        args.compat = NEWEST
     return args
 
 

@@ -88,6 +88,9 @@ def block(result):
     for key in ("accuracy", "accuracy_ties_half", "accuracy_ties_correct", "accuracy_dev", "accuracy_test"):
         if result[key] is not None:
             lines.append(f"{key}: {result[key]:.6f}")
+    if "accuracy_range" in result:
+        low, high = result["accuracy_range"]
+        lines.append(f"accuracy_range: {low:.6f} to {high:.6f} (a coin decides each tie; accuracy counts it as half)")
     for key in ("pairs", "ties", "nan"):
         lines.append(f"{key}: {result[key]}")
     lines.append(f"paradigms: {len(result['paradigms'])}")

@@ -46,6 +46,8 @@ def mcnemar(gained, lost):
 def summarize(pairs, scores, correct):
     """All numbers about scores (N, 2) of (good, bad) sentences and decisions (N). Accuracies are 0..1, margins nats.
 
+    correct: False or True, or where half a point is given, 0, 0.5 or 1.
+
     `accuracy` is the mean over paradigms of `correct`; accuracy_strict, _ties_half and _ties_correct are that for each
     view of ties, _dev and _test for the two parts of the pairs, _phenomena and _fields the means over those, _micro the
     share of all pairs.
@@ -82,7 +84,7 @@ def summarize(pairs, scores, correct):
               "paradigms": {}}
     for uid, m in paradigms.items():
         first = pairs[m[0]]
-        result["paradigms"][uid] = {**summary([m]), "interval": wilson(int(correct[m].sum()), len(m)),
+        result["paradigms"][uid] = {**summary([m]), "interval": wilson(float(correct[m].sum()), len(m)),
                                     "phenomenon": first["phenomenon"], "field": first["field"]}
     for plural, key in (("phenomena", "phenomenon"), ("fields", "field")):
         groups = {}

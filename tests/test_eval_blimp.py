@@ -56,6 +56,18 @@ def test_a_uniform_model_and_the_three_views_of_a_tie(tmp_path):
     assert details["tokens"].tolist() == [[1, 2], [2, 2], [3, 3], [3, 2], [1, 1]]
     lenient, _ = evaluated(uniform(), rows, tmp_path, ties_correct=True)
     assert lenient["accuracy"] == result["accuracy_ties_correct"] and lenient["accuracy_strict"] == result["accuracy"]
+    tossed, details = evaluated(uniform(), rows, tmp_path, ties_half=True)
+    assert tossed["accuracy"] == result["accuracy_ties_half"]
+    assert tossed["accuracy_range"] == [result["accuracy_strict"], result["accuracy_ties_correct"]]
+    assert tossed["paradigms"]["one"]["interval"] == pytest.approx(statistics.wilson(2, 4))
+
+
+def test_a_coin_decides_a_tie(tmp_path):
+    """In the decisions, that is: half of many ties, the same ones each time; what is no tie is left alone."""
+    rows = [pair("a", "a a"), pair("a a", "a")] + [pair("a b", "c d")] * 1000
+    coins = [evaluated(uniform(), {"p": rows}, tmp_path, ties_half=True)[1]["correct"] for _ in range(2)]
+    assert coins[0].dtype == bool and coins[0][:2].tolist() == [True, False] and (coins[0] == coins[1]).all()
+    assert 450 < coins[0].sum() < 550
 
 
 def test_identical_pairs_tie_and_are_no_sign_of_a_broken_model(tmp_path):
@@ -281,16 +293,22 @@ def test_learning_curve(workplace, monkeypatch, capsys):
     assert lines["mean over paradigms"] == (words, [100 * r["accuracy"] for r in results])
 
 
-@pytest.mark.parametrize("compat, leading_space", [("babylm", False), ("lm-eval", True)])
-def test_other_rules(workplace, capsys, compat, leading_space):
+@pytest.mark.parametrize("compat, leading_space, rule", [
+    ("babylm-2025", False, "ties_correct=True compat=babylm-2025"),
+    ("babylm-2026", False, "ties_half=True compat=babylm-2026"),
+    ("babylm", False, "ties_half=True compat=babylm-2026"),
+    ("lm-eval", True, "ties_correct=True compat=lm-eval")])
+def test_other_rules(workplace, capsys, compat, leading_space, rule):
     eval_blimp.main(["0.pt", "--data", "mine", "--csv", "p.csv", "--json", "r.json", "--compat", compat])
     model, ckpt = checkpoint.load_model("0.pt")
     rows = load_csv("p.csv")
     sentences = [" " * leading_space + row["good"] for row in rows]
     expected = scoring.score_sentences(model, ckpt.tokenizer, sentences)
     assert [float(row["score_good"]) for row in rows] == pytest.approx(expected, abs=1e-4)
-    assert load_json("r.json")["conventions"]["ties_correct"] is True
-    assert "rule: BLiMP" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert rule.replace(" ", "") in out.replace("leading_space=True", "").replace(" ", "")
+    assert ("--compat babylm means babylm-2026" in out) == (compat == "babylm")
+    assert ("accuracy_range" in load_json("r.json")) == ("accuracy_range: " in out) == ("ties_half" in rule)
 
 
 def test_which_data_is_scored(workplace, capsys):

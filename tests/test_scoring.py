@@ -94,8 +94,8 @@ def test_where_tokens_end():
         for n, end in enumerate(ends, 1):
             whole = tok.decode(ids[:n]).encode()
             assert end == max(1, len(whole)) or "\ufffd" in whole.decode()
-    with pytest.raises(UserError, match="does not keep every character of 'x'"):
-        scoring.token_ends(Words(), "x", [3])
+    with pytest.raises(UserError, match="does not keep every character of 'x y'"):
+        scoring.token_ends(Words(), "x y", [3])
 
 
 def test_beyond_the_context():
