@@ -15,22 +15,19 @@ resume.py (last.pt), interrupts.py (Ctrl-C), progress.py (everything shown), mnt
 """
 import argparse
 import contextlib
-import dataclasses
 import functools
 import math
-import os
 import signal
 import time
 
 import numpy as np
 import torch
-import yaml
 
-from lab import checkpoint, commands, devices, interrupts, mntp, progress, resume, settings
+from lab import commands, devices, interrupts, mntp, progress, resume, settings
 from lab.data import load_data, plan
 from lab.distributed import Distributed
 from lab.failures import Diverged, explained
-from lab.files import UserError, atomic_write
+from lab.files import UserError
 from model import Model
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -128,30 +125,13 @@ def train_step(model, hidden, batches, optimizers, scaler, autocast, rate, grad_
 
     overflow = scaler.is_enabled() and math.isfinite(loss) and not math.isfinite(norm)
     if not math.isfinite(loss + norm) and not overflow:
-        raise Diverged(loss, norm)
+        raise Diverged(loss, norm, optimizers[0].param_groups[0]["lr"])
     for optimizer in optimizers:
         if not overflow:
             scaler.step(optimizer)
         optimizer.zero_grad(set_to_none=True)
     scaler.update()
     return loss, norm
-
-
-def seconds_without_compiling(model, data, s, autocast, steps, distributed):
-    """How long so many steps would take, reckoned from a small batch forward and backward; the mean over processes."""
-    device = model.lm_head.weight.device
-    size = max(1, s.batch_size // 8)
-    ids, targets = (t.to(device) for t in data.take(np.arange(size) % len(data)))
-    for _ in range(2):                                                  # the first is for the machine to get ready
-        start = time.perf_counter()
-        with autocast():
-            loss = model(ids, targets)
-        loss.backward()
-        loss.item()
-    model.zero_grad(set_to_none=True)
-    per_window = (time.perf_counter() - start) / size
-    total, = distributed.total(per_window * s.batch_size * s.gradient_accumulation_steps * steps)
-    return total / distributed.size**2                                  # each process has its share of the batch
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -223,52 +203,35 @@ def main(argv=None):
 
     # go on from last.pt, if there is one
     identity = resume.same_run(config, meta, length)
-    last_path, last = resume.find_last(s.resume, config.out_dir, identity)
-    if distributed.any(last) and not last:
-        raise UserError(f"{config.out_dir}: another process of this run finds a last.pt there, this one does not; all "
-                        "machines must share the folder")
+    last_path, last = resume.find_last(s.resume, config.out_dir, identity, distributed)
 
     # model and optimisers
     torch.manual_seed(s.seed)
     model = Model(config.model).to(device)                    # initialised on the CPU: the same weights on every device
     model.gradient_checkpointing, model.z_loss = s.gradient_checkpointing, s.z_loss
     remembered = last["provenance"].get("compiled", False) if last and s.compile == "auto" else s.compile
-    eager_seconds = functools.partial(seconds_without_compiling, model, train_data, s, autocast, length.steps,
-                                      distributed)
-    compiled, why = devices.pick_compile(device, remembered, eager_seconds)
+    estimate = functools.partial(devices.seconds_without_compiling, model, train_data, s, autocast, length.steps,
+                                 distributed)
+    compiled, why = devices.pick_compile(device, remembered, estimate)
     hidden = torch.compile(model.hidden) if compiled else model.hidden  # validation and files use the model as it is
     optimizers = make_optimizers(model, s, device)
     scaler = torch.amp.GradScaler(device.type, enabled=scaled)
     ema = {name: p.detach().clone() for name, p in model.named_parameters()} if s.ema else None
 
     state = resume.restore(last_path, last, model, optimizers, scaler, ema) if last else resume.State()
-    first_step, saved_step, saved_at = state.step, state.step, time.monotonic()
-
+    first_step, skipped_in_a_row = state.step, 0
     origin = resume.origin(config, meta, device, dtype, compiled, distributed.size)
-
-    def save(name, val_loss, **more):
-        """A self-contained checkpoint of the weights as they are now, in the run folder."""
-        bits = progress.bits_per_byte(val_loss, meta["val"])
-        provenance = resume.provenance(origin, state, length, val_loss, bits)
-        tree = checkpoint.make(config.model, dict(model.named_parameters()), tokenizer.model_bytes, provenance)
-        resume.refuse_nan(tree["weights"], os.path.join(config.out_dir, name), state.step)
-        checkpoint.save(os.path.join(config.out_dir, name), {**tree, **more})
-
-    def learning_rate(step):
-        return s.learning_rate * schedule(step, s, length.steps)
-
+    folder = resume.RunFolder(config, meta, tokenizer, length, origin, identity, state)
     if distributed.main:
-        own_config = {**dataclasses.asdict(config), "presets": {config.preset: {}}}  # for --config out/NAME/config.yaml
-        atomic_write(os.path.join(config.out_dir, "config.yaml"), yaml.safe_dump(own_config, sort_keys=False))
-        print(progress.banner(config, meta, length, device, dtype, scaled, compiled, why, distributed.size,
-                              learning_rate(length.steps - 1)))
+        folder.write_settings()
+        last_rate = s.learning_rate * schedule(length.steps - 1, s, length.steps)
+        print(progress.banner(config, meta, length, origin, scaled, why, last_rate))
         if last:
             print(resume.greeting(config.out_dir, state, length))
 
     signals = interrupts.Signals()
     shown = progress.Progress(config, meta, length, state, device, show=distributed.main)
-    skipped_in_a_row = 0
-    with contextlib.closing(shown), explained(config, state, learning_rate):
+    with contextlib.closing(shown), explained(config, state):
         while True:                                          # one round more than steps: the end is evaluated and saved
             last_step = state.step >= length.steps
 
@@ -286,19 +249,13 @@ def main(argv=None):
                     if val_loss < state.best:
                         state.best = val_loss
                         if distributed.main:
-                            save("ckpt.pt", val_loss)
+                            folder.save("ckpt.pt", model, val_loss)
             shown.append_csv()
 
             # save
             stop = distributed.any(signals.caught)
-            if s.save_every:
-                due = state.step % s.save_every == 0
-            else:
-                due = time.monotonic() - saved_at > 60
-            if distributed.main and (due or last_step or stop) and state.step != saved_step:
-                training = resume.training_state(identity, state, optimizers, scaler, ema, device)
-                save("last.pt", state.last_val_loss(), training=training)
-                saved_step, saved_at = state.step, time.monotonic()
+            if distributed.main and (folder.last_is_due() or last_step or stop):
+                folder.save_last(model, optimizers, scaler, ema, device)
             if last_step or stop:
                 break
 
@@ -313,7 +270,7 @@ def main(argv=None):
             overflow = not math.isfinite(norm)
             skipped_in_a_row = skipped_in_a_row + 1 if overflow else 0
             if skipped_in_a_row > MOST_SKIPPED:
-                raise Diverged(loss, norm)
+                raise Diverged(loss, norm, s.learning_rate * rate)
             if ema:
                 torch._foreach_lerp_(list(ema.values()), [p.detach() for p in model.parameters()], 1 - s.ema)
             state.step += 1
@@ -324,7 +281,7 @@ def main(argv=None):
             if distributed.main:
                 for millions in resume.passed_words(s.checkpoint_words, state.step, length):
                     with averaged_weights(model, ema):
-                        save(f"chck_{millions}M.pt", state.last_val_loss())
+                        folder.save(f"chck_{millions}M.pt", model, state.last_val_loss())
 
     ended_by = None if last_step else signals.caught or signal.SIGTERM
     if distributed.main:

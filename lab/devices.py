@@ -4,7 +4,9 @@ import ctypes
 import os
 import platform
 import sys
+import time
 
+import numpy as np
 import torch
 
 from lab.files import UserError
@@ -58,14 +60,14 @@ LONG_RUN = {"cpu": 300, "cuda": 120}                                    # second
 def pick_compile(device, setting, seconds):
     """(whether to compile, why). seconds(): how long the run would take without.
 
-    Compiling takes 20 to 60 seconds and makes a step 1.15 to 1.4 times as fast on a CPU: `auto` does it where the run ends
-    sooner so. A compiler that does not work (none installed, no Triton, a card too old for it) is found out here, on a
+    Compiling takes 20 to 60 seconds and makes a step 1.15 to 1.4 times as fast on a CPU: `auto` does it where the run
+    ends sooner so. A compiler that does not work (none installed, no Triton, a card too old for it) is found out here, on a
     tiny function, and not in the first step.
     """
     if setting == "auto" and device.type in LONG_RUN:
         run = seconds()
         wanted = run > LONG_RUN[device.type]
-        why = f"without, the run takes about {run / 60:.0f} min" if run > 90 else f"without, the run takes about {run:.0f} s"
+        why = "without, the run takes about " + (f"{run / 60:.0f} min" if run > 90 else f"{run:.0f} s")
     else:
         wanted = setting is True
         why = f"train.compile={str(setting).lower()}"
@@ -77,6 +79,23 @@ def pick_compile(device, setting, seconds):
         print(f"notice: torch.compile does not work here ({first_line(e)}); running without", flush=True)
         return False, "it does not work here"
     return True, why
+
+
+def seconds_without_compiling(model, data, s, autocast, steps, distributed):
+    """How long so many steps would take, reckoned from a small batch forward and backward; the mean over processes."""
+    device = model.lm_head.weight.device
+    size = max(1, s.batch_size // 8)
+    ids, targets = (t.to(device) for t in data.take(np.arange(size) % len(data)))
+    for _ in range(2):                                                  # the first is for the machine to get ready
+        start = time.perf_counter()
+        with autocast():
+            loss = model(ids, targets)
+        loss.backward()
+        loss.item()
+    model.zero_grad(set_to_none=True)
+    per_window = (time.perf_counter() - start) / size
+    total, = distributed.total(per_window * s.batch_size * s.gradient_accumulation_steps * steps)
+    return total / distributed.size**2                                  # each process has its share of the batch
 
 
 def first_line(error):

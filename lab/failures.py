@@ -7,20 +7,20 @@ from lab.files import UserError
 
 
 class Diverged(Exception):
-    """A loss or gradient that is not a number: Diverged(loss, gradient norm)."""
+    """A loss or gradient that is not a number: Diverged(loss, gradient norm, learning rate)."""
 
 
 @contextlib.contextmanager
-def explained(config, state, learning_rate):
-    """Turns what may go wrong in a step into a UserError. learning_rate(step) is that of a step."""
+def explained(config, state):
+    """Turns what may go wrong in a step into a UserError."""
     saved = f"The checkpoints in {config.out_dir} are intact"
     try:
         yield
     except Diverged as e:
-        loss, norm = e.args
+        loss, norm, rate = e.args
         losses = [row["train_loss"] for row in state.rows if row["train_loss"] != ""]
-        raise UserError(f"step {state.step}: loss {loss}, gradient norm {norm} at learning rate "
-                        f"{learning_rate(state.step):.3g}; last good loss {losses[-1] if losses else 'none'}. {saved}; "
+        raise UserError(f"step {state.step}: loss {loss}, gradient norm {norm} at learning rate {rate:.3g}; last good "
+                        f"loss {losses[-1] if losses else 'none'}. {saved}; "
                         "try half the learning rate, a longer train.warmup, train.grad_clip=1 or "
                         "train.dtype=float32") from None
     except RuntimeError as e:                             # PyTorch's error for a GPU is one, and its only one for a CPU

@@ -11,7 +11,7 @@ import time
 
 from tqdm import tqdm
 
-from lab.devices import device_name, peak_memory_mb
+from lab.devices import peak_memory_mb
 from lab.files import UserError, atomic_write
 from model import parameter_counts
 
@@ -47,17 +47,17 @@ def parameter_table(config):
     return lines
 
 
-def banner(config, meta, plan, device, dtype, scaled, compiled, why, processes, last_rate):
-    """The lines that a run starts with. last_rate: learning rate of its last step."""
+def banner(config, meta, plan, origin, scaled, why, last_rate):
+    """The lines that a run starts with. why: it is compiled or not; last_rate: learning rate of its last step."""
     s, m = config.train, config.model
     train = meta["train"]
-    precision = str(dtype).removeprefix("torch.") + (" with gradient scaler" if scaled else "")
+    precision = origin["dtype"] + (" with gradient scaler" if scaled else "")
     lines = [
         f"preset {config.preset} on {meta['corpus']}: {train['words']:,} words, {train['tokens']:,} tokens, "
         f"vocabulary {m.vocab_size:,}",
         *parameter_table(m),
-        f"device {device_name(device)}; {precision}; compile {'on' if compiled else 'off'} ({why}); "
-        f"gradient checkpointing {'on' if s.gradient_checkpointing else 'off'}; processes {processes}",
+        f"device {origin['device']}; {precision}; compile {'on' if origin['compiled'] else 'off'} ({why}); "
+        f"gradient checkpointing {'on' if s.gradient_checkpointing else 'off'}; processes {origin['processes']}",
         f"{plan.steps:,} steps of {plan.windows_per_step} windows x {m.max_position_embeddings} = "
         f"{plan.tokens_per_step:,} tokens; {plan.steps * plan.epochs_per_step:.2f} epochs of "
         f"{1 / plan.epochs_per_step:.1f} steps and {train['words']:,} words; {plan.words(plan.steps):,.0f} words seen",

@@ -4,14 +4,17 @@ import math
 import os
 import platform
 import subprocess
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import yaml
 
 from lab import checkpoint
 from lab.devices import device_name, peak_memory_mb
-from lab.files import UserError
+from lab.files import UserError, atomic_write
+from lab.progress import bits_per_byte
 
 BABYLM_WORDS = [*range(1, 10), *range(10, 101, 10)]   # millions of words seen at which the challenge wants a checkpoint
 
@@ -117,12 +120,45 @@ def training_state(identity, state, optimizers, scaler, ema, device):
             "optimizers": [o.state_dict() for o in optimizers], "scaler": scaler.state_dict()}
 
 
-def refuse_nan(weights, path, step):
-    """UserError if a weight is not a number: such a checkpoint must not replace a good one."""
-    for name, w in weights.items():
-        if not torch.isfinite(w).all():
-            raise UserError(f"{path}: not written at step {step}, weight {name} holds NaN or infinite numbers; what "
-                            "was there before is untouched. Try half the learning rate")
+class RunFolder:
+    """What a run writes into its folder, and when."""
+
+    def __init__(self, config, meta, tokenizer, plan, origin, identity, state):
+        self.config, self.meta, self.tokenizer, self.plan = config, meta, tokenizer, plan
+        self.origin, self.identity, self.state = origin, identity, state
+        self.saved_step, self.saved_at = state.step, time.monotonic()   # of last.pt
+
+    def write_settings(self):
+        """config.yaml, as it was resolved: --config out/NAME/config.yaml repeats the run."""
+        settings = {**dataclasses.asdict(self.config), "presets": {self.config.preset: {}}}
+        atomic_write(os.path.join(self.config.out_dir, "config.yaml"), yaml.safe_dump(settings, sort_keys=False))
+
+    def save(self, name, model, val_loss, **more):
+        """A self-contained checkpoint of the model's weights as they are now, if they are numbers."""
+        path, state = os.path.join(self.config.out_dir, name), self.state
+        bits = bits_per_byte(val_loss, self.meta["val"])
+        weights = dict(model.named_parameters())
+        for weight_name, w in weights.items():
+            if not torch.isfinite(w).all():
+                raise UserError(f"{path}: not written at step {state.step}, weight {weight_name} holds NaN or infinite "
+                                "numbers; what was there before is untouched. Try half the learning rate")
+        made = provenance(self.origin, state, self.plan, val_loss, bits)
+        tree = checkpoint.make(self.config.model, weights, self.tokenizer.model_bytes, made)
+        checkpoint.save(path, {**tree, **more})
+
+    def last_is_due(self):
+        """Every so many steps if train.save_every says so, else once a minute."""
+        if self.config.train.save_every:
+            return self.state.step % self.config.train.save_every == 0
+        return time.monotonic() - self.saved_at > 60
+
+    def save_last(self, model, optimizers, scaler, ema, device):
+        """last.pt, unless nothing has happened since it was written."""
+        if self.state.step == self.saved_step:
+            return
+        training = training_state(self.identity, self.state, optimizers, scaler, ema, device)
+        self.save("last.pt", model, self.state.last_val_loss(), training=training)
+        self.saved_step, self.saved_at = self.state.step, time.monotonic()
 
 
 def greeting(folder, state, plan):
@@ -131,13 +167,17 @@ def greeting(folder, state, plan):
     return f"continuing {folder} at step {state.step} of {plan.steps}"
 
 
-def find_last(setting, folder, identity):
+def find_last(setting, folder, identity, distributed):
     """(path, dictionary) of the last.pt that train.resume asks for, (None, None) to start anew.
 
     UserError if it is not one of this run. identity: of same_run.
     """
     path = os.path.join(folder, "last.pt") if setting == "auto" else setting
-    if setting == "never" or (setting == "auto" and not os.path.exists(path)):
+    found = setting != "never" and (setting != "auto" or os.path.exists(path))
+    if distributed.any(found) and not found:
+        raise UserError(f"{folder}: another process of this run finds a last.pt there, this one does not; all machines "
+                        "must share the folder")
+    if not found:
         return None, None
     tree = checkpoint.read(path)
     training = tree.get("training")

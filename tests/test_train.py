@@ -592,12 +592,12 @@ def test_compile_auto_is_chosen_by_the_length_of_the_run(project, monkeypatch, c
     """A run of ten minutes is compiled, one of a minute is not; the banner says why, and a resumed run keeps the choice."""
     tried, asked = [], []
     monkeypatch.setattr(torch, "compile", lambda function: tried.append(function) or function)
-    monkeypatch.setattr(train, "seconds_without_compiling", lambda *_: asked.append(1) or 600.0)
+    monkeypatch.setattr(devices, "seconds_without_compiling", lambda *_: asked.append(1) or 600.0)
     run("train.compile=auto", "train.max_steps=4", out="out/long")
     assert "compile on (without, the run takes about 10 min)" in capsys.readouterr().out and len(tried) == 2
     run("train.compile=auto", "train.max_steps=6", out="out/long")
     assert "compile on" in capsys.readouterr().out and len(asked) == 1   # remembered, not measured again
-    monkeypatch.setattr(train, "seconds_without_compiling", lambda *_: 60.0)
+    monkeypatch.setattr(devices, "seconds_without_compiling", lambda *_: 60.0)
     run("train.compile=auto", "train.max_steps=4", out="out/short")
     assert "compile off (without, the run takes about 60 s)" in capsys.readouterr().out
 
@@ -608,8 +608,8 @@ def test_the_reckoned_length_of_a_run_changes_no_number(project):
 
 
 def test_last_pt_is_written_once_a_minute_unless_asked(project, monkeypatch):
-    saved, save, clock = [], train.checkpoint.save, [0.0]
-    monkeypatch.setattr(train.checkpoint, "save", lambda path, tree: saved.append((os.path.basename(path), tree["provenance"]["steps"])) or save(path, tree))
+    saved, save, clock = [], checkpoint.save, [0.0]
+    monkeypatch.setattr(checkpoint, "save", lambda path, tree: saved.append((os.path.basename(path), tree["provenance"]["steps"])) or save(path, tree))
     monkeypatch.setattr(train.time, "monotonic", lambda: clock[0])
     watch_steps(monkeypatch, before=lambda step: clock.__setitem__(0, clock[0] + 25))
     run("train.save_every=null")
