@@ -23,7 +23,7 @@ PAGES = ["README.md", "docs/commands.md", "docs/cluster.md", "docs/faq.md", "doc
 # Only read, not run: they need the network, several machines, another project or half an hour.
 # Their shell is parsed, and what they give to our files is checked.
 ONLY_READ = ("pip install", "uv ", "git clone", "cd ", "bash ", "for ", "torchrun", "hf ", "python -m tests.fuzz",
-             "python bench/fuzz.py", "python -m venv", "jupyter")
+             "python -m venv", "jupyter")
 DATA = ["data.pocket_words=20000", "data.validation_kb=4", "data.budget_mb=null", "tokenizer.vocab_size=400"]
 TRAIN = [
     "model.hidden_size=32", "model.num_hidden_layers=2", "model.num_attention_heads=2", "model.intermediate_size=48",

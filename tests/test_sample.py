@@ -11,10 +11,10 @@ import sample
 import tokenizer
 from conftest import ROOT, command, refused
 from lab import checkpoint, pocket_english
-from lab.settings import ModelConfig
-from model import KVCache, Model
+from model import Model, ModelConfig
 
-SHAPE = ModelConfig(vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, max_position_embeddings=24)
+SHAPE = ModelConfig(vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
+                    max_position_embeddings=24)
 
 
 @pytest.fixture(scope="module")
@@ -33,44 +33,48 @@ def ckpt(model, tmp_path_factory):
     return path
 
 
+def likeliest(logits, ids):
+    return sample.adjust(logits, ids, temperature=0)
+
+
 def test_greedy_equals_recomputation(model):
     ids = [1, 7, 9]
-    out = [t for t, _ in sample.generate(model, ids, 15, temperature=0)]
+    out = [token for token, _ in model.generate(ids, 15, pick=likeliest)]
     for _ in range(15):
         ids.append(model(torch.tensor([ids]))[0, -1].argmax().item())
     assert out == ids[3:]
 
 
 def test_same_seed_same_text_and_past_the_context(model):
-    a, b, c = ([t for t, _ in sample.generate(model, [1], 60, seed=s)] for s in (3, 3, 4))
+    a, b, c = ([token for token, _ in model.generate([1], 60, seed=seed)] for seed in (3, 3, 4))
     assert a == b != c and len(a) == 60                                 # the context is 24
 
 
 def test_sampling_follows_the_distribution(model):
     p = model(torch.tensor([[1, 5]]))[0, -1].softmax(-1)
-    counts = collections.Counter(next(sample.generate(model, [1, 5], 1, seed=s))[0] for s in range(800))
-    top = p.topk(3).indices.tolist()
-    for token in top:
+    counts = collections.Counter(next(model.generate([1, 5], 1, seed=seed))[0] for seed in range(800))
+    for token in p.topk(3).indices.tolist():
         assert counts[token] / 800 == pytest.approx(p[token].item(), abs=0.06)
 
 
 def test_top_k_top_p_penalty_by_hand():
     logits = torch.tensor([0.5, 0.25, 0.15, 0.1]).log()
-    def adjust(**kw):
-        return sample.adjust(logits, kw.pop("seen", []), **{"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, **kw}).tolist()
-    assert adjust() == pytest.approx([0.5, 0.25, 0.15, 0.1])
-    assert adjust(top_k=2) == pytest.approx([2 / 3, 1 / 3, 0, 0])
-    assert adjust(top_p=0.6) == pytest.approx([2 / 3, 1 / 3, 0, 0]) and adjust(top_p=0.5) == pytest.approx([1, 0, 0, 0])
-    assert adjust(temperature=0) == [1, 0, 0, 0]
-    assert adjust(temperature=0.5) == pytest.approx([x / 0.345 for x in (0.25, 0.0625, 0.0225, 0.01)])
-    penalised = adjust(repetition_penalty=2.0, seen=[0])                # log 0.5 < 0: doubled, 0.5 -> 0.25
-    assert penalised == pytest.approx([0.25 / 0.75, 0.25 / 0.75, 0.15 / 0.75, 0.1 / 0.75])
+
+    for ways, expected in (
+        ({}, [0.5, 0.25, 0.15, 0.1]),
+        ({"top_k": 2}, [2 / 3, 1 / 3, 0, 0]),
+        ({"top_p": 0.6}, [2 / 3, 1 / 3, 0, 0]),
+        ({"top_p": 0.5}, [1, 0, 0, 0]),
+        ({"temperature": 0}, [1, 0, 0, 0]),
+        ({"temperature": 0.5}, [x / 0.345 for x in (0.25, 0.0625, 0.0225, 0.01)]),
+        ({"repetition_penalty": 2.0}, [x / 0.75 for x in (0.25, 0.25, 0.15, 0.1)]),     # log 0.5 < 0: doubled, 0.25
+    ):
+        assert sample.adjust(logits, [0], **ways).tolist() == pytest.approx(expected), ways
 
 
 def test_probability_reported_is_the_models(model):
-    cache = KVCache()
-    expected = model.step(torch.tensor([[1, 5]]), cache)[0].softmax(-1)
-    token, p = next(sample.generate(model, [1, 5], 1, temperature=0.3))
+    expected = model(torch.tensor([[1, 5]]))[0, -1].softmax(-1)
+    token, p = next(model.generate([1, 5], 1, pick=likeliest))
     assert p == pytest.approx(expected[token].item())
 
 
@@ -105,7 +109,7 @@ def test_stop_at_line(ckpt, capsys, monkeypatch):
     tok = checkpoint.load(ckpt).tokenizer
     for end in (tok.bos_id, tok.eos_id, *tok.encode("a\n")[-1:]):
         ids = [*tok.encode("The dog"), end, *tok.encode("More")]
-        monkeypatch.setattr(sample, "generate", lambda *_, ids=ids, **__: ((i, 0.5) for i in ids))
+        monkeypatch.setattr(Model, "generate", lambda *_, ids=ids: ((i, 0.5) for i in ids))
         run(ckpt, "--stop-at-line")
         assert capsys.readouterr().out == "The dog\n"
         run(ckpt)
@@ -114,7 +118,8 @@ def test_stop_at_line(ckpt, capsys, monkeypatch):
 
 def started(ckpt, *args):
     """sample.py writing without end, after its first output."""
-    process = subprocess.Popen([sys.executable, ROOT / "sample.py", str(ckpt), "--max-tokens", "1000000", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    line = [sys.executable, ROOT / "sample.py", str(ckpt), "--max-tokens", "1000000", *args]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert process.stdout.read(20)
     return process

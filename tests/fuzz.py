@@ -1,0 +1,320 @@
+"""Corrupts every kind of input file and gives it to the commands that read it, which refuse it in one line or use it.
+
+    python -m tests.fuzz [--trials 2000] [--kinds ckpt.pt,meta.json] [--seed 0] [--keep FOLDER]
+
+A trial changes one file of a good folder (bits, bytes, slices; in JSON, YAML and checkpoints also values and keys) and
+runs commands there, in a process of its own. It fails with
+    traceback   any exception but UserError, or the death of the process (it gets a gigabyte more than it has)
+    hang        more than 20 seconds
+    changed     a checksum protects the file, and yet another content than the good one was accepted
+No checksum protects what a user brings: settings, texts, pairs, a tokenizer, scores, a Hugging Face folder. In the
+`rebuilt` checkpoints it was made right again: any content is as good as another there, as long as it can be used.
+"""
+import argparse
+import copy
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+import torch
+import torch._dynamo  # an optimiser would load it, in every trial
+import yaml
+
+import eval_blimp
+import export
+import prepare
+import sample
+import tokenizer
+import train
+from lab import checkpoint, commands, settings
+from lab.files import UserError
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+LIMIT = 20                              # seconds of a trial
+MEMORY = 2**30                          # bytes more than the process has
+OUTCOMES = ("accepted", "refused", "changed", "traceback", "hang")
+SMALL = [
+    "--preset", "quick", "data.name=fuzz", "data.source=texts", "data.validation_kb=1", "eval.data=pairs",
+    "tokenizer.vocab_size=330", "tokenizer.model=own.model",
+    "model.hidden_size=8", "model.num_hidden_layers=2", "model.num_attention_heads=2", "model.intermediate_size=8",
+    "model.max_position_embeddings=64",
+    "train.batch_size=2", "train.gradient_accumulation_steps=1", "train.optimizer=muon", "train.ema=0.9",
+    "train.sample_tokens=0", "train.dtype=float32", "train.device=cpu", "train.eval_windows=2", "train.out=run"]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Mutations: (rng, bytes) -> bytes
+
+PIECES = [
+    b"\0", b"\xff", b"\xff\xfe", b"\xc3\x28", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\r\n", b"\n", b'"', b"\\", b"&a ",
+    b"*a", b"<<: ", b"!!int ", b"\xe2\x96\x81", b" ", b"\t", b"[" * 3000, b'{"a":' * 3000, b"0", b"-1", b"1e999",
+    b"NaN", b"9" * 20, b"0.1", b"null", b"true", b'""', b"[]", b"{}", bytes(8), b"\xff" * 8, b"\xff\xff\xff\x7f"]
+VALUES = [
+    None, True, False, -1, 0, 1, 3, 2**31, 2**63, 10**400, 0.0, -0.5, 1e308, float("nan"), float("inf"), "", "x", "\0",
+    "é" * 500, "1", "nan", [], [1], [[]], {}, {"a": 1}, ["a"] * 50]
+TENSORS = [
+    torch.zeros(0), torch.zeros(3), torch.zeros(()), torch.full((8, 8), float("nan")), torch.zeros(1).expand(999, 999),
+    torch.zeros(8, 8, dtype=torch.int64), torch.zeros(8, 8, dtype=torch.complex64), torch.zeros(8, 8).to_sparse(),
+    torch.zeros(8, 8, device="meta"), torch.full((330, 8), 1e300, dtype=torch.float64)]
+
+
+def damage(rng, data):
+    """One to four changes of bytes, anywhere."""
+    for _ in range(rng.choice((1, 1, 1, 2, 4))):
+        at = rng.randrange(max(1, len(data)))
+        end = at + rng.choice((1, 1, 2, 8, 16, 1000))
+        part = data[at:end]
+        match rng.randrange(6):
+            case 0 | 1 if part:
+                part = bytes([part[0] ^ 1 << rng.randrange(8)]) + part[1:]
+            case 2:
+                return data[:at]
+            case 3:
+                part = b""
+            case 4:
+                part = part * 2
+            case _:
+                part = rng.choice(PIECES) + part[rng.randrange(2):]
+        data = data[:at] + part + data[end:]
+    return data
+
+
+def change(rng, tree, values=VALUES):
+    """One to three nodes of nested dictionaries and lists replaced, removed, swapped or added, in place."""
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        nodes, todo = [], [tree]
+        while todo:
+            node = todo.pop()
+            keys = list(node) if isinstance(node, dict) else range(len(node))
+            nodes += [(node, key) for key in keys]
+            todo += [node[key] for key in keys if isinstance(node[key], (dict, list))]
+        if not nodes:
+            return tree
+        (node, key), (other, place) = rng.choice(nodes), rng.choice(nodes)
+        match rng.randrange(8):
+            case 0:
+                del node[key]
+            case 1 | 2:
+                node[key] = copy.deepcopy(other[place])
+            case 3 if isinstance(node, dict):
+                node[rng.choice(("new", "", str(place)))] = node[key]
+            case _:
+                node[key] = copy.deepcopy(rng.choice(values))
+    return tree
+
+
+def change_tree(rng, data):
+    """Half of the time the content of JSON or YAML, else its bytes."""
+    if rng.random() < 0.5:
+        return damage(rng, data)
+    return json.dumps(change(rng, yaml.safe_load(data))).encode()           # JSON is YAML
+
+
+def change_lines(rng, data):
+    lines = data.splitlines()
+    i = rng.randrange(len(lines))
+    lines[i] = change_tree(rng, lines[i])
+    return b"\n".join(lines)
+
+
+def rebuild_checkpoint(rng, data):
+    tree = torch.load(io.BytesIO(data), weights_only=True)
+    parts = [tree, *(tree[key] for key in ("model", "weights", "provenance", "training") if key in tree)]
+    change(rng, rng.choice(parts), VALUES + TENSORS)
+    out = io.BytesIO()
+    torch.save(tree, out)
+    return out.getvalue()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What reads the files, and what is in those with a checksum
+
+
+def run_training(*overrides):
+    train.main([*SMALL, *overrides])
+
+
+def use_checkpoint():
+    eval_blimp.main(["ckpt.pt", "--data", "pairs", "--device", "cpu"])
+    sample.main(["ckpt.pt", "--max-tokens", "3"])
+    export.main(["ckpt.pt", "exported"])
+
+
+def use_folder():
+    export.main(["--from-hf", "hf", "converted.pt"])
+    checkpoint.load_model("converted.pt")
+
+
+def as_text(tree):
+    """What two equal trees share: tensors with all their bytes."""
+    if isinstance(tree, torch.Tensor):
+        return f"{tree.dtype}{tuple(tree.shape)}{tree.contiguous().view(-1).view(torch.uint8).numpy().tobytes().hex()}"
+    if isinstance(tree, dict):
+        return str([(key, as_text(value)) for key, value in tree.items()])
+    if isinstance(tree, (list, tuple)):
+        return str([as_text(value) for value in tree])
+    return repr(tree)
+
+
+def in_checkpoint(data):
+    return as_text(torch.load(io.BytesIO(data), weights_only=True))
+
+
+def kinds():
+    """{name: (file, mutation, commands that read it, what is in it, if a checksum protects that)}"""
+    anew = ("train.resume=never", "train.max_steps=1")
+    return {
+        "config.yaml": ("config.yaml", change_tree, lambda: settings.load_config(None, (), "config.yaml"), None),
+        "ckpt.pt": ("ckpt.pt", damage, use_checkpoint, in_checkpoint),
+        "ckpt.pt rebuilt": ("ckpt.pt", rebuild_checkpoint, use_checkpoint, None),
+        "last.pt": ("run/last.pt", damage, lambda: run_training("train.max_steps=3"), in_checkpoint),
+        "last.pt rebuilt": ("run/last.pt", rebuild_checkpoint, lambda: run_training("train.max_steps=3"), None),
+        "meta.json": ("data/fuzz/meta.json", change_tree, lambda: run_training(*anew), json.loads),
+        "train.bin": ("data/fuzz/train.bin", damage, lambda: run_training(*anew), bytes),
+        "val.bin": ("data/fuzz/val.bin", damage, lambda: run_training(*anew), bytes),
+        "tokenizer.model": ("data/fuzz/tokenizer.model", damage, lambda: run_training(*anew), bytes),
+        "own tokenizer": ("own.model", damage, lambda: prepare.main(SMALL), None),
+        "text": ("texts/one.txt", damage, lambda: prepare.main(SMALL), None),
+        "text for a tokenizer": ("texts/one.txt", damage, lambda: prepare.main([*SMALL, "tokenizer.model=null"]), None),
+        "pairs": ("pairs/agreement.jsonl", change_lines,
+                  lambda: eval_blimp.main(["ckpt.pt", "--data", "pairs", "--device", "cpu"]), None),
+        "scores.json": ("scores.json", change_tree, lambda: export.main(["ckpt.pt", "x", "--blimp=scores.json"]), None),
+        "hf config.json": ("hf/config.json", change_tree, use_folder, None),
+        "hf model.safetensors": ("hf/model.safetensors", damage, use_folder, None),
+        "hf tokenizer.model": ("hf/tokenizer.model", damage, use_folder, None),
+    }
+
+
+def make_good_files():
+    """One good file of every kind, in the current folder."""
+    rng = random.Random(0)
+    os.makedirs("texts")
+    os.makedirs("pairs")
+    for name in ("one", "two"):
+        with open(f"texts/{name}.txt", "w", encoding="utf-8") as f:
+            for i in range(120):
+                subject, verb = rng.choice(("cat", "dog", "man")), rng.choice(("sees", "likes"))
+                f.write(f"The {subject} {verb} {rng.randrange(100)} {name} trees.\n" + "\n" * (i % 9 == 0))
+    with open("pairs/agreement.jsonl", "w", encoding="utf-8") as f:
+        for i, (noun, adjective) in enumerate([("cat", "old"), ("man", "tall"), ("tree", "green")]):
+            f.write(json.dumps({
+                "sentence_good": f"The {noun} is {adjective}.", "sentence_bad": f"The {noun} are {adjective}.",
+                "UID": "agreement", "linguistics_term": "agreement", "field": "morphology", "pairID": str(i)}) + "\n")
+    with open("own.model", "wb") as f, open("texts/one.txt", encoding="utf-8") as text:
+        f.write(tokenizer.train((line.rstrip("\n") for line in text), 290).model_bytes)
+    with open(os.path.join(ROOT, "config.yaml"), encoding="utf-8") as f:
+        plain = yaml.safe_load(f)       # without its comments, where damage does nothing
+    with open("config.yaml", "w", encoding="utf-8") as f:
+        yaml.safe_dump(plain, f)
+    prepare.main(SMALL)
+    run_training("train.max_steps=2")
+    shutil.copy("run/ckpt.pt", "ckpt.pt")
+    export.main(["ckpt.pt", "hf"])
+    eval_blimp.main(["ckpt.pt", "--data", "pairs", "--device", "cpu", "--json", "scores.json"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Trials
+
+
+def in_child(read):
+    """(exit status or minus the signal, output) of `read` in a process of its own: 0 read, 2 refused, 1 a traceback."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.dup2(os.open("output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+            os.dup2(1, 2)
+            os.environ["PATH"] = ""                         # no git, which a checkpoint's provenance asks, each time
+            sys.modules["matplotlib.figure"] = None         # nor curves.png
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(LIMIT)
+            with open("/proc/self/statm") as f:
+                used = int(f.read().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
+            read()
+            status = 0
+        except UserError:
+            status = 2
+        except BaseException:
+            os.write(2, traceback.format_exc().encode("utf-8", "replace"))
+        finally:
+            os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    with open("output", encoding="utf-8", errors="replace") as f:
+        return status, f.read()
+
+
+def trial(good, path, data, read, content):
+    """(outcome, the last lines of what was written) for folder `good` with `data` in its file `path`."""
+    shutil.copytree(good, "trial")
+    try:
+        with open(os.path.join("trial", path), "rb") as f:
+            original = f.read()
+        with open(os.path.join("trial", path), "wb") as f:
+            f.write(data)
+        os.chdir("trial")
+        status, output = in_child(read)
+        os.chdir("..")
+    finally:
+        shutil.rmtree("trial")
+    outcome = {0: "accepted", 2: "refused", -signal.SIGALRM: "hang"}.get(status, "traceback")
+    if outcome == "accepted" and content and data != original and content(data) != content(original):
+        outcome = "changed"
+    return outcome, f"status {status}: " + " | ".join(output.splitlines()[-4:])
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--trials", type=int, default=2000, help="of each kind")
+    parser.add_argument("--kinds", help="some of them, with commas between")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", metavar="FOLDER", help="write the files that failed")
+    args = parser.parse_args(argv)
+    keep = args.keep and os.path.abspath(args.keep)
+    known, failures, here = kinds(), 0, os.getcwd()
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None         # waiting for a disk finds no bugs
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        try:
+            os.mkdir(os.path.join(folder, "good"))
+            os.chdir(os.path.join(folder, "good"))
+            status, output = in_child(make_good_files)      # here nothing is left of it: threads, modes, handlers
+            if status:
+                raise RuntimeError(output)
+            os.chdir(folder)
+            for kind in args.kinds.split(",") if args.kinds else known:
+                path, mutate, read, content = known[kind]
+                with open(os.path.join("good", path), "rb") as f:
+                    good = f.read()
+                if trial("good", path, good, read, content)[0] != "accepted":
+                    raise RuntimeError(f"{kind}: the good file is not read")
+                counts, start = dict.fromkeys(OUTCOMES, 0), time.time()
+                for number in range(args.trials):
+                    data = mutate(random.Random(f"{args.seed} {kind} {number}"), good)
+                    outcome, words = trial("good", path, data, read, content)
+                    counts[outcome] += 1
+                    if outcome not in ("accepted", "refused"):
+                        failures += 1
+                        print(f"FAILURE {kind}, trial {number}: {outcome}, {words}")
+                        if keep:
+                            os.makedirs(keep, exist_ok=True)
+                            with open(os.path.join(keep, f"{kind}.{number}"), "wb") as f:
+                                f.write(data)
+                text = " ".join(f"{outcome} {count}" for outcome, count in counts.items() if count)
+                print(f"{kind:<22}{time.time() - start:7.1f} s  {text}", flush=True)
+        finally:
+            os.chdir(here)
+    print(f"failures: {failures}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    commands.run(main)
