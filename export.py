@@ -262,12 +262,12 @@ def export_folder(path, folder, blimp=None, license="unknown", force=False):
     with checkpoint.reading(path):
         settings, weights = unfold(model)
         tokenizer = ckpt.tokenizer
-        ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id if tokenizer.eos_id >= 0 else None}
-        generation = ends | {"pad_token_id": ends["eos_token_id"], "do_sample": True}
+        eos = tokenizer.eos_id if tokenizer.eos_id >= 0 else None
+        ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": eos, "pad_token_id": eos}
         numbers = sum(w.numel() for w in weights.values())
         name = os.path.basename(os.path.abspath(folder))
         files = tokenizer_files(tokenizer, ckpt.config.max_position_embeddings) | {
-            "generation_config.json": json.dumps(generation, indent=2),
+            "generation_config.json": json.dumps(ends | {"do_sample": True}, indent=2),
             "model.safetensors": safetensors.save(weights, metadata={"format": "pt"}),
             "README.md": model_card(ckpt, numbers, name, blimp, license),
             "config.json": json.dumps(settings | ends, indent=2),

@@ -89,7 +89,8 @@ def tokenizer_files(tokenizer, context):
         raise UserError("the tokenizer is not plain byte-pair encoding (it is of another kind, normalises text or has "
                         "pieces defined by hand); it cannot be exported")
 
-    named = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "unk_token": tokenizer.sp.unk_id()}
+    named = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "unk_token": tokenizer.sp.unk_id(),
+             "pad_token": tokenizer.eos_id}                                 # fine-tuning pads; EOS is in no training text
     named = {name: texts[i] for name, i in named.items() if i >= 0}
     special = {i: special_token(texts[i]) for i, kind in enumerate(types) if kind in (UNKNOWN, CONTROL)}
     settings = named | {

@@ -128,7 +128,7 @@ def test_same_ids_on_hostile_text(theirs, tok):
     for text in HOSTILE:
         assert theirs.encode(text, add_special_tokens=False) == tok.encode(text)
         assert theirs.decode(tok.encode(text)) == text
-    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.unk_token_id) == (1, 2, 0)
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.unk_token_id, theirs.pad_token_id) == (1, 2, 0, 2)
     assert theirs.decode([1] + tok.encode("a <s> b") + [2], skip_special_tokens=True) == "a <s> b"
 
 
@@ -164,6 +164,33 @@ def test_the_babylm_pipeline_scores_the_first_token(theirs, tok):
     out = theirs("The cat sleeps.", return_offsets_mapping=True)
     scored = [i for i, (_, end) in enumerate(out["offset_mapping"]) if end > 0]
     assert scored == list(range(1, len(out["input_ids"]))) and out["input_ids"][0] == tok.bos_id
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_fine_tuning_with_padding(side, transformers, make, tmp_path):
+    """As the BabyLM pipeline does: a batch of sentences of many lengths, a new head on top, a few steps."""
+    export.main([make()[0], str(tmp_path / "hf")])
+    names = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "hf"), padding_side=side)
+    torch.manual_seed(0)
+    load = transformers.AutoModelForSequenceClassification.from_pretrained
+    model = load(str(tmp_path / "hf"), num_labels=2).train()
+    assert names.pad_token_id == names.eos_token_id == model.config.pad_token_id == 2
+    texts = [f"The {noun} {verb}{end}" for noun in ("cat", "dogs") for verb in ("sees", "see") for end in (".", " a man.")]
+    batch = names(texts, padding=True, return_tensors="pt")
+    assert (batch["attention_mask"] == 0).any() and (batch["input_ids"][batch["attention_mask"] == 0] == 2).all()
+    labels = torch.tensor([text.startswith("The cat") for text in texts]).long()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(8):
+        loss = model(**batch, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0], losses
+    alone = names(texts[0], return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(**alone).logits[0], model(**batch).logits[0], rtol=1e-3, atol=1e-3)
 
 
 def test_export_needs_no_transformers(make, tmp_path):
