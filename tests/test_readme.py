@@ -1,5 +1,5 @@
 """Every command and example of README.md and docs/, in their order, in one empty folder: as written, but small."""
-import importlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -19,11 +19,15 @@ from export import unfold
 from lab import data, files, pocket_english
 from lab import settings as config
 
-PAGES = ["README.md", "docs/commands.md", "docs/cluster.md", "docs/faq.md", "docs/robustness.md", "docs/babylm.md"]
-# Only read, not run: they need the network, several machines, another project or half an hour.
+PAGES = ["README.md", "docs/commands.md", "docs/own_text.md", "docs/cluster.md", "docs/faq.md", "docs/robustness.md",
+         "docs/babylm.md", "bench/README.md"]
+# Only read, not run: they need the network, several machines, another project or many minutes.
 # Their shell is parsed, and what they give to our files is checked.
-ONLY_READ = ("pip install", "uv ", "git clone", "cd ", "bash ", "for ", "torchrun", "hf ", "python -m tests.fuzz",
-             "python -m venv", "jupyter")
+ONLY_READ = (
+    "pip install", "uv ", "git clone", "cd ", "bash ", "for ", "torchrun", "hf ", "python -m venv", "python -m tests.fuzz",
+    *(f"python -m bench.speed.{name}" for name in ("throughput", "roofline", "memory", "startup", "attention", "loss")),
+    *(f"python -m bench.experiments.{name}" for name in ("trials", "ablation", "processes")),
+)
 DATA = ["data.pocket_words=20000", "data.validation_kb=4", "data.budget_mb=null", "tokenizer.vocab_size=400"]
 TRAIN = [
     "model.hidden_size=32", "model.num_hidden_layers=2", "model.num_attention_heads=2", "model.intermediate_size=48",
@@ -80,11 +84,14 @@ def walk(tmp_path, monkeypatch):
     """An empty folder with what the pages ask the reader to bring: texts, the challenge's data."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "FOLDER").mkdir()
+    (tmp_path / "my_texts").mkdir()
     for seed, name in enumerate(("simple_wiki", "bnc_spoken", "open_subtitles")):
         lines = [line + "\n" for line in pocket_english.text(8000, seed=seed) if line]
         (tmp_path / "FOLDER" / f"{name}.train").write_text("".join(lines))
+    shutil.copy("FOLDER/simple_wiki.train", "my_texts")
     evaluation = "pipeline/evaluation_data"
-    for folder in (f"{evaluation}/full_eval/blimp_filtered", f"{evaluation}/fast_eval/blimp_fast", "data/blimp"):
+    for folder in (f"{evaluation}/full_eval/blimp_filtered", f"{evaluation}/fast_eval/blimp_fast", "data/blimp",
+                   "my_pairs"):
         (tmp_path / folder).mkdir(parents=True)
         pair = {"sentence_good": "The cats run.", "sentence_bad": "The cats runs."}
         (tmp_path / folder / "mine.jsonl").write_text(json.dumps(pair) + "\n")
@@ -123,9 +130,11 @@ def run_command(line, cwd, monkeypatch, capsys):
 
 
 def only_read(line):
-    """The shell takes the line, and torchrun and config.yaml take what is in it."""
+    """The shell takes the line, and torchrun and config.yaml take what is in it; modules are there."""
     subprocess.run(["bash", "-n"], input=line, text=True, check=True)
-    for command in re.findall(r"torchrun [^|;\n]*", line):
+    for module in re.findall(r"python -m ((?:bench|tests)[\w.]+)", line):
+        assert importlib.util.find_spec(module), line
+    for command in re.findall(r"torchrun [^|;\n]*", line.replace("\\\n", " ")):
         from torch.distributed.run import get_args_parser
         args = get_args_parser().parse_args(shlex.split(command, comments=True)[1:])
         assert (ROOT / args.training_script).exists()
@@ -134,10 +143,11 @@ def only_read(line):
         config.load_config(preset, [o for o in options if "=" in o], str(ROOT / "config.yaml"))
 
 
-def make_runs_the_first_run():
-    if shutil.which("make"):
-        wanted = subprocess.run(["make", "-n", "-C", ROOT], capture_output=True, text=True).stdout
-        assert all(f"{script}.py" in wanted for script in ("prepare", "train", "eval_blimp", "sample"))
+def first_run():
+    """The commands that `make` runs."""
+    found = re.findall(r"^\t\$\(V\) (\w+\.py .*)$", (ROOT / "Makefile").read_text(), re.M)
+    assert [line.split()[0] for line in found] == ["prepare.py", "train.py", "eval_blimp.py", "sample.py"]
+    return found
 
 
 def test_every_command_and_example(walk, monkeypatch, capsys):
@@ -152,8 +162,9 @@ def test_every_command_and_example(walk, monkeypatch, capsys):
                 only_read(text)
             elif kind == "text" or not text.split("#")[0].strip():      # what a command prints; an empty line
                 pass
-            elif kind == "sh" and text.split("#")[0].strip() in ("make", "make test"):
-                make_runs_the_first_run()
+            elif kind == "sh" and text.split("#")[0].strip() == "make":
+                for line in first_run():
+                    run_command(f"python {line}", walk, monkeypatch, capsys)
             elif kind == "sh" and text.startswith(ONLY_READ):
                 only_read(text)
                 read += 1
@@ -163,7 +174,7 @@ def test_every_command_and_example(walk, monkeypatch, capsys):
             else:
                 pytest.fail(f"{name}: a block of kind `{kind}`, which nothing here runs: {text[:60]}")
     assert ran >= 20 and read >= 5
-    esperanto = next(out for line, out in printed.items() if "--data my_pairs" in line)
+    esperanto = next(out for line, out in printed.items() if "--data esperanto_pairs" in line)
     assert "agreement" in esperanto and "data/mine" not in esperanto
     first = next(out for line, out in printed.items() if "--probabilities" in line).strip().splitlines()
     assert len(first) == 6 and all(re.fullmatch(r" *\d\.\d{4}  .*", line) for line in first[1:])
@@ -219,9 +230,16 @@ def test_an_unknown_attention_is_a_mistake():
         config.load_config(None, ["model.attention=none"], str(ROOT / "config.yaml"))
 
 
+def test_the_evidence_that_robustness_names_exists():
+    evidence = re.findall(r"`(\w+)::(test_\w+)`", pages()["docs/robustness.md"])
+    assert len(evidence) > 20
+    for name, test in evidence:
+        assert f"def {test}(" in (ROOT / f"tests/test_{name}.py").read_text(encoding="utf-8"), f"{name}::{test}"
+
+
 def test_links_lead_somewhere():
     """Files and headings that README.md, RESULTS.md, docs/ and bench/README.md link to."""
-    for page in (*pages(), "RESULTS.md", "bench/README.md"):
+    for page in (*pages(), "RESULTS.md"):
         text = (ROOT / page).read_text(encoding="utf-8")
         for target in re.findall(r"\]\((?!http)([^)]+)\)", text):
             path, _, heading = target.partition("#")
