@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:                   # as in the background: children would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")                          # the models are tiny, and the tests run side by side
 TINY = ["data.name=tiny", "tokenizer.vocab_size=1000", "model.hidden_size=32", "model.num_hidden_layers=2", "model.num_attention_heads=2", "model.intermediate_size=48",
         "model.max_position_embeddings=32", "train.batch_size=4", "train.max_steps=12", "train.eval_every=4", "train.save_every=4", "train.dtype=float32", "train.device=cpu",
