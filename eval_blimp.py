@@ -4,6 +4,7 @@
     python eval_blimp.py out/sllama/ckpt.pt --json scores.json --csv pairs.csv --plot blimp.png
     python eval_blimp.py out/llama-26m/ckpt.pt --compare out/sllama/ckpt.pt
     python eval_blimp.py out/llama-26m/ckpt.pt out/sllama/ckpt.pt --html report.html            # a page to browse
+    python eval_blimp.py out/sllama/ckpt.pt --surprisal sentences.txt --csv words.csv           # word by word, in bits
 
 The rule. A model is correct on a pair if it gives the grammatical sentence the higher probability:
 
@@ -130,6 +131,8 @@ def parse_arguments(argv):
                    help="another evaluator's rule. babylm-2025: a tie is correct; babylm-2026 (also: babylm): a coin "
                         "decides a tie, it counts as half; lm-eval: a tie is correct, ' ' + sentence is scored")
     p.add_argument("--compare", metavar="CKPT2", help="another checkpoint, on the same pairs")
+    p.add_argument("--surprisal", metavar="FILE", help="no pairs: the surprisal of each word of FILE, which holds a "
+                                                       "sentence a line, goes to --csv")
     p.add_argument("--paradigms", action="store_true", help="print every paradigm")
     p.add_argument("--device", default="auto", help="auto | cpu | cuda | mps")
     p.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32",
@@ -145,10 +148,22 @@ def parse_arguments(argv):
     args = p.parse_args(argv)
     if args.max_pairs_per_paradigm is not None and args.max_pairs_per_paradigm < 1:
         raise UserError("--max-pairs-per-paradigm: must be at least 1")
+    if args.surprisal:
+        require_only_words(args)
     if args.compat == "babylm":
         print(f"--compat babylm means {NEWEST}, where a coin decides a tie; in babylm-2025 a tie is correct")
         args.compat = NEWEST
     return args
+
+
+def require_only_words(args):
+    """UserError unless --surprisal comes with what it needs and nothing that it would ignore."""
+    if not args.csv:
+        raise UserError("--surprisal: give --csv FILE for the words")
+    for name in ("data", "max_pairs_per_paradigm", "compat", "compare", "json", "predictions", "plot", "html"):
+        if getattr(args, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag}: is for pairs, and --surprisal scores words; leave out one of them")
 
 
 def main(argv=None):
@@ -157,10 +172,13 @@ def main(argv=None):
     overrides = [word for word in args.checkpoints if "=" in word and not os.path.exists(word)]
     paths = [word for word in args.checkpoints if word not in overrides]
     settings = None                                                     # needed only where something is left to them
-    if overrides or not args.data or not paths:
+    if overrides or not (args.data or args.surprisal) or not paths:
         settings = configuration.load_config(args.preset, overrides, args.config)
     paths = paths or [os.path.join(settings.out_dir, "ckpt.pt")]
     device = devices.pick_device(args.device)
+    if args.surprisal:
+        write_surprisals(args, paths, device)
+        return
 
     pairs, data, evaluations = None, None, []
     for path in paths + ([args.compare] if args.compare else []):
@@ -238,6 +256,22 @@ def require_same_pairs(evaluations, flag):
     for _, details in evaluations[1:]:
         if details["pairs"] != first["pairs"]:
             raise UserError(f"{flag}: the models have different contexts, and so scored different pairs")
+
+
+def write_surprisals(args, paths, device):
+    from lab import surprisal
+    if len(paths) > 1:
+        raise UserError("--surprisal: takes one checkpoint; run the command once for each")
+    lines = surprisal.read_lines(args.surprisal)
+    model, ckpt = checkpoint.load_model(paths[0], device)
+    rows = surprisal.word_surprisals(model, ckpt.tokenizer, lines, dtype=args.dtype, progress=True)
+    atomic_write(args.csv, surprisal.words_csv(rows))
+    print(f"sentences: {len({row[0] for row in rows})}")
+    print(f"words: {len(rows)}")
+    print(f"tokens: {sum(row[3] for row in rows)}")
+    print(f"bits_per_word: {sum(row[4] for row in rows) / len(rows):.6f}")
+    print(f"csv: {args.csv}")
+    print(f"checkpoint: {paths[0]}")
 
 
 if __name__ == "__main__":

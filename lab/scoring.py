@@ -81,7 +81,7 @@ def first_scored(tokenizer, sentences, contexts, sequences):
 
 
 def token_ends(tokenizer, sentence, ids):
-    """Where in the sentence each token ends, in bytes, at least 1: the first may be the space that is put before a text.
+    """Where in the sentence each token ends, in bytes, at least 1: the first may be the space put before a text.
 
     UserError if the tokens do not spell the sentence: a tokenizer that normalises, or has no bytes for a character.
     """
@@ -96,14 +96,7 @@ def token_ends(tokenizer, sentence, ids):
 def score_sequences(model, sentences, sequences, starts=None, **how):
     """score_sentences of what `tokenize` returned; starts: the first token of each that is scored, default the first
     after BOS. Equal sequences are computed once, so that they tie exactly."""
-    vocab_size, context = len(model.lm_head.weight), context_of(model)
-    for sentence, ids in zip(sentences, sequences):
-        if len(ids) - 1 > context:
-            raise UserError(f"a sentence has {len(ids)} tokens, more than the model's context of {context}: "
-                            f"{sentence[:100]!r}")
-        if max(ids) >= vocab_size:
-            raise UserError(f"token {max(ids)} of {sentence[:100]!r} is not in the model's vocabulary of {vocab_size}: "
-                            "this is not the model's tokenizer")
+    require_scorable(model, sentences, sequences)
     tasks = list(zip(sequences, starts or [1] * len(sequences)))
     index = {}                                                          # task -> its place among the different ones
     for task in tasks:
@@ -118,6 +111,18 @@ def score_sequences(model, sentences, sequences, starts=None, **how):
     return scores
 
 
+def require_scorable(model, sentences, sequences):
+    """UserError if a sequence is longer than the model's context or holds a token that the model does not know."""
+    vocab_size, context = len(model.lm_head.weight), context_of(model)
+    for sentence, ids in zip(sentences, sequences):
+        if len(ids) - 1 > context:
+            raise UserError(f"a sentence has {len(ids)} tokens, more than the model's context of {context}: "
+                            f"{sentence[:100]!r}")
+        if max(ids) >= vocab_size:
+            raise UserError(f"token {max(ids)} of {sentence[:100]!r} is not in the model's vocabulary "
+                            f"of {vocab_size}: this is not the model's tokenizer")
+
+
 def context_of(model):
     """The most tokens that the model can be given; a stand-in without positions takes any number."""
     return len(model.cos) if hasattr(model, "cos") else math.inf
@@ -125,7 +130,7 @@ def context_of(model):
 
 @contextlib.contextmanager
 def longer_context(model, tokens):
-    """Inside, the model takes at least so many tokens: its rotary angles go on to positions that it was not trained on."""
+    """Inside, the model takes so many tokens: its rotary angles go on to positions that it was not trained on."""
     config, trained = model.config, (model.cos, model.sin)
     if tokens > len(model.cos):
         head_dim = config.hidden_size // config.num_attention_heads

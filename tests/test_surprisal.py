@@ -1,0 +1,125 @@
+"""Surprisal of words: by hand, as transformers computes it from an exported model, as minicons does; the command."""
+import csv
+import math
+import pathlib
+import re
+
+import numpy as np
+import pytest
+import torch
+
+import eval_blimp
+import export
+from conftest import command, refused
+from lab import checkpoint, scoring, surprisal
+from lab.files import UserError
+from stand_ins import History, Words, by_hand, uniform
+from test_eval_blimp import workplace  # noqa: F401  (a fixture)
+
+LINES = ["the boy sees the old dog.", "", "  Two  spaces, and 42 cups ", "\tthe naïve girl: 🙂 ran", "x"]
+
+
+def test_by_hand():
+    bits = [-by_hand(History(), [1, 3, 4, 5][:n + 1], n) / math.log(2) for n in (1, 2, 3)]
+    rows = surprisal.word_surprisals(History(), Words(), ["a b c"])
+    assert [row[:4] for row in rows] == [[1, 1, "a", 1], [1, 2, "b", 1], [1, 3, "c", 1]]
+    assert [row[4] for row in rows] == pytest.approx(bits, abs=1e-5)
+
+
+def test_words_of_a_line_add_up_to_its_score(workplace):  # noqa: F811
+    """Every word as it is in the text, every token in one word, and the sum of the bits is the line's score."""
+    model, ckpt = checkpoint.load_model("0.pt")
+    rows = surprisal.word_surprisals(model, ckpt.tokenizer, LINES)
+    scores = eval_blimp.score_plainly(model, ckpt.tokenizer, LINES)
+    for number, (line, score) in enumerate(zip(LINES, scores.tolist()), 1):
+        of_line = [row for row in rows if row[0] == number]
+        assert [row[2] for row in of_line] == line.split()
+        assert [row[1] for row in of_line] == list(range(1, len(of_line) + 1))
+        if of_line:
+            tokens = [row[3] for row in of_line]
+            assert sum(tokens) == len(ckpt.tokenizer.encode(line)) and min(tokens) > 0
+            assert sum(row[4] for row in of_line) == pytest.approx(-score / math.log(2), abs=1e-3)
+
+
+def test_transformers_computes_the_same(workplace):  # noqa: F811
+    """Log-probabilities of the exported model, summed over the tokens whose offsets end in the word."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    export.export_folder("0.pt", "hf")
+    hf, tok = AutoModelForCausalLM.from_pretrained("hf"), AutoTokenizer.from_pretrained("hf")
+    model, ckpt = checkpoint.load_model("0.pt")
+    for line in (LINES[0], LINES[2], "the naïve girl: 🙂 ran"):
+        encoded = tok(line, return_offsets_mapping=True)
+        ids = torch.tensor([encoded["input_ids"]])
+        with torch.no_grad():
+            logp = hf(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+        rows = surprisal.word_surprisals(model, ckpt.tokenizer, [line])
+        word_ends = [word.end() for word in re.finditer(r"\S+", line)]
+        bits = [0.0] * len(rows)
+        for (_, end), value in zip(encoded["offset_mapping"][1:], logp.tolist()):
+            word = min(int(np.searchsorted(word_ends, end)), len(rows) - 1)
+            bits[word] -= value / math.log(2)
+        assert [row[4] for row in rows] == pytest.approx(bits, abs=1e-3)
+
+
+def test_minicons_computes_the_same(workplace):  # noqa: F811
+    """Token by token. (Its words are split by encoding each one alone, which a tokenizer with a space in front of every
+    text does differently.)"""
+    minicons = pytest.importorskip("minicons.scorer")
+    export.export_folder("0.pt", "hf")
+    scorer = minicons.IncrementalLMScorer("hf", "cpu")
+    model, ckpt = checkpoint.load_model("0.pt")
+    lines = [line for line in LINES if line]
+    theirs = scorer.token_score(lines, surprisal=True, base_two=True)
+    for line, tokens in zip(lines, theirs):
+        bits = [value for _, value in tokens][1:]                       # BOS comes first, with a 0
+        rows = surprisal.word_surprisals(model, ckpt.tokenizer, [line])
+        ends = np.cumsum([row[3] for row in rows])
+        assert ends[-1] == len(bits)
+        sums = [sum(part) for part in np.split(bits, ends[:-1])]
+        assert [row[4] for row in rows] == pytest.approx(sums, abs=1e-3)
+
+
+def test_the_command(workplace, capsys):  # noqa: F811
+    pathlib.Path("text.txt").write_bytes("\r\n".join(LINES).encode("utf-8-sig"))
+    eval_blimp.main(["0.pt", "--surprisal", "text.txt", "--csv", "o/words.csv"])
+    out = dict(line.split(": ") for line in capsys.readouterr().out.splitlines())
+    with open("o/words.csv", encoding="utf-8", newline="") as f:
+        rows = list(csv.DictReader(f))
+    assert list(rows[0]) == ["sentence", "position", "word", "tokens", "surprisal"]
+    assert [row["word"] for row in rows] == " ".join(LINES).split() and rows[-1]["sentence"] == "5"
+    assert out["words"] == str(len(rows)) and out["sentences"] == "4" and out["checkpoint"] == "0.pt"
+    assert float(out["bits_per_word"]) == pytest.approx(np.mean([float(row["surprisal"]) for row in rows]), abs=1e-5)
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--surprisal", "text.txt"], ["--surprisal", "--csv"]),
+    (["--surprisal", "text.txt", "--csv", "o.csv", "--json", "r.json"], ["--json"]),
+    (["--surprisal", "no.txt", "--csv", "o.csv"], ["no.txt", "No such file"]),
+    (["--surprisal", "empty.txt", "--csv", "o.csv"], ["empty.txt", "no sentence"]),
+    (["--surprisal", "latin.txt", "--csv", "o.csv"], ["latin.txt", "not UTF-8"]),
+    (["--surprisal", "long.txt", "--csv", "o.csv"], ["more than the model's context of 32", "'the cup the cup"]),
+    (["1.pt", "--surprisal", "text.txt", "--csv", "o.csv"], ["one checkpoint"])])
+def test_mistakes(workplace, arguments, words):  # noqa: F811
+    pathlib.Path("text.txt").write_text("the boy\n")
+    pathlib.Path("empty.txt").write_text("\n \n")
+    pathlib.Path("latin.txt").write_bytes("naïve".encode("latin-1"))
+    pathlib.Path("long.txt").write_text("the boy\n" + "the cup " * 40)
+    with pytest.raises(UserError) as e:
+        eval_blimp.main(["0.pt", *arguments])
+    assert all(word in str(e.value) for word in words) and not pathlib.Path("o.csv").exists()
+
+
+def test_as_a_user_types_it(workplace):  # noqa: F811
+    refused(command("eval_blimp.py", "0.pt", "--surprisal", "no.txt", "--csv", "o.csv", cwd=workplace), "no.txt")
+
+
+def test_a_token_that_ends_in_the_next_word():
+    """As a tokenizer may have that merges across spaces: the first word has no token of its own, and no bits."""
+    class Merging(Words):
+        byte_lengths = np.array([1, 0, 0, 4, 2, 2, 2, 2, 2, 2, 2])
+
+        def encode_batch(self, texts):
+            return [[3, 4] for _ in texts]                              # " a b" in one token, then " c"
+    rows = surprisal.word_surprisals(uniform(), Merging(), ["a b c"])
+    assert [row[3] for row in rows] == [0, 1, 1] and rows[0][4] == 0
+    assert scoring.token_ends(Merging(), "a b c", [3, 4]).tolist() == [3, 5]
