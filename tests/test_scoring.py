@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+import export
 import tokenizer
-from lab import pocket_english, scoring
+from lab import checkpoint, pocket_english, scoring
 from lab.files import UserError
 from model import Model
 from stand_ins import History, Table, V, Words, by_hand, lively, uniform
+from test_eval_blimp import workplace  # noqa: F401  (a fixture)
 
 
 def score(model, texts, **options):
@@ -96,6 +98,20 @@ def test_where_tokens_end():
             assert end == max(1, len(whole)) or "\ufffd" in whole.decode()
     with pytest.raises(UserError, match="does not keep every character of 'x y'"):
         scoring.token_ends(Words(), "x y", [3])
+
+
+def test_the_first_scored_token_is_where_offsets_say(workplace):  # noqa: F811
+    """As the BabyLM pipelines do: a token is scored if its offsets in transformers' tokenizer end beyond the context."""
+    from transformers import AutoTokenizer
+    export.export_folder("0.pt", "hf")
+    hf, tok = AutoTokenizer.from_pretrained("hf"), checkpoint.load("0.pt").tokenizer
+    whole = "The naïve  girl\u00a0says: 🙂 42 cups.\n\u3042 ran "
+    for cut in range(len(whole)):
+        encoded = hf(whole, return_offsets_mapping=True)
+        scored = [i for i, (_, end) in enumerate(encoded["offset_mapping"]) if end > cut]
+        sequences = scoring.tokenize(tok, [whole])
+        assert list(sequences[0]) == encoded["input_ids"]
+        assert scoring.first_scored(tok, [whole], [whole[:cut]], sequences) == [scored[0]]
 
 
 def test_beyond_the_context():
