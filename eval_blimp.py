@@ -106,6 +106,7 @@ def quick_accuracy(model, tokenizer, folder, pairs_per_paradigm):
 # ---------------------------------------------------------------------------------------------------------------------
 # The command
 
+# The rule as --json records it, and what each --compat changes
 RULE = {"method": "full", "bos": True, "leading_space": False, "eos": False, "mean": False, "ties_correct": False}
 COMPAT = {"babylm-2025": {"ties_correct": True},                        # the first of equal scores wins, the good one
           "babylm-2026": {"ties_half": True},                           # a coin decides
@@ -139,7 +140,7 @@ def parse_arguments(argv):
                    help="of the matrix products (default: float32)")
     files = p.add_argument_group("files")
     files.add_argument("--json", metavar="FILE", help="all results")
-    files.add_argument("--csv", metavar="FILE", help="sentences, scores and decision of every pair")
+    files.add_argument("--csv", metavar="FILE", help="sentences, scores and decision of every pair; or the words")
     files.add_argument("--predictions", metavar="FILE", help="decisions, in the BabyLM challenge's submission format")
     files.add_argument("--plot", metavar="FILE.png",
                        help="bars by phenomenon; of several checkpoints, accuracy against words seen")
@@ -180,24 +181,16 @@ def main(argv=None):
         write_surprisals(args, paths, device)
         return
 
-    pairs, data, evaluations = None, None, []
-    for path in paths + ([args.compare] if args.compare else []):
-        model, ckpt = checkpoint.load_model(path, device)
-        ckpt.weights = None                                             # the model has its own
-        if pairs is None:
-            pairs, data = read_data(args, settings, ckpt.provenance)
-        evaluations.append(evaluate_checkpoint(model, ckpt, pairs, data, args, device))
-    other = evaluations.pop() if args.compare else None
+    evaluations, other = evaluate_checkpoints(args, paths, settings, device)
     results = [result for result, _ in evaluations]
     result, details = evaluations[-1]
-
-    if args.compare:
+    if other:
         require_same_pairs([other, evaluations[-1]], "--compare")
         result["comparison"] = {"with": args.compare, "accuracy": other[0]["accuracy"],
                                 **statistics.compare(details["pairs"], details["correct"], other[1]["correct"])}
     if args.html:
-        evaluations = [other, *evaluations] if args.compare else evaluations
-        require_same_pairs(evaluations, "--html")
+        on_page = [other, *evaluations] if other else evaluations       # each is compared with the first
+        require_same_pairs(on_page, "--html")
     result["seconds"] = time.perf_counter() - began
 
     print("\n" + report.table(results, args.paradigms))
@@ -215,7 +208,20 @@ def main(argv=None):
         atomic_write(args.plot, lambda f: plots.plot(results, f))
     if args.html:
         from lab import compare_page
-        atomic_write(args.html, compare_page.page(evaluations))
+        atomic_write(args.html, compare_page.page(on_page))
+
+
+def evaluate_checkpoints(args, paths, settings, device):
+    """([(result, details)] of the checkpoints, that of --compare or None), all of the same pairs."""
+    pairs, evaluations = None, []
+    for path in paths + ([args.compare] if args.compare else []):
+        model, ckpt = checkpoint.load_model(path, device)
+        ckpt.weights = None                                             # the model has its own
+        if pairs is None:
+            pairs, data = read_data(args, settings, ckpt.provenance)
+        evaluations.append(evaluate_checkpoint(model, ckpt, pairs, data, args, device))
+    other = evaluations.pop() if args.compare else None
+    return evaluations, other
 
 
 def read_data(args, settings, provenance):
@@ -259,6 +265,7 @@ def require_same_pairs(evaluations, flag):
 
 
 def write_surprisals(args, paths, device):
+    """--surprisal: no pairs, but the words of a file."""
     from lab import surprisal
     if len(paths) > 1:
         raise UserError("--surprisal: takes one checkpoint; run the command once for each")

@@ -101,7 +101,7 @@ def test_where_tokens_end():
 
 
 def test_the_first_scored_token_is_where_offsets_say(workplace):  # noqa: F811
-    """As the BabyLM pipelines do: a token is scored if its offsets in transformers' tokenizer end beyond the context."""
+    """As in BabyLM's pipelines: a token is scored if its offsets in transformers' tokenizer end beyond the context."""
     from transformers import AutoTokenizer
     export.export_folder("0.pt", "hf")
     hf, tok = AutoTokenizer.from_pretrained("hf"), checkpoint.load("0.pt").tokenizer
