@@ -109,8 +109,17 @@ class ModelConfig:
 # Norm and rotary positions
 
 
+def product_dtype(x):
+    """The type in which x is multiplied by matrices: autocast's where it is on, else x's own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight, in float32 (Zhang and Sennrich 2019)."""
+    """x / sqrt(mean(x^2) + eps) * weight, in float32 (Zhang and Sennrich 2019).
+
+    What comes out goes into matrix products: it has their type, so that not each of them has to convert it.
+    """
 
     def __init__(self, size, eps):
         super().__init__()
@@ -118,22 +127,25 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        x32 = x.float()
-        scale = torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)
-        return (x32 * scale * self.weight).to(x.dtype)
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(product_dtype(x))
 
 
 def rope_table(positions, head_dim, theta):
-    """cos and sin, each (positions, hs/2): position m turns pair i by m * theta^(-2i/hs) radians (Su et al. 2021)."""
+    """cos and sin, each (positions, hs): position m turns pair i by m * theta^(-2i/hs) radians (Su et al. 2021).
+
+    Pair i is the numbers i and i + hs/2 of a head: (a, b) becomes (a cos - b sin, b cos + a sin). Both have their cos
+    here, and their sin with the sign that it has there.
+    """
     frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)      # (hs/2)
     angles = np.outer(np.arange(positions), frequencies)                # (positions, hs/2)
-    return torch.from_numpy(np.cos(angles).astype(np.float32)), torch.from_numpy(np.sin(angles).astype(np.float32))
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    return torch.from_numpy(np.hstack((cos, cos))), torch.from_numpy(np.hstack((-sin, sin)))
 
 
 def apply_rotary_emb(x, cos, sin):
-    """Turns the pairs (i, i + hs/2) of each head. x (B, T, nh, hs); cos, sin (B or 1, T, 1, hs/2)."""
-    a, b = x.float().chunk(2, dim=-1)                                   # (B, T, nh, hs/2) each
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+    """Turns the pairs of each head, in float32. x (B, T, nh, hs); cos, sin (B or 1, T, 1, hs)."""
+    swapped = x.roll(x.shape[-1] // 2, dims=-1)                         # (b, a) where x has (a, b)
+    return (x * cos + swapped * sin).to(x.dtype)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -239,7 +251,8 @@ class Attention(nn.Module):
         v = v.view(B, T, self.kv_heads, self.head_dim)                  # (B, T, nkv, hs)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = apply_rotary_emb(q, *rope), apply_rotary_emb(k, *rope)
+        qk = apply_rotary_emb(torch.cat((q, k), dim=2), *rope)          # (B, T, nh + nkv, hs)
+        q, k = qk.split((self.heads, self.kv_heads), dim=2)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)       # (B, nh or nkv, T, hs)
         y = attention(q, k, v, mask, cache)                             # (B, nh, T, hs)
         y = y.transpose(1, 2).reshape(B, T, h)                          # (B, T, h): heads side by side
@@ -335,8 +348,8 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(f, h, bias=False)
 
     def forward(self, x):
-        up = F.linear(x, self.down_proj.weight.T) if self.shared else self.up_proj(x)   # (B, T, f)
-        return self.down_proj(self.act(self.gate_proj(x)) * up)                         # (B, T, h)
+        up = x @ self.down_proj.weight if self.shared else self.up_proj(x)      # (B, T, f)
+        return self.down_proj(self.act(self.gate_proj(x)) * up)                 # (B, T, h)
 
 
 class LinearProjector(nn.Module):
@@ -379,8 +392,8 @@ class LinearCrossEntropy(torch.autograd.Function):
     overwritten by the next. There is one pass of exp per chunk, and the division by the normaliser s is done on the
     small side of each product:
         dx = (e W) / s - W[target]        dW = e^T (x / s) - onehot^T x        with e = exp(logits - shift), s = sum(e)
-    The shift, a row's largest logit, is only needed where exp could overflow; as |x . w| <= |x| |w|, that is mostly
-    known not to be. z_loss adds z_loss (log of the normaliser)^2 per token, which pulls it towards 1 (PaLM, section 5).
+    The shift, a row's largest logit, keeps exp from overflowing. z_loss adds z_loss (log of the normaliser)^2 per token,
+    which pulls it towards 1 (PaLM, section 5).
     """
 
     @staticmethod
@@ -394,27 +407,28 @@ class LinearCrossEntropy(torch.autograd.Function):
         if need_grad:
             dx = torch.empty(N, h, dtype=torch.float32, device=x.device)
             dw = torch.zeros(h, V, dtype=torch.float32, device=x.device)                # W's gradient, transposed
-        largest = xs.float().norm(dim=1).max() * w.float().norm(dim=1).max()            # no logit is larger
-        safe = dtype != torch.float16 and largest < 60
-        total = torch.zeros((), dtype=torch.float32, device=x.device)
+        safe = cannot_overflow(xs, w)
+        rows = []                                                       # of each chunk: shift, target's logit, s
         for start in range(0, N, size):
             chunk = slice(start, start + size)
-            xc = xs[chunk]                                                              # (n, h)
-            logits = torch.mm(xc, w.T, out=buffer[:len(xc)])                            # (n, V)
-            shift = 0 if safe else logits.amax(1, keepdim=True)                         # (n, 1)
-            target_logit = (logits.gather(1, target[chunk]) - shift).float()            # (n, 1)
-            shifted = logits if safe else logits.sub_(shift)                            # in the place of logits, and
-            e = shifted.exp_()                                                          # in the place of both (n, V)
-            parts = e.split(2048, dim=1)                                                # a long bfloat16 sum is rough
-            s = sum(part.sum(1, keepdim=True).float() for part in parts)                # (n, 1)
-            log_s = s.log()
-            z = log_s + shift                                                           # log of the normaliser (n, 1)
-            losses = log_s - target_logit + z_loss * z.square()
-            total += torch.where(scored[chunk], losses, 0).sum()
+            logits = torch.mm(xs[chunk], w.T, out=buffer[:len(xs[chunk])])              # (n, V)
+            target_logit = logits.gather(1, target[chunk])                              # (n, 1)
+            shift = torch.zeros_like(target_logit) if safe else logits.amax(1, keepdim=True)        # (n, 1)
+            shifted = logits if safe else logits.sub_(shift)                            # in the place of logits
+            e, s = exp_and_sum(shifted)                                                 # in the same place; (n, 1)
+            rows.append((shift, target_logit, s))
             if need_grad:
-                slope = torch.where(scored[chunk], (1 + 2 * z_loss * z) / s, 0)         # d loss / d z, over s
+                slope = scored[chunk] / s                                               # d loss / d log s, over s
+                if z_loss:
+                    slope *= 1 + 2 * z_loss * (s.log() + shift)
                 torch.mul(e @ w, slope, out=dx[chunk])
-                dw += (xc * slope).to(dtype).T @ e
+                dw += (xs[chunk] * slope).to(dtype).T @ e
+        shift, target_logit, s = (torch.cat(parts).float() for parts in zip(*rows))     # (N, 1) each
+        log_s = s.log()
+        losses = log_s - (target_logit - shift)
+        if z_loss:
+            losses += z_loss * (log_s + shift).square()
+        total = torch.where(scored, losses, 0).sum()
         count = scored.sum().clamp(min=1)
         if need_grad:
             target = target[:, 0]
@@ -429,6 +443,30 @@ class LinearCrossEntropy(torch.autograd.Function):
         dx, dw, count = ctx.saved_tensors
         scale = grad / count
         return (dx * scale).to(ctx.dtypes[0]), (dw * scale).to(ctx.dtypes[1]), None, None, None, None
+
+
+def cannot_overflow(x, w):
+    """Whether no exp(x . w) can overflow, as |x . w| <= |x| |w|: true of most models, and worth a pass on a CPU.
+
+    On a GPU it is not asked: it would have to be waited for.
+    """
+    if x.device.type != "cpu" or x.dtype == torch.float16:
+        return False
+    return bool(x.float().norm(dim=1).max() * w.float().norm(dim=1).max() < 60)
+
+
+def exp_and_sum(logits):
+    """exp(logits (n, V)), in the same place, and the sums of its rows (n, 1) in float32."""
+    if logits.device.type != "cpu":
+        e = logits.exp_()
+        return e, e.sum(1, keepdim=True, dtype=torch.float32)
+    sums = []
+    few = max(1, 2**17 * torch.get_num_threads() // logits.shape[1])    # rows that stay in the cores' caches
+    for rows in logits.split(few):
+        e = rows.float().exp_()                                         # a CPU is faster at it than in bfloat16
+        sums.append(e.sum(1, keepdim=True))
+        rows.copy_(e)
+    return logits, torch.cat(sums)
 
 
 def chunk_size(vocab, dtype, device):
@@ -476,7 +514,7 @@ class Model(nn.Module):
         self.mlp = nn.ModuleList(MLP(config) for _ in range(groups))
         self.norm = RMSNorm(h, config.rms_norm_eps)
         cos, sin = rope_table(config.max_position_embeddings, h // config.num_attention_heads, config.rope_theta)
-        self.register_buffer("cos", cos, persistent=False)              # (max positions, hs/2)
+        self.register_buffer("cos", cos, persistent=False)              # (max positions, hs)
         self.register_buffer("sin", sin, persistent=False)
         self.gradient_checkpointing = False
         self.z_loss = 0.0
@@ -498,14 +536,14 @@ class Model(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def embed(self, ids, mask=None, cache=None):
-        """ids (B, T) -> (B, T, h)"""
+        """ids (B, T) -> (B, T, h), the start of the residual stream: in the weights' type, whatever autocast is."""
         table = self.lm_head.weight if self.config.tie_word_embeddings else self.embed_tokens.weight
         x = F.embedding(ids, table)                                     # (B, T, h) or (B, T, h/4)
         if self.config.embedding == "full":
             return x
         if self.config.embedding == "repeat":
             return x.repeat(1, 1, self.config.embedding_factor)         # RRHP: [e e e e]
-        return self.projector(x, mask, cache)
+        return self.projector(x, mask, cache).to(table.dtype)
 
     def hidden(self, ids, positions=None, mask=None, cache=None):
         """The last layer's output after the final norm, (B, T, h).
@@ -520,7 +558,7 @@ class Model(nn.Module):
                 raise ValueError(f"{past + T} tokens do not fit into the context of "
                                  f"{self.config.max_position_embeddings}")
             positions = slice(past, past + T)
-        cos = self.cos[positions].view(-1, T, 1, self.cos.shape[1])     # (B or 1, T, 1, hs/2)
+        cos = self.cos[positions].view(-1, T, 1, self.cos.shape[1])     # (B or 1, T, 1, hs)
         sin = self.sin[positions].view(-1, T, 1, self.sin.shape[1])     # the same
         if past and T > 1 and mask is None:
             mask = torch.ones(T, past + T, dtype=torch.bool, device=ids.device).tril(past)
@@ -546,11 +584,9 @@ class Model(nn.Module):
 
     def loss(self, x, targets):
         """Mean loss of hidden states x (B, T, h) against targets (B, T), which are the ids one step ahead."""
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        x, targets = x.flatten(0, 1), targets.flatten()                 # (N, h), (N)
-        weight, need_grad = self.lm_head.weight, torch.is_grad_enabled()
-        with torch.autocast(device, enabled=False):
+        x, targets, weight = x.flatten(0, 1), targets.flatten(), self.lm_head.weight    # (N, h), (N), (V, h)
+        dtype, need_grad = product_dtype(x), torch.is_grad_enabled()
+        with torch.autocast(x.device.type, enabled=False):
             return LinearCrossEntropy.apply(x, weight, targets, self.z_loss, dtype, need_grad)
 
     @torch.no_grad()
