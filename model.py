@@ -418,9 +418,10 @@ class LinearCrossEntropy(torch.autograd.Function):
             e, s = exp_and_sum(shifted)                                                 # in the same place; (n, 1)
             rows.append((shift, target_logit, s))
             if need_grad:
-                slope = scored[chunk] / s                                               # d loss / d log s, over s
+                slope = scored[chunk]                                                   # d loss / d log s
                 if z_loss:
-                    slope *= 1 + 2 * z_loss * (s.log() + shift)
+                    slope = slope * (1 + 2 * z_loss * (s.log() + shift))
+                slope = slope / s
                 torch.mul(e @ w, slope, out=dx[chunk])
                 dw += (xs[chunk] * slope).to(dtype).T @ e
         shift, target_logit, s = (torch.cat(parts).float() for parts in zip(*rows))     # (N, 1) each
