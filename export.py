@@ -26,7 +26,7 @@ from lab import checkpoint, commands
 from lab import settings as configuration
 from lab.files import UserError, atomic_write
 from lab.hf_tokenizer import tokenizer_files
-from lab.model_card import model_card, read_json, read_scores
+from lab.model_card import model_card, read_babylm, read_json, read_scores
 from model import Model, parameter_counts, sharing
 from tokenizer import load as load_tokenizer
 
@@ -252,10 +252,10 @@ def import_folder(folder, path, force=False):
 # Folders: writing
 
 
-def export_folder(path, folder, blimp=None, license="unknown", force=False):
+def export_folder(path, folder, blimp=None, babylm=None, license="unknown", force=False):
     """Writes the Hugging Face folder of checkpoint `path`; returns how many numbers its weights are.
 
-    blimp: what `read_scores` gives, for the model card. Raises UserError, with `folder` as it was.
+    blimp, babylm: scores for the model card. Raises UserError, with `folder` as it was.
     """
     check_target(folder, force)
     model, ckpt = checkpoint.load_model(path)
@@ -269,7 +269,7 @@ def export_folder(path, folder, blimp=None, license="unknown", force=False):
         files = tokenizer_files(tokenizer, ckpt.config.max_position_embeddings) | {
             "generation_config.json": json.dumps(ends | {"do_sample": True}, indent=2),
             "model.safetensors": safetensors.save(weights, metadata={"format": "pt"}),
-            "README.md": model_card(ckpt, numbers, name, blimp, license),
+            "README.md": model_card(ckpt, numbers, name, blimp, babylm, license),
             "config.json": json.dumps(settings | ends, indent=2),
         }
     write_folder(folder, files)
@@ -325,12 +325,12 @@ def export_run(run, folder, **options):
     for revision, target in targets.items():
         name = "ckpt.pt" if revision == "main" else revision + ".pt"
         export_folder(os.path.join(run, name), target, **options)
-        options["blimp"] = None         # the scores are those of main
+        options |= {"blimp": None, "babylm": None}              # the scores are those of main
     return list(targets.values())
 
 
 UPLOAD = """On the Hub each revision is a branch of one repository:
-  for r in $(ls {folder}); do hf upload USER/{name} {folder}/$r/{name} . --revision $r; done
+  python -m lab.babylm upload {folder} USER/{name} --dry-run
 Given a folder, the BabyLM pipeline ignores --revision_name but for the place of the results: name both, such as
   --model_path_or_name {folder}/chck_1M/{name} --revision_name chck_1M"""
 
@@ -345,6 +345,7 @@ def main(argv=None):
     p.add_argument("--all-checkpoints", action="store_true",
                    help="ckpt.pt and every chck_NM.pt of a run, each into DIR/REVISION/DIR")
     p.add_argument("--blimp", metavar="FILE", help="what eval_blimp.py --json wrote, for the model card")
+    p.add_argument("--babylm", metavar="FILE", help="the scores.json of lab.babylm, for the model card")
     p.add_argument("--license", default="unknown", metavar="ID",
                    help="licence of the weights for the model card, such as mit")
     p.add_argument("--force", action="store_true", help="write even where something else is")
@@ -357,8 +358,11 @@ def main(argv=None):
         config = import_folder(args.source, args.target, args.force)
         print(f"parameters: {sum(parameter_counts(config).values())}\ncheckpoint: {args.target}")
         return
-    blimp = read_scores(args.blimp) if args.blimp else None
-    options = {"blimp": blimp, "license": args.license, "force": args.force}
+    options = {
+        "blimp": read_scores(args.blimp) if args.blimp else None,
+        "babylm": read_babylm(args.babylm) if args.babylm else None,
+        "license": args.license,
+        "force": args.force}
     if args.all_checkpoints:
         for folder in export_run(args.source, args.target, **options):
             print("folder: " + folder)

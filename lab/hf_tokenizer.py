@@ -90,7 +90,7 @@ def tokenizer_files(tokenizer, context):
                         "pieces defined by hand); it cannot be exported")
 
     named = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "unk_token": tokenizer.sp.unk_id(),
-             "pad_token": tokenizer.eos_id}                                 # fine-tuning pads; EOS is in no training text
+             "pad_token": tokenizer.eos_id}                                 # fine-tuning pads; no text has an EOS
     named = {name: texts[i] for name, i in named.items() if i >= 0}
     special = {i: special_token(texts[i]) for i, kind in enumerate(types) if kind in (UNKNOWN, CONTROL)}
     settings = named | {

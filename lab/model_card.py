@@ -35,6 +35,15 @@ def read_scores(path):
         raise UserError(f"{path}: no accuracy in it; give what eval_blimp.py --json wrote") from None
 
 
+def read_babylm(path):
+    """{task: (accuracy, items)} of the last checkpoint, from the scores.json of lab.babylm. Raises UserError."""
+    try:
+        tasks = read_json(path)["main"]
+        return {task: (float(result["accuracy"]), int(result["items"])) for task, result in tasks.items()}
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+        raise UserError(f"{path}: no scores in it; give what python -m lab.babylm score wrote") from None
+
+
 def shown(value):
     if value is None:
         return "unknown"
@@ -52,10 +61,11 @@ def table(header, *rows):
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def model_card(ckpt, numbers, name, blimp, license):
+def model_card(ckpt, numbers, name, blimp, babylm, license):
     """The text of README.md.
 
-    ckpt: a Checkpoint; numbers: how many the exported weights are; blimp: what `read_scores` gives, or None.
+    ckpt: a Checkpoint; numbers: how many the exported weights are; blimp: what `read_scores` gives, or None; babylm:
+    what `read_babylm` gives, or None.
     """
     config, made = ckpt.config, ckpt.provenance
     counts = parameter_counts(config)
@@ -73,6 +83,7 @@ def model_card(ckpt, numbers, name, blimp, license):
         sources=sources_table(made),
         run=run_table(made),
         scores=scores_table(blimp),
+        babylm=babylm_table(babylm),
         license=license,
         sha=ckpt.sha256,
     )
@@ -124,6 +135,14 @@ def scores_table(blimp):
             + table(["", "accuracy, %", "pairs"], *rows))
 
 
+def babylm_table(babylm):
+    if babylm is None:
+        return ""
+    rows = [[task, f"{100 * share:.2f}", items] for task, (share, items) in babylm.items()]
+    return ("\n\n## BabyLM 2026, zero-shot\nBy the challenge's rules: a coin decides a tie.\n\n"
+            + table(["", "accuracy, %", "items"], *rows))
+
+
 CARD = """---
 {metadata}---
 # {name}
@@ -155,7 +174,7 @@ compressed weights written out: {numbers:,} numbers.
 {run}
 
 ## BLiMP
-{scores}
+{scores}{babylm}
 
 ## Limitations
 So small a model, of so little text, knows few facts and repeats the biases of its sources; it was not made to follow

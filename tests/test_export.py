@@ -175,7 +175,8 @@ def test_fine_tuning_with_padding(side, transformers, make, tmp_path):
     load = transformers.AutoModelForSequenceClassification.from_pretrained
     model = load(str(tmp_path / "hf"), num_labels=2).train()
     assert names.pad_token_id == names.eos_token_id == model.config.pad_token_id == 2
-    texts = [f"The {noun} {verb}{end}" for noun in ("cat", "dogs") for verb in ("sees", "see") for end in (".", " a man.")]
+    texts = [f"The {noun} {verb}{end}" for noun in ("cat", "dogs") for verb in ("sees", "see")
+             for end in (".", " a man.")]
     batch = names(texts, padding=True, return_tensors="pt")
     assert (batch["attention_mask"] == 0).any() and (batch["input_ids"][batch["attention_mask"] == 0] == 2).all()
     labels = torch.tensor([text.startswith("The cat") for text in texts]).long()
@@ -450,7 +451,9 @@ def test_model_card(make, tmp_path):
     phenomena = {"npi_licensing": {"accuracy": 0.75, "pairs": 14, "ties": 0}}
     scores = {"accuracy": 0.6125, "pairs": 134, "ties": 2, "phenomena": phenomena}
     (tmp_path / "scores.json").write_text(json.dumps(scores))
-    export.main([path, str(tmp_path / "model-x"), "--blimp", str(tmp_path / "scores.json"), "--license", "mit"])
+    (tmp_path / "babylm.json").write_text('{"main": {"comps": {"accuracy": 0.5125, "items": 91028}}}')
+    export.main([path, str(tmp_path / "model-x"), "--blimp", str(tmp_path / "scores.json"), "--license", "mit",
+                 "--babylm", str(tmp_path / "babylm.json")])
     _, front, body = (tmp_path / "model-x" / "README.md").read_text().split("---\n", 2)
     front = yaml.safe_load(front)
     assert (front["license"], front["pipeline_tag"]) == ("mit", "text-generation")
@@ -461,12 +464,13 @@ def test_model_card(make, tmp_path):
                        ("accuracy", 0.6125, "BLiMP")]
     total = f"{sum(p.numel() for p in model.parameters()):,}"
     for text in (total, "a: corpus {x} of #1", "| wiki | 666,667 | 112,345 |", "odd: \\|name", "**61.25 %**",
-                 "| npi_licensing | 75.00 | 14 |", "`attention: pwa`", "learning_rate", "| val_loss | 3.25 |",
+                 "| npi_licensing | 75.00 | 14 |", "| comps | 51.25 | 91,028 |", "`attention: pwa`", "learning_rate", "| val_loss | 3.25 |",
                  "## Limitations", "## Licence", "2025.emnlp-main.1198", "tacl_a_00321", "conll-babylm.1"):
         assert text in body, text
     (tmp_path / "bad.json").write_text("{}")
-    with pytest.raises(UserError, match="no accuracy"):
-        export.main([path, str(tmp_path / "y"), "--blimp", str(tmp_path / "bad.json")])
+    for option, words in (("--blimp", "no accuracy"), ("--babylm", "no scores")):
+        with pytest.raises(UserError, match=words):
+            export.main([path, str(tmp_path / "y"), option, str(tmp_path / "bad.json")])
 
 
 def test_model_card_of_a_checkpoint_without_history(make, tmp_path):

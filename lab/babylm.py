@@ -1,0 +1,279 @@
+"""The BabyLM challenge of 2026: a run's checkpoints scored on its zero-shot tasks, the submission checked and uploaded.
+
+    python -m lab.babylm score out/mine my-babylm --data EVALUATION_DATA --out RESULTS
+    python -m lab.babylm check RESULTS/my-babylm/all_full_preds_and_fast_scores_causal.json
+    python -m lab.babylm upload my-babylm USER/my-babylm [--dry-run]
+
+The challenge's pipeline (babylm-org/babylm-eval at 3d57ddc, folder strict/) is started anew for each of some 120 pairs
+of checkpoint and task. `score` writes the same predictions.json files by lab/scoring.py: BLiMP, its supplement, EWoK,
+entity tracking, COMPS and GlobalPIQA, for ckpt.pt in full, for chck_1M.pt, ... in their fast form. What is not there is
+named and skipped, what has been scored is not scored again. Reading times, age of acquisition and fine-tuning are left
+to the pipeline. docs/babylm.md is the whole walk.
+"""
+import argparse
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from lab import checkpoint, commands, scoring
+from lab.files import UserError, atomic_write, file_sha256
+from lab.pairs import jsonl_files, read_bytes, read_json
+from lab.submission import TRACKS, check, revisions
+
+# (task, folder of its data) as the pipeline calls them
+PIQA = [("global_piqa_parallel", "global_piqa_parallel"), ("global_piqa_nonparallel", "global_piqa_nonparallel")]
+FULL = [("blimp", "blimp_filtered"), ("blimp", "supplement_filtered"), ("ewok", "ewok_filtered"),
+        ("entity_tracking", "entity_tracking"), ("comps", "comps"), *PIQA]
+FAST = [("blimp", "blimp_fast"), ("blimp", "supplement_fast"), ("ewok", "ewok_fast"),
+        ("entity_tracking", "entity_tracking_fast"), *PIQA]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading the tasks: a line of a file -> an Item, as evaluation_pipeline/sentence_zero_shot/read_files.py has it
+
+
+@dataclass
+class Item:
+    part: str                           # of the task, in which it is counted
+    alternatives: list                  # of (context, text): the text is scored, given the context
+    answers: list                       # what predictions.json says for each of them
+    correct: int = 0                    # the index of the right one
+
+
+def blimp(row, stem):
+    sentences = [row["sentence_good"], row["sentence_bad"]]
+    part = row["UID"] if "field" in row else stem                           # the supplement's have no UID
+    return Item(part, [("", sentence) for sentence in sentences], sentences)
+
+
+def ewok(row, stem):
+    """Two contexts, and a target that fits the first."""
+    alternatives = [(row[context], " " + row["Target1"]) for context in ("Context1", "Context2")]
+    return Item(row["Domain"], alternatives, [context + target for context, target in alternatives])
+
+
+def entity_tracking(row, stem):
+    """A context and several options, of which the first is right. Items with "nothing" in an option are left out."""
+    if any("nothing" in option for option in row["options"]):
+        return None
+    alternatives = [(row["input_prefix"], option) for option in row["options"]]
+    return Item(f"{stem}_{row['numops']}_ops", alternatives, row["options"])
+
+
+def comps(row, stem):
+    """Two subjects, and a property that the first has."""
+    names = {"comps_base": "base", "comps_wugs": "wugs", "comps_wugs_dist-before": "wugs_dist_before"}
+    subjects = [row["prefix_acceptable"], row["prefix_unacceptable"]]
+    alternatives = [(subject + " ", row["property_phrase"]) for subject in subjects]
+    sentences = [subject + phrase for subject, phrase in alternatives]
+    return Item(names.get(stem, "wugs_dist_in_between"), alternatives, sentences)
+
+
+def global_piqa(row, number):
+    solutions = [" " + row[f"solution{i}"] for i in range(number)]
+    alternatives = [(row["prompt"], solution) for solution in solutions]
+    return Item(row["example_id"], alternatives, solutions, row["label"])
+
+
+READERS = {
+    "blimp": blimp, "ewok": ewok, "entity_tracking": entity_tracking, "comps": comps,
+    "global_piqa_parallel": lambda row, stem: global_piqa(row, 4),
+    "global_piqa_nonparallel": lambda row, stem: global_piqa(row, 2),
+}
+
+
+def read_items(task, folder):
+    """(Items of the *.jsonl files in a folder, sha256 of the files). Raises UserError naming file and line."""
+    items, digest = [], hashlib.sha256()
+    for file in jsonl_files(folder):
+        content = read_bytes(file)
+        digest.update(content)
+        stem = os.path.splitext(os.path.basename(file))[0]
+        for number, line in enumerate(content.splitlines(), 1):
+            try:
+                item = READERS[task](read_json(line), stem)
+            except (ValueError, LookupError, TypeError) as e:
+                raise UserError(f"{file}:{number}: not an item of {task} ({e}); fetch the file again") from None
+            if item is not None:
+                items.append(item)
+    return items, digest.hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Scoring
+
+
+def choose(scores):
+    """(the index chosen for each item, how many ties): the highest score; a coin decides a tie, the same each time."""
+    coin = np.random.default_rng(0)
+    chosen, ties = [], 0
+    for of_item in scores:
+        highest = scoring.best(of_item)
+        if len(highest) > 1:
+            ties += 1
+            highest = [coin.choice(highest)]
+        chosen.append(int(highest[0]))
+    return chosen, ties
+
+
+def predictions(items, chosen):
+    """What the pipeline writes: {part: {"predictions": [{"id", "pred"}]}}."""
+    out = {}
+    for item, index in zip(items, chosen):
+        rows = out.setdefault(item.part, {"predictions": []})["predictions"]
+        rows.append({"id": f"{item.part}_{len(rows)}", "pred": item.answers[index]})
+    return out
+
+
+def accuracy(task, items, chosen):
+    """Mean over the parts; in entity tracking over its three kinds, each the mean over its numbers of operations."""
+    parts = {}
+    for item, index in zip(items, chosen):
+        parts.setdefault(item.part, []).append(index == item.correct)
+    means = {part: np.mean(correct) for part, correct in parts.items()}
+    if task == "entity_tracking":
+        kinds = {}
+        for part, mean in means.items():
+            kinds.setdefault(part.rsplit("_", 2)[0], []).append(mean)       # regular_0_ops: regular
+        means = {kind: np.mean(of_kind) for kind, of_kind in kinds.items()}
+    return float(np.mean(list(means.values())))
+
+
+def score_task(model, tokenizer, task, items):
+    """(what predictions.json holds, {"accuracy", "items", "ties"})"""
+    alternatives = [item.alternatives for item in items]
+    per_token = task.startswith("global_piqa")
+    scores = scoring.score_items(model, tokenizer, alternatives, per_token=per_token, beyond_context=True)
+    chosen, ties = choose(scores)
+    return predictions(items, chosen), {"accuracy": accuracy(task, items, chosen), "items": len(items), "ties": ties}
+
+
+def score(run, name, data, out, track="strict-small", device="auto"):
+    """Writes OUT/NAME/REVISION/zero_shot/causal/TASK/FOLDER/predictions.json; their accuracies to OUT/NAME/scores.json.
+
+    What scores.json has of the same checkpoint on the same data is done already. Returns the paths of what is missing.
+    Raises UserError.
+    """
+    if not os.path.isdir(run) or not os.path.isdir(data):
+        raise UserError(f"{data if os.path.isdir(run) else run}: no such folder; see docs/babylm.md")
+    record = os.path.join(out, name, "scores.json")
+    done, missing, read = read_record(record), {}, {}
+    for revision in ["main", *revisions(track)]:
+        path = os.path.join(run, "ckpt.pt" if revision == "main" else revision + ".pt")
+        if not os.path.isfile(path):
+            missing[path] = True
+            continue
+        sha, model = file_sha256(path), None
+        for task, folder in FULL if revision == "main" else FAST:
+            source = os.path.join(data, "full_eval" if revision == "main" else "fast_eval", folder)
+            target = os.path.join(out, name, revision, "zero_shot", "causal", task, folder, "predictions.json")
+            if not os.path.isdir(source):
+                missing[source] = True
+                continue
+            if source not in read:
+                read[source] = read_items(task, source)
+            items, data_sha = read[source]
+            origin = {"checkpoint": sha, "data": data_sha}
+            of_revision = done.setdefault(revision, {})
+            if os.path.exists(target) and origin.items() <= of_revision.get(folder, {}).items():
+                continue
+            start = time.time()
+            if model is None:
+                model, ckpt = checkpoint.load_model(path, device)
+            predicted, result = score_task(model, ckpt.tokenizer, task, items)
+            atomic_write(target, json.dumps(predicted))
+            of_revision[folder] = result | origin
+            atomic_write(record, json.dumps(done, indent=1) + "\n")
+            print(f"{revision:<10}{folder:<25}{100 * result['accuracy']:6.2f} %{len(items):8,} items"
+                  f"{result['ties']:6,} ties{time.time() - start:8.1f} s", flush=True)
+    return list(missing)
+
+
+def read_record(path):
+    """The scores.json of an earlier start, or {}. Raises UserError."""
+    if not os.path.exists(path):
+        return {}
+    try:
+        return dict(read_json(read_bytes(path)))
+    except (ValueError, TypeError):
+        raise UserError(f"{path}: damaged; remove it to score anew") from None
+
+
+REST = """
+Left to the pipeline, in its folder strict/ (the folders are what export.py RUN NAME --all-checkpoints writes):
+  python -m evaluation_pipeline.reading.run --backend causal --model_path_or_name {hub}/main/{name} \\
+    --data_path evaluation_data/full_eval/reading/reading_data.csv --revision_name main
+  for r in {revisions}; do
+    python -m evaluation_pipeline.reading.run --backend causal --model_path_or_name {hub}/$r/{name} \\
+      --data_path evaluation_data/fast_eval/reading/reading_data.csv --revision_name $r; done
+  bash scripts/eval_finetuning.sh --model_path {hub}/main/{name}
+  bash scripts/eval_aoa.sh USER/{name} causal {aoa_track}     # from the branches on the Hub
+  bash scripts/collate_preds.sh {hub}/main/{name} causal {track}"""
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Uploads: a repository on the Hub, in which each revision is a branch
+
+
+def upload(hub, repository, dry_run=False):
+    """Runs `hf upload` for every folder that export.py --all-checkpoints wrote, or only prints it. Raises UserError."""
+    name = os.path.basename(os.path.abspath(hub))
+    found = {}
+    for revision in dict.fromkeys(["main", *revisions("strict-small"), *revisions("strict")]):
+        folder = os.path.join(hub, revision, name)
+        if os.path.isdir(folder):
+            found[revision] = folder
+    if "main" not in found:
+        raise UserError(f"{hub}: no main/{name} in it; give what export.py RUN NAME --all-checkpoints wrote")
+    if not dry_run and not shutil.which("hf"):
+        raise UserError("the command `hf` is missing; pip install huggingface_hub, then hf auth login")
+    for revision, folder in found.items():
+        line = ["hf", "upload", repository, folder, ".", "--revision", revision]
+        print(" ".join(line), flush=True)
+        if not dry_run and subprocess.run(line).returncode:
+            raise UserError(f"{repository}: the upload of {revision} failed, see above; the same command goes on")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    p = subparsers.add_parser("score", help="predictions for a run's checkpoints, in the pipeline's format")
+    p.add_argument("run", help="a run's folder, with ckpt.pt and chck_1M.pt, ...")
+    p.add_argument("name", help="the folder of export.py RUN NAME --all-checkpoints: its last part is the model's name")
+    p.add_argument("--data", required=True, metavar="DIR", help="the pipeline's evaluation_data")
+    p.add_argument("--out", required=True, metavar="DIR", help="the pipeline's results")
+    p.add_argument("--track", choices=TRACKS, default="strict-small")
+    p.add_argument("--device", default="auto", help="auto | cpu | cuda | mps")
+    p = subparsers.add_parser("check", help="whether the collated file has all that the leaderboard wants")
+    p.add_argument("file", help="all_full_preds_and_fast_scores_causal.json")
+    p.add_argument("--track", choices=TRACKS, default="strict-small")
+    p = subparsers.add_parser("upload", help="every exported checkpoint to its branch on the Hub")
+    p.add_argument("name", help="the folder of export.py RUN NAME --all-checkpoints")
+    p.add_argument("repository", metavar="USER/NAME")
+    p.add_argument("--dry-run", action="store_true", help="only print the commands")
+    args = parser.parse_args(argv)
+
+    if args.command == "upload":
+        upload(args.name, args.repository, args.dry_run)
+    elif args.command == "check":
+        complaints = check(args.file, args.track)
+        print("\n".join(complaints) or "complete")
+        return 1 if complaints else 0
+    else:
+        hub = os.path.abspath(args.name)
+        name = pathlib.Path(hub).stem                                       # as the pipeline cuts it
+        for path in score(args.run, name, args.data, args.out, args.track, args.device):
+            print(f"missing: {path}")
+        aoa_track = args.track if args.track == "strict-small" else "non-strict-small"
+        print(REST.format(hub=hub, name=os.path.basename(hub), revisions=" ".join(revisions(args.track)),
+                          track=args.track, aoa_track=aoa_track))
+    return 0
+
+
+if __name__ == "__main__":
+    commands.run(main)
