@@ -10,7 +10,6 @@ import torch
 
 import eval_blimp
 import export
-from conftest import command, refused
 from lab import checkpoint, scoring, surprisal
 from lab.files import UserError
 from stand_ins import History, Words, by_hand, uniform
@@ -107,10 +106,6 @@ def test_mistakes(workplace, arguments, words):  # noqa: F811
     with pytest.raises(UserError) as e:
         eval_blimp.main(["0.pt", *arguments])
     assert all(word in str(e.value) for word in words) and not pathlib.Path("o.csv").exists()
-
-
-def test_as_a_user_types_it(workplace):  # noqa: F811
-    refused(command("eval_blimp.py", "0.pt", "--surprisal", "no.txt", "--csv", "o.csv", cwd=workplace), "no.txt")
 
 
 def test_a_token_that_ends_in_the_next_word():
