@@ -224,7 +224,7 @@ def upload(hub, repository, dry_run=False):
     """Runs `hf upload` for every folder that export.py --all-checkpoints wrote, or only prints it. Raises UserError."""
     name = os.path.basename(os.path.abspath(hub))
     found = {}
-    for revision in dict.fromkeys(["main", *revisions("strict-small"), *revisions("strict")]):
+    for revision in ["main", *revisions("strict")]:
         folder = os.path.join(hub, revision, name)
         if os.path.isdir(folder):
             found[revision] = folder

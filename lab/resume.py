@@ -16,7 +16,8 @@ from lab.devices import device_name, peak_memory_mb
 from lab.files import UserError, atomic_write
 from lab.progress import bits_per_byte
 
-BABYLM_WORDS = [*range(1, 10), *range(10, 101, 10)]   # millions of words seen at which the challenge wants a checkpoint
+# Millions of words seen at which the BabyLM challenge wants a checkpoint; its small tracks end at 100.
+BABYLM_WORDS = [*range(1, 10), *range(10, 101, 10), *range(200, 1001, 100)]
 
 
 @dataclass
@@ -96,10 +97,14 @@ def provenance(origin, state, plan, val_loss, val_bits_per_byte):
 
 
 def passed_words(setting, step, plan):
-    """The marks of train.checkpoint_words that the last step has passed, in millions of words."""
+    """The marks of train.checkpoint_words that the last step has passed, in millions of words.
+
+    At its end a run has also passed the mark that one more step would: train.max_words ends it just short of that.
+    """
     if setting == "none":
         return []
-    return [mark for mark in BABYLM_WORDS if plan.words(step - 1) < mark * 10**6 <= plan.words(step)]
+    seen = plan.words(step + 1 if step == plan.steps else step)
+    return [mark for mark in BABYLM_WORDS if plan.words(step - 1) < mark * 10**6 <= seen]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

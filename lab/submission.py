@@ -5,9 +5,9 @@ missing. Sizes: its evaluation_pipeline/collate_preds.py.
 """
 from lab.files import UserError
 from lab.pairs import BLIMP, read_bytes, read_json
+from lab.resume import BABYLM_WORDS
 
-TENS = [*range(1, 10), *range(10, 101, 10)]                                 # millions of words seen
-TRACKS = {"strict-small": TENS, "strict": [*TENS[:-1], *range(100, 1001, 100)]}
+TRACKS = {"strict-small": [mark for mark in BABYLM_WORDS if mark <= 100], "strict": BABYLM_WORDS}
 
 ENTITY_TRACKING = {"regular": [517, 409, 405, 425, 388, 94], "ambiref": [508, 428, 413, 409, 434, 123],
                    "move_contents": [516, 437, 399, 406, 353, 116]}         # by number of operations
