@@ -26,6 +26,7 @@ from lab.distributed import Distributed
 from lab.files import UserError
 from lab.settings import load_config
 from model import Model
+from tests import fakeguard
 
 
 @pytest.fixture(autouse=True)
@@ -644,3 +645,16 @@ def test_devices_of_ranks(monkeypatch):
 def test_auto_precision_follows_the_card(monkeypatch, capability, best):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert devices.pick_precision(torch.device("cuda:0"), "auto") == (getattr(torch, best), best == "float16")
+
+
+@pytest.mark.skipif(fakeguard.why_not() is not None, reason=str(fakeguard.why_not()))
+@pytest.mark.parametrize("options", [[], ["train.optimizer=muon", "train.ema=0.9", "model.dropout=0.1", "train.mntp=0.5", "train.dtype=float16"]], ids=["plain", "everything"])
+def test_a_run_under_nccl(project, tmp_path_factory, options):
+    """On a fake GPU, with a group that refuses CPU tensors: validation, steps, last.pt and the end of the run."""
+    folder = tmp_path_factory.getbasetemp()
+    args = [str(ROOT / "tests" / "cuda_run.py"), *TINY, "train.device=cuda", "train.dtype=auto", "train.compile=false", "train.sample_tokens=4", *options]
+    done = fakeguard.start(args, folder, cwd=project, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen["groups"] == [["nccl", "cuda:0"]] and len(seen["messages"]) > 12 and seen["strays"] == {}
+    assert os.path.exists("out/sllama/last.pt") and os.path.exists("out/sllama/ckpt.pt")
