@@ -151,10 +151,10 @@ def averaged_weights(model, ema):
 
 
 @torch.no_grad()
-def validate(model, data, most, batch_size, autocast, distributed, device):
-    """Mean loss over at most `most` fixed windows, which are spread evenly over the held-out text."""
+def validate(model, data, limit, batch_size, autocast, distributed, device):
+    """Mean loss over at most `limit` fixed windows, which are spread evenly over the held-out text."""
     model.eval()
-    mine = data.spread(most)[distributed.rank::distributed.size]
+    mine = data.spread(limit)[distributed.rank::distributed.size]
     total = 0.0
     for i in range(0, len(mine), batch_size):
         ids, targets = (t.to(device) for t in data.take(mine[i:i + batch_size]))

@@ -58,9 +58,9 @@ class TokenDataset:
             chosen.append(self.order[place])
         return self.take(chosen)
 
-    def spread(self, most):
-        """At most `most` windows, spread evenly over the text: always the same ones."""
-        return np.linspace(0, self.count - 1, min(most, self.count)).astype(int)
+    def spread(self, limit):
+        """At most `limit` windows, spread evenly over the text: always the same ones."""
+        return np.linspace(0, self.count - 1, min(limit, self.count)).astype(int)
 
 
 def load_data(config):

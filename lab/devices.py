@@ -106,8 +106,8 @@ def first_line(error):
 M_MXFAST, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = 1, -1, -3, -4          # glibc's malloc.h
 
 
-def keep_freed_memory(most=None):
-    """Lets glibc keep freed blocks, those of up to `most` MB; 1.2 times the speed on a CPU.
+def keep_freed_memory(limit=None):
+    """Lets glibc keep freed blocks, those of up to `limit` MB; 1.2 times the speed on a CPU.
 
     Given back, each step pays again for zeroed pages. No "fast bins": their slivers beside aligned blocks keep free
     blocks apart.
@@ -116,8 +116,8 @@ def keep_freed_memory(most=None):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         mallopt(M_MXFAST, 0)
         mallopt(M_TRIM_THRESHOLD, -1)
-        if most:
-            mallopt(M_MMAP_THRESHOLD, most << 20)
+        if limit:
+            mallopt(M_MMAP_THRESHOLD, limit << 20)
         else:
             mallopt(M_MMAP_MAX, 0)
 

@@ -89,7 +89,7 @@ class Progress:
         self.csv_path = os.path.join(config.out_dir, "losses.csv")
         self.rows_written = 0
         self.spoke = self.wrote = time.monotonic()
-        self.foretold = False                                           # how long the run will take
+        self.eta_shown = False                                           # how long the run will take
         if show and state.rows:
             self.rewrite_csv()                                          # after a kill it may know more than last.pt
 
@@ -103,9 +103,9 @@ class Progress:
             return
         self.bar.update()
         self.bar.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.1e}", tok_s=f"{speed:,.0f}" if speed else "...")
-        if not self.foretold and (speed or (elapsed > 5 and not compiling)):
+        if not self.eta_shown and (speed or (elapsed > 5 and not compiling)):
             self.say(outlook(plan, state, plan.tokens_per_step / elapsed, self.on_cpu))
-            self.foretold = True
+            self.eta_shown = True
         if self.bar.disable and time.monotonic() - self.spoke > SILENCE:
             self.say(f"step {state.step:,} of {plan.steps:,}  loss {loss:.3f}  learning rate {rate:.1e}  "
                      + (f"{speed:,.0f} tokens/s  {time_left(plan, state, speed)} left" if speed else ""))

@@ -1,4 +1,5 @@
 """A tiny prepared corpus that the tests share: Pocket English, 1000 pieces."""
+
 import hashlib
 import json
 import os
@@ -13,17 +14,22 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:                   # as in the background: children would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
-os.environ.setdefault("OMP_NUM_THREADS", "1")                          # the models are tiny, and the tests run side by side
-TINY = ["data.name=tiny", "tokenizer.vocab_size=1000", "model.hidden_size=32", "model.num_hidden_layers=2", "model.num_attention_heads=2", "model.intermediate_size=48",
-        "model.max_position_embeddings=32", "train.batch_size=4", "train.max_steps=12", "train.eval_every=4", "train.save_every=4", "train.dtype=float32", "train.device=cpu",
-        "train.eval_windows=8", "train.learning_rate=1e-2", "train.min_learning_rate=1e-3", "train.warmup=2", "train.decay_steps=null"]
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and the tests run side by side
+TINY = """
+data.name=tiny tokenizer.vocab_size=1000
+model.hidden_size=32 model.num_hidden_layers=2 model.num_attention_heads=2 model.intermediate_size=48
+model.max_position_embeddings=32
+train.batch_size=4 train.max_steps=12 train.eval_every=4 train.save_every=4 train.eval_windows=8
+train.learning_rate=1e-2 train.min_learning_rate=1e-3 train.warmup=2 train.decay_steps=null
+train.dtype=float32 train.device=cpu""".split()
 
 
 @pytest.fixture(autouse=True)
 def strictness():
-    """A run with train.deterministic in a test's own process leaves PyTorch in its strict mode: not for the next test."""
+    """A run with train.deterministic in a test's own process leaves PyTorch strict: not for the next test."""
     yield
     import torch  # not up there: it reads OMP_NUM_THREADS
+
     torch.use_deterministic_algorithms(False)
 
 
@@ -32,6 +38,7 @@ def tiny_corpus(tmp_path_factory):
     """A folder in which train.py finds config.yaml and data/tiny."""
     import tokenizer
     from lab import files, pocket_english
+
     folder = tmp_path_factory.mktemp("project")
     (folder / "config.yaml").write_text((ROOT / "config.yaml").read_text())
     data = folder / "data" / "tiny"
@@ -39,12 +46,23 @@ def tiny_corpus(tmp_path_factory):
     lines = [line for line in pocket_english.text(20000, seed=1) if line]
     tok = tokenizer.train(lines, 1000)
     cut = len(lines) * 9 // 10
-    meta = {"corpus": "tiny test corpus", "name": "tiny", "vocab_size": 1000, "tokenizer_sha256": tok.sha256, "pairs": None}
+    meta = {
+        "corpus": "tiny test corpus",
+        "name": "tiny",
+        "vocab_size": 1000,
+        "tokenizer_sha256": tok.sha256,
+        "pairs": None,
+    }
     for split, part in (("train", lines[:cut]), ("val", lines[cut:])):
         ids = np.array([i for line in part for i in (1, *tok.encode(line))], dtype="<u2")
         (data / f"{split}.bin").write_bytes(ids.tobytes())
-        meta[split] = {"bytes": sum(len(line.encode()) + 1 for line in part), "words": sum(len(line.split()) for line in part), "lines": len(part), "tokens": len(ids),
-                       "sha256": hashlib.sha256(ids.tobytes()).hexdigest()}
+        meta[split] = {
+            "bytes": sum(len(line.encode()) + 1 for line in part),
+            "words": sum(len(line.split()) for line in part),
+            "lines": len(part),
+            "tokens": len(ids),
+            "sha256": hashlib.sha256(ids.tobytes()).hexdigest(),
+        }
     meta["tokens_per_word"] = meta["train"]["tokens"] / meta["train"]["words"]
     (data / "tokenizer.model").write_bytes(tok.model_bytes)
     (data / "meta.json").write_text(json.dumps(files.sealed(meta)))
@@ -63,8 +81,15 @@ def project(tiny_corpus, tmp_path, monkeypatch):
 
 def command(script, *args, cwd=None, env=None, timeout=300, **kwargs):
     """Runs a command line as a user types it; returns the finished process with its output as text."""
-    return subprocess.run([sys.executable, str(ROOT / script), *map(str, args)], capture_output=True, text=True, cwd=cwd, timeout=timeout,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}, **kwargs)
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=timeout,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+        **kwargs,
+    )
 
 
 def refused(result, *words):

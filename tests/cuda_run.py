@@ -1,8 +1,9 @@
-"""train.py from start to saved checkpoint on a fake GPU, in a group of processes that knows no CPU tensors, as under nccl.
+"""train.py from start to saved checkpoint on a fake GPU, in a group that knows no CPU tensors, as under nccl.
 
-For a test, in a process started by fakeguard.start. Everything is train.py's own but the card's properties and the sum over
-the processes: that one refuses what nccl refuses and leaves the rest as it is.
+For a test, in a process started by fakeguard.start. Everything is train.py's own but the card's properties and the sum
+over the processes: that one refuses what nccl refuses and leaves the rest as it is.
 """
+
 import json
 import os
 import sys
@@ -21,13 +22,13 @@ messages, groups = [], []
 
 
 def all_reduce(tensor):
-    if tensor.device.type != "cuda":                                    # nccl's words
+    if tensor.device.type != "cuda":  # nccl's words
         raise RuntimeError(f"No backend type associated with device type {tensor.device.type}")
     messages.append(tensor.numel())
 
 
 def any_flag(distributed, flag):
-    ask(distributed, flag)                                              # the answer is a number, and there are none
+    ask(distributed, flag)  # the answer is a number, and there are none
     return bool(flag)
 
 
@@ -44,7 +45,9 @@ def save(path, tree):
 
 
 def leave(distributed, status):
-    print(json.dumps({"groups": groups, "messages": messages, "syncs": sum(watch.syncs.values()), "strays": watch.strays}))
+    print(
+        json.dumps({"groups": groups, "messages": messages, "syncs": sum(watch.syncs.values()), "strays": watch.strays})
+    )
     sys.stdout.flush()
     os._exit(status)
 
@@ -66,7 +69,8 @@ with fakeguard.fake_cuda() as device, fakeguard.Watch() as watch:
 
     def build(config):
         model = fakeguard.build(Model, config, device)
-        model.to = lambda device: model                                 # it is there
+        model.to = lambda device: model  # it is there
         return model
+
     train.Model = build
     train.main(sys.argv[1:])

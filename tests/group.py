@@ -1,4 +1,5 @@
 """train.py, saying at its end in what group of processes it ran; for a test under torchrun."""
+
 import sys
 
 import torch.distributed as dist

@@ -46,7 +46,7 @@ def run(*overrides, out="out/a"):
 
 
 def watch_steps(monkeypatch, before=None, after=None):
-    """before(step) and after(step, model) are called around every step of the runs to come, the first step being number 1."""
+    """before(step) and after(step, model) are called around every step of the runs to come; the first is step 1."""
     batches, take, now = train.step_batches, train.train_step, {}
 
     def numbered(data, step, *args):
@@ -60,8 +60,17 @@ def watch_steps(monkeypatch, before=None, after=None):
         if after:
             after(now["step"], model)
         return result
+
     monkeypatch.setattr(train, "step_batches", numbered)
     monkeypatch.setattr(train, "train_step", watched)
+
+
+def torchrun(project, *options, processes=2, script=(str(ROOT / "train.py"),)):
+    """The command line that runs train.py with TINY in several processes, and what goes with it."""
+    launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    args = [sys.executable, "-m", *launcher, *script, *TINY, *options]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return {"args": args, "cwd": project, "env": env, "text": True}
 
 
 def losses(rows):
@@ -70,27 +79,35 @@ def losses(rows):
 
 # --- schedule ---
 
+
 def test_schedule_of_the_release():
     s = load_config("sllama", path=str(ROOT / "config.yaml")).train
     rate = [s.learning_rate * train.schedule(i, s, 3000) for i in range(3000)]
-    assert rate[0] == pytest.approx(4e-4 / 200) and rate[199] == pytest.approx(4e-4) and max(rate) == pytest.approx(4e-4)
-    assert rate[-1] == pytest.approx(1.73e-4, abs=1e-6)                 # the release's last learning rate
+    assert (
+        rate[0] == pytest.approx(4e-4 / 200) and rate[199] == pytest.approx(4e-4) and max(rate) == pytest.approx(4e-4)
+    )
+    assert rate[-1] == pytest.approx(1.73e-4, abs=1e-6)  # the release's last learning rate
     assert train.schedule(5000, s, 3000) == pytest.approx(0.1) == train.schedule(9000, s, 3000)
 
 
 def test_schedule_shapes():
-    s = load_config("quick", ["train.schedule=linear", "train.warmup=0.1", "train.min_learning_rate=0"], path=str(ROOT / "config.yaml")).train
+    s = load_config(
+        "quick",
+        ["train.schedule=linear", "train.warmup=0.1", "train.min_learning_rate=0"],
+        path=str(ROOT / "config.yaml"),
+    ).train
     f = [train.schedule(i, s, 100) for i in range(100)]
     assert f[0] == 0.1 and f[9] == 1.0 and f[55] == pytest.approx(0.5) and f[99] == pytest.approx(1 / 90)
     s.schedule = "constant"
     assert train.schedule(99, s, 100) == 1.0
     s.schedule, s.warmup = "cosine", 0
     assert train.schedule(0, s, 100) == 1.0 and train.schedule(50, s, 100) == pytest.approx(0.5)
-    s.warmup = 200                                                      # longer than the run
+    s.warmup = 200  # longer than the run
     assert train.schedule(99, s, 100) == 0.5
 
 
 # --- data ---
+
 
 def bin_file(path, n):
     np.arange(n, dtype="<u2").tofile(path)
@@ -98,7 +115,13 @@ def bin_file(path, n):
 
 
 @settings(max_examples=25, deadline=None)
-@given(tokens=st.integers(9, 400), T=st.integers(2, 8), size=st.integers(1, 7), world=st.sampled_from([1, 2, 3]), seed=st.integers(0, 3))
+@given(
+    tokens=st.integers(9, 400),
+    T=st.integers(2, 8),
+    size=st.integers(1, 7),
+    world=st.sampled_from([1, 2, 3]),
+    seed=st.integers(0, 3),
+)
 def test_each_window_once_an_epoch_at_any_world_size(tmp_path_factory, tokens, T, size, world, seed):
     path = bin_file(tmp_path_factory.mktemp("w") / "x.bin", tokens)
     alone = TokenDataset(path, T, 65536, seed)
@@ -107,12 +130,14 @@ def test_each_window_once_an_epoch_at_any_world_size(tmp_path_factory, tokens, T
     for step in range(2 * n // (size * world) + 1):
         first = step * size * world
         whole, targets = alone.get_batch(first, size * world)
-        assert torch.equal(targets[:, :-1], whole[:, 1:]) and torch.equal(targets, whole + 1)       # one token ahead; the file counts upwards
+        assert torch.equal(targets[:, :-1], whole[:, 1:]) and torch.equal(
+            targets, whole + 1
+        )  # one token ahead; the file counts upwards
         parts = [r.get_batch(first + i, size, world)[0] for i, r in enumerate(ranks)]
-        assert torch.equal(torch.stack(parts, 1).flatten(0, 1), whole)                              # together the processes see the same windows
+        assert torch.equal(torch.stack(parts, 1).flatten(0, 1), whole)  # together the processes see the same windows
         seen += whole[:, 0].tolist()
     starts = sorted(i * T for i in range(n))
-    assert sorted(seen[:n]) == starts and (len(seen) < 2 * n or sorted(seen[n:2 * n]) == starts)
+    assert sorted(seen[:n]) == starts and (len(seen) < 2 * n or sorted(seen[n : 2 * n]) == starts)
 
 
 def test_epochs_are_shuffled_differently(tmp_path):
@@ -123,8 +148,12 @@ def test_epochs_are_shuffled_differently(tmp_path):
 
 def test_damaged_bins_are_refused(tmp_path):
     good = bin_file(tmp_path / "x.bin", 100)
-    for path, T, vocab, sha, words in ((good, 200, 65536, None, "less than one window"), (good, 4, 50, None, "token 99"), (good, 4, 65536, "0" * 64, "damaged"),
-                                       (str(tmp_path / "none"), 4, 9, None, "cannot be read")):
+    for path, T, vocab, sha, words in (
+        (good, 200, 65536, None, "less than one window"),
+        (good, 4, 50, None, "token 99"),
+        (good, 4, 65536, "0" * 64, "damaged"),
+        (str(tmp_path / "none"), 4, 9, None, "cannot be read"),
+    ):
         with pytest.raises(UserError, match=words):
             TokenDataset(path, T, vocab, 0, sha)
     open(good, "ab").write(b"x")
@@ -145,11 +174,23 @@ def test_loss_of_a_tiny_run_is_pinned(project):
     assert float(rows[-1]["val_loss"]) == pytest.approx(PINNED, abs=2e-4)
     assert last["training"]["best"] == float(rows[-1]["val_loss"])
     model, ckpt = checkpoint.load_model("out/a/ckpt.pt")
-    assert ckpt.provenance["corpus"] == "tiny test corpus" and ckpt.provenance["steps"] == 8 and os.path.getsize("out/a/curves.png") > 5000
+    assert (
+        ckpt.provenance["corpus"] == "tiny test corpus"
+        and ckpt.provenance["steps"] == 8
+        and os.path.getsize("out/a/curves.png") > 5000
+    )
 
 
-@pytest.mark.parametrize("other", [["train.batch_size=2", "train.gradient_accumulation_steps=4"], ["train.gradient_checkpointing=true"], ["train.compile=true"],
-                                   ["model.dropout=0.0", "train.z_loss=0.0", "train.ema=0.0"]], ids=["accumulation", "checkpointing", "compile", "options off"])
+@pytest.mark.parametrize(
+    "other",
+    [
+        ["train.batch_size=2", "train.gradient_accumulation_steps=4"],
+        ["train.gradient_checkpointing=true"],
+        ["train.compile=true"],
+        ["model.dropout=0.0", "train.z_loss=0.0", "train.ema=0.0"],
+    ],
+    ids=["accumulation", "checkpointing", "compile", "options off"],
+)
 def test_switches_change_no_loss(project, other):
     if other == ["train.compile=true"] and not shutil.which("c++"):
         pytest.skip("needs a C++ compiler")
@@ -168,7 +209,7 @@ def test_seed_decides(project):
 
 
 def test_the_seed_covers_initialisation_data_order_and_dropout(project, monkeypatch):
-    """Each alone: everything else being equal, another seed of the one gives another step; the same seeds give the same."""
+    """Each alone: everything else being equal, another seed of the one gives another step, the same one the same."""
     load_data, seed_dropout = train.load_data, train.seed_dropout
 
     def weights_after_a_step(initialisation, order, dropout, *options):
@@ -176,9 +217,11 @@ def test_the_seed_covers_initialisation_data_order_and_dropout(project, monkeypa
             data, *others = load_data(config)
             data.seed = order
             return data, *others
+
         monkeypatch.setattr(train, "load_data", ordered)
         monkeypatch.setattr(train, "seed_dropout", lambda seed, step, rank: seed_dropout(dropout, step, rank))
         return run(f"train.seed={initialisation}", "train.max_steps=1", "train.resume=never", *options)[1]["weights"]
+
     on = "model.dropout=0.1"
     base = weights_after_a_step(0, 0, 0, on)
     assert same_bits(weights_after_a_step(0, 0, 0, on), base)
@@ -191,25 +234,47 @@ def test_deterministic_is_pytorchs_strict_mode(project, monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     seen = []
-    watch_steps(monkeypatch, before=lambda step: seen.append((torch.are_deterministic_algorithms_enabled(),
-                                                              "CUBLAS_WORKSPACE_CONFIG" in os.environ)))
+    watch_steps(
+        monkeypatch,
+        before=lambda step: seen.append(
+            (torch.are_deterministic_algorithms_enabled(), "CUBLAS_WORKSPACE_CONFIG" in os.environ)
+        ),
+    )
     run("train.max_steps=1", out="out/a")
     run("train.max_steps=1", "train.deterministic=true", out="out/b")
     assert seen == [(False, False), (True, True)]
 
 
-HARD = ["model.dropout=0.1", "train.gradient_accumulation_steps=2", "train.ema=0.9", "train.z_loss=1e-4", "model.max_position_embeddings=512"]
+HARD = [
+    "model.dropout=0.1",
+    "train.gradient_accumulation_steps=2",
+    "train.ema=0.9",
+    "train.z_loss=1e-4",
+    "model.max_position_embeddings=512",
+]
 
 
-@pytest.mark.parametrize("options", [[], [*HARD, "train.optimizer=muon"], [*HARD, "train.dtype=bfloat16", "train.mntp=0.5", "model.layer_sharing=none", "train.save_every=3"]],
-                         ids=["plain", "muon", "bfloat16"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        [*HARD, "train.optimizer=muon"],
+        [*HARD, "train.dtype=bfloat16", "train.mntp=0.5", "model.layer_sharing=none", "train.save_every=3"],
+    ],
+    ids=["plain", "muon", "bfloat16"],
+)
 def test_resume_is_exact(project, options, monkeypatch):
-    """Interrupted after step 5 and again after step 7, the run reaches the same bits as the uninterrupted one. The text ends between, for all but `plain`."""
+    """Interrupted after steps 5 and 7, the run reaches the bits of the uninterrupted one.
+
+    The text ends between, for all but `plain`.
+    """
     whole = run(*options, out="out/whole")
     for stop in (5, 7):
+
         def interrupt(step, model, stop=stop):
             if step == stop:
                 os.kill(os.getpid(), signal.SIGTERM)
+
         with monkeypatch.context() as m:
             watch_steps(m, after=interrupt)
             assert run(*options, out="out/parts")[0] == 143
@@ -222,7 +287,12 @@ def test_a_finished_run_stays_finished_and_can_be_lengthened(project, capsys):
     run()
     before = open("out/a/last.pt", "rb").read()
     status, last, _ = run()
-    assert status == 0 and last["training"]["step"] == 12 and same_bits(checkpoint.read("out/a/last.pt")["weights"], last["weights"]) and before
+    assert (
+        status == 0
+        and last["training"]["step"] == 12
+        and same_bits(checkpoint.read("out/a/last.pt")["weights"], last["weights"])
+        and before
+    )
     assert run("train.max_steps=14")[1]["training"]["step"] == 14
     with pytest.raises(UserError, match="train.seed differ"):
         run("train.seed=9")
@@ -242,11 +312,15 @@ def test_muon_and_adamw_share_the_parameters(project):
     assert {id(p) for g in optimizers[1].param_groups for p in g["params"]} == hidden
     config.train.optimizer, config.train.weight_decay = "adamw", 0.1
     decayed, rest = train.make_optimizers(model, config.train, torch.device("cpu"))[0].param_groups
-    assert all(p.dim() > 1 for p in decayed["params"]) and all(p.dim() < 2 for p in rest["params"]) and (decayed["weight_decay"], rest["weight_decay"]) == (0.1, 0)
+    assert (
+        all(p.dim() > 1 for p in decayed["params"])
+        and all(p.dim() < 2 for p in rest["params"])
+        and (decayed["weight_decay"], rest["weight_decay"]) == (0.1, 0)
+    )
 
 
 def test_averaged_weights_are_the_average(project):
-    """ema d: average after n steps of constant gradient-free weights w is w; and ckpt.pt holds the average, last.pt the weights."""
+    """ckpt.pt holds the average, last.pt the weights."""
     _, last, _ = run("train.ema=0.5", "train.max_steps=4", "train.eval_every=4")
     best = checkpoint.read("out/a/ckpt.pt")
     assert same_bits(best["weights"], last["training"]["ema"]) and not same_bits(best["weights"], last["weights"])
@@ -254,8 +328,13 @@ def test_averaged_weights_are_the_average(project):
 
 def test_z_loss_adds_what_it_says():
     torch.manual_seed(0)
-    x, w, t = torch.randn(40, 8, requires_grad=True), torch.randn(30, 8, requires_grad=True), torch.randint(0, 30, (40,))
+    x, w, t = (
+        torch.randn(40, 8, requires_grad=True),
+        torch.randn(30, 8, requires_grad=True),
+        torch.randint(0, 30, (40,)),
+    )
     from model import LinearCrossEntropy
+
     loss = LinearCrossEntropy.apply(x, w, t, 0.1, torch.float32, True)
     logits = x @ w.T
     expected = torch.nn.functional.cross_entropy(logits, t) + 0.1 * logits.logsumexp(1).square().mean()
@@ -281,17 +360,39 @@ def test_epochs_as_the_budget(project):
 def test_closing_block(project):
     out = command("train.py", *TINY, cwd=project).stdout
     block = dict(line.split(": ", 1) for line in out.splitlines()[-12:])
-    assert {"steps", "tokens", "train_loss", "val_loss", "tokens_per_second", "seconds", "peak_memory_mb", "checkpoint"} <= block.keys()
-    assert block["steps"] == "12" and block["tokens"] == str(12 * 4 * 2 * 32) and float(block["tokens_per_second"]) > 0 and os.path.exists(project / block["checkpoint"])
-    assert command("train.py", "--config", "out/sllama/config.yaml", "train.out=out/again", cwd=project).stdout.count(block["val_loss"]) == 1
+    assert {
+        "steps",
+        "tokens",
+        "train_loss",
+        "val_loss",
+        "tokens_per_second",
+        "seconds",
+        "peak_memory_mb",
+        "checkpoint",
+    } <= block.keys()
+    assert (
+        block["steps"] == "12"
+        and block["tokens"] == str(12 * 4 * 2 * 32)
+        and float(block["tokens_per_second"]) > 0
+        and os.path.exists(project / block["checkpoint"])
+    )
+    assert (
+        command("train.py", "--config", "out/sllama/config.yaml", "train.out=out/again", cwd=project).stdout.count(
+            block["val_loss"]
+        )
+        == 1
+    )
 
 
 # --- faults ---
 
+
 def test_a_nan_stops_the_run_where_it_happens(project, monkeypatch):
     run("train.max_steps=5", "train.save_every=2")
     loss = Model.loss
-    monkeypatch.setattr(Model, "loss", lambda self, x, t: loss(self, x, t) * (math.nan if torch.is_grad_enabled() else 1))
+    monkeypatch.setattr(
+        Model, "loss", lambda self, x, t: loss(self, x, t) * (math.nan if torch.is_grad_enabled() else 1)
+    )
     with pytest.raises(UserError, match=r"step 5: loss nan.*last good loss 6\.\d+.*intact") as e:
         run("train.max_steps=9")
     assert "train.grad_clip" in str(e.value) and checkpoint.load("out/a/last.pt").provenance["steps"] == 5
@@ -299,8 +400,9 @@ def test_a_nan_stops_the_run_where_it_happens(project, monkeypatch):
 
 @pytest.fixture
 def overflow(monkeypatch):
-    """overflow(steps): a gradient scaler as for float16, here on the CPU; in those steps one gradient of Muon's is NaN. Returns what each
-    step did: (steps skipped, whether any weight or moment changed, by what the scale was multiplied)."""
+    """overflow(steps): a gradient scaler as for float16, here on the CPU; in those steps a gradient is NaN. Returns
+    what each step did: (steps skipped, whether any weight or moment changed, by what the scale was multiplied)."""
+
     def overflow(steps):
         step, seen = train.train_step, []
 
@@ -310,15 +412,23 @@ def overflow(monkeypatch):
 
         def watched(model, hidden, batches, optimizers, scaler, *args):
             def state():
-                return copy.deepcopy([{n: p.detach() for n, p in model.named_parameters()}, [o.state_dict()["state"] for o in optimizers]])
+                return copy.deepcopy(
+                    [
+                        {n: p.detach() for n, p in model.named_parameters()},
+                        [o.state_dict()["state"] for o in optimizers],
+                    ]
+                )
+
             before, scale = state(), scaler.get_scale()
             loss, norm = step(model, hidden, batches, optimizers, scaler, *args)
             seen.append((int(not math.isfinite(norm)), not same_bits(before, state()), scaler.get_scale() / scale))
             return loss, norm
+
         monkeypatch.setattr(devices, "pick_precision", lambda *_: (torch.float32, True))
         monkeypatch.setattr(Distributed, "mean", broken_mean)
         monkeypatch.setattr(train, "train_step", watched)
         return seen
+
     return overflow
 
 
@@ -340,6 +450,7 @@ def test_weights_that_are_no_numbers_do_not_replace_good_ones(project, monkeypat
     def break_weights(step, model):
         if step == 3:
             model.norm.weight.data[0] = math.nan
+
     watch_steps(monkeypatch, after=break_weights)
     with pytest.raises(UserError, match="last.pt: not written at step 3, weight norm.weight holds NaN"):
         run("train.save_every=1")
@@ -348,7 +459,9 @@ def test_weights_that_are_no_numbers_do_not_replace_good_ones(project, monkeypat
 
 def test_precision_is_one_function():
     cpu = torch.device("cpu")
-    assert devices.pick_precision(cpu, "float32") == (torch.float32, False) and devices.pick_precision(cpu, "bfloat16") == (torch.bfloat16, False)
+    assert devices.pick_precision(cpu, "float32") == (torch.float32, False) and devices.pick_precision(
+        cpu, "bfloat16"
+    ) == (torch.bfloat16, False)
     assert devices.pick_precision(cpu, "auto")[0] in (torch.float32, torch.bfloat16)
     with pytest.raises(UserError, match="float16 needs CUDA"):
         devices.pick_precision(cpu, "float16")
@@ -359,10 +472,14 @@ def test_precision_is_one_function():
 def test_mistakes_on_the_command_line(project, tmp_path):
     refused(command("train.py", "--preset", "quik", cwd=project), "quick")
     refused(command("train.py", "train.sed=1", cwd=project), "train.sed", "seed")
-    refused(command("train.py", "--preset", "llama-26m", cwd=project), "data/babylm-2mb", "prepare.py --preset llama-26m")
+    refused(
+        command("train.py", "--preset", "llama-26m", cwd=project), "data/babylm-2mb", "prepare.py --preset llama-26m"
+    )
     refused(command("train.py", *TINY, "train.out=/proc/nowhere", cwd=project), "/proc/nowhere", "train.out")
     refused(command("train.py", *TINY, "train.resume=nothing.pt", cwd=project), "nothing.pt", "no such file")
-    refused(command("train.py", *TINY, "model.max_position_embeddings=4096", cwd=project), "val.bin", "less than one window")
+    refused(
+        command("train.py", *TINY, "model.max_position_embeddings=4096", cwd=project), "val.bin", "less than one window"
+    )
 
 
 def test_a_second_run_is_kept_out(project):
@@ -378,12 +495,15 @@ def test_a_file_system_without_locks(project, monkeypatch, capsys):
 
     def no_locks(*_):
         raise OSError(errno.ENOLCK, "No locks available")
+
     monkeypatch.setattr(fcntl, "flock", no_locks)
     os.makedirs("out/a")
     for name in ("mine.tmp", "last.pt.k2j4h6g8.tmp"):
         open(f"out/a/{name}", "w").close()
     assert run("train.max_steps=1")[0] == 0 and "no locks (No locks available)" in capsys.readouterr().out
-    assert os.path.exists("out/a/mine.tmp") and not os.path.exists("out/a/last.pt.k2j4h6g8.tmp")       # what a killed write left
+    assert os.path.exists("out/a/mine.tmp") and not os.path.exists(
+        "out/a/last.pt.k2j4h6g8.tmp"
+    )  # what a killed write left
 
 
 @pytest.mark.parametrize("out", ["file", "file/below", "/proc/nowhere", "folder"])
@@ -396,18 +516,33 @@ def test_a_folder_that_cannot_be_written_is_found_before_training(project, out, 
 
 
 def test_processes_that_do_not_share_the_folder_are_told_so(project, monkeypatch):
-    monkeypatch.setattr(Distributed, "any", lambda distributed, flag: True)   # the other one resumed
+    monkeypatch.setattr(Distributed, "any", lambda distributed, flag: True)  # the other one resumed
     with pytest.raises(UserError, match="all machines must share the folder"):
         run()
 
 
 def test_a_second_ctrl_c_ends_at_once(project):
     """In the middle of a step that takes a minute: one line, and last.pt is that of the step before."""
-    code = ("import sys, time, train\nfrom lab import commands\nstep, calls = train.train_step, []\n"
-            "def slow(*args):\n    calls.append(1)\n    if len(calls) == 3:\n        print('in step 2', flush=True)\n        time.sleep(60)\n"
-            "    return step(*args)\ntrain.train_step = slow\ncommands.run(lambda: train.main(sys.argv[1:]))")
-    process = subprocess.Popen([sys.executable, "-c", code, *TINY, "train.save_every=1", "train.out=out/a"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, "PYTHONPATH": str(ROOT)})
+    code = """if True:
+        import sys, time, train
+        from lab import commands
+        step, calls = train.train_step, []
+        def slow(*args):
+            calls.append(1)
+            if len(calls) == 3:
+                print('in step 2', flush=True)
+                time.sleep(60)
+            return step(*args)
+        train.train_step = slow
+        commands.run(lambda: train.main(sys.argv[1:]))
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *TINY, "train.save_every=1", "train.out=out/a"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     while "in step 2" not in process.stdout.readline() and process.poll() is None:
         pass
     process.send_signal(signal.SIGINT)
@@ -416,16 +551,29 @@ def test_a_second_ctrl_c_ends_at_once(project):
     start = time.time()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=50)
-    assert process.returncode == 130 and time.time() - start < 10 and err.strip().splitlines()[-1] == "interrupted" and "Traceback" not in err, err
+    assert (
+        process.returncode == 130
+        and time.time() - start < 10
+        and err.strip().splitlines()[-1] == "interrupted"
+        and "Traceback" not in err
+    ), err
     assert checkpoint.load("out/a/last.pt").provenance["steps"] == 2 and run()[0] == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_after_the_step_and_the_run_goes_on(project, number):
-    args = [sys.executable, str(ROOT / "train.py"), *TINY, "train.max_steps=100000", "train.eval_every=100000", "train.save_every=1", "train.out=out/s"]
+    args = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *TINY,
+        "train.max_steps=100000",
+        "train.eval_every=100000",
+        "train.save_every=1",
+        "train.out=out/s",
+    ]
     process = subprocess.Popen(args, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.time() + 60
-    while not os.path.exists(project / "out/s/last.pt") and time.time() < deadline:        # written after the first step
+    while not os.path.exists(project / "out/s/last.pt") and time.time() < deadline:  # written after the first step
         time.sleep(0.1)
     process.send_signal(number)
     out, _ = process.communicate(timeout=240)
@@ -434,36 +582,47 @@ def test_a_signal_ends_after_the_step_and_the_run_goes_on(project, number):
     assert checkpoint.read(project / "out/s/last.pt")["training"]["step"] > 0
 
 
-@pytest.mark.parametrize("extra", [[], ["train.gradient_accumulation_steps=2", "train.gradient_checkpointing=true", "train.mntp=0.5"]], ids=["plain", "accumulated"])
+@pytest.mark.parametrize(
+    "extra",
+    [[], ["train.gradient_accumulation_steps=2", "train.gradient_checkpointing=true", "train.mntp=0.5"]],
+    ids=["plain", "accumulated"],
+)
 def test_two_processes_follow_the_curve_of_one(project, extra):
     """For 8 steps; then one process goes on from their last.pt, to the end of the same curve."""
     extra = [*extra, "train.decay_steps=12"]
     one = run(*extra, out="out/one")[2]
-    args = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train.py"), *TINY, *extra, "train.max_steps=8", "train.out=out/two"]
-    done = subprocess.run(args, cwd=project, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    both = torchrun(project, *extra, "train.max_steps=8", "train.out=out/two")
+    done = subprocess.run(**both, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("val_loss:") == 1                          # only rank 0 speaks
+    assert done.stdout.count("val_loss:") == 1  # only rank 0 speaks
     two = run(*extra, out="out/two")[2]
     assert len(two) == 13
     for column in ("train_loss", "val_loss"):
-        assert [float(r[column]) for r in two if r[column]] == pytest.approx([float(r[column]) for r in one if r[column]], abs=1e-4)
+        assert [float(r[column]) for r in two if r[column]] == pytest.approx(
+            [float(r[column]) for r in one if r[column]], abs=1e-4
+        )
 
 
 def test_a_dying_process_ends_the_run_with_a_message(project):
-    args = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train.py"), *TINY, "train.max_steps=100000", "train.save_every=2",
-            "train.eval_every=100000", "train.out=out/dies"]
-    process = subprocess.Popen(args, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    endless = ["train.max_steps=100000", "train.save_every=2", "train.eval_every=100000", "train.out=out/dies"]
+    process = subprocess.Popen(**torchrun(project, *endless), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     deadline = time.time() + 60
     while not os.path.exists("out/dies/last.pt") and time.time() < deadline:
         time.sleep(0.1)
-    workers = [int(p) for p in os.listdir("/proc") if p.isdigit() and f"\0{ROOT / 'train.py'}\0" in read_text(f"/proc/{p}/cmdline")
-               and "\0RANK=1\0" in "\0" + read_text(f"/proc/{p}/environ") and str(process.pid) == read_text(f"/proc/{p}/stat").rpartition(")")[2].split()[1]]
+    workers = [int(p) for p in os.listdir("/proc") if p.isdigit() and is_rank_1(p, process.pid)]
     for pid in workers:
         os.kill(pid, signal.SIGKILL)
     out, _ = process.communicate(timeout=240)
     assert workers and process.returncode != 0
     assert "another process of this run has ended" in out
     assert checkpoint.load("out/dies/last.pt").provenance["steps"] >= 2
+
+
+def is_rank_1(pid, parent):
+    """Whether this process is train.py's rank 1 among the children of `parent`."""
+    trains = f"\0{ROOT / 'train.py'}\0" in read_text(f"/proc/{pid}/cmdline")
+    rank_1 = "\0RANK=1\0" in "\0" + read_text(f"/proc/{pid}/environ")
+    return trains and rank_1 and str(parent) == read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()[1]
 
 
 def read_text(path):
@@ -476,13 +635,22 @@ def read_text(path):
 def test_a_full_disk_leaves_the_last_checkpoint_whole(project):
     """RLIMIT_FSIZE makes every larger write fail, as a full disk does, at any point of it."""
     import resource
+
     run("train.max_steps=4")
     before = checkpoint.read("out/a/last.pt")
     args = [sys.executable, str(ROOT / "train.py"), *TINY, "train.out=out/a"]
     limit = os.path.getsize("out/a/ckpt.pt") // 2
-    done = subprocess.run(args, capture_output=True, text=True, timeout=300, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    done = subprocess.run(
+        args,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
     refused(done, "out/a", "cannot be written", "free some space")
-    assert same_bits(checkpoint.read("out/a/last.pt"), before) and not [f for f in os.listdir("out/a") if f.endswith(".tmp")]
+    assert same_bits(checkpoint.read("out/a/last.pt"), before) and not [
+        f for f in os.listdir("out/a") if f.endswith(".tmp")
+    ]
     assert run()[1]["training"]["step"] == 12
 
 
@@ -497,21 +665,25 @@ def test_checkpoints_by_words_seen(project, monkeypatch):
 
 
 def test_two_processes_resume_exactly(project):
-    """Stopped after 6 of 12 steps and continued, two processes reach the bits of two processes that never stopped; the text ends on the way."""
-    def torchrun(*options):
-        args = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train.py"), *TINY, "train.decay_steps=12", "train.eval_every=2",
-                "train.optimizer=muon", "model.dropout=0.1", "model.max_position_embeddings=512", *options]
-        done = subprocess.run(args, cwd=project, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    """Stopped after 6 of 12 steps and continued, two processes reach the bits of two that never stopped.
+
+    The text ends on the way.
+    """
+    common = ["train.decay_steps=12", "train.eval_every=2", "train.optimizer=muon", "model.dropout=0.1"]
+    common += ["model.max_position_embeddings=512"]
+    for options in (["train.out=out/whole"], ["train.out=out/parts", "train.max_steps=6"], ["train.out=out/parts"]):
+        done = subprocess.run(**torchrun(project, *common, *options), capture_output=True, timeout=300)
         assert done.returncode == 0, done.stderr[-2000:]
-    torchrun("train.out=out/whole")
-    torchrun("train.out=out/parts", "train.max_steps=6")
-    torchrun("train.out=out/parts")
-    assert differences("out/whole", "out/parts") == [] and checkpoint.read("out/parts/last.pt")["provenance"]["epochs"] > 1
+    assert (
+        differences("out/whole", "out/parts") == [] and checkpoint.read("out/parts/last.pt")["provenance"]["epochs"] > 1
+    )
 
 
 def test_masked_windows_hide_what_they_ask_for(project):
-    """Of 4 windows 2 have gaps: hidden tokens reach the model as <unk>, only they are asked for, one place earlier, and the others
-    stay as they are."""
+    """Of 4 windows 2 have gaps: hidden tokens reach the model as <unk>, and only they are asked for, one place earlier.
+
+    The others stay as they are.
+    """
     config = load_config("sllama", TINY)
     data, _, _, _ = train.load_data(config)
     model = Model(config.model)
@@ -537,12 +709,12 @@ def test_masked_windows_hide_what_they_ask_for(project):
 def test_a_budget_in_words(project, monkeypatch):
     """train.max_words ends a run within a step of that many words, with schedule and checkpoints fitted to it."""
     monkeypatch.setattr(resume, "BABYLM_WORDS", [0.001, 0.002])
-    _, last, rows = run("train.max_words=2000", "train.decay_steps=5", "train.schedule=linear", "train.min_learning_rate=0",
-                        "train.checkpoint_words=babylm")
+    schedule = ["train.decay_steps=5", "train.schedule=linear", "train.min_learning_rate=0"]
+    _, last, rows = run("train.max_words=2000", *schedule, "train.checkpoint_words=babylm")
     assert checkpoint.load("out/a/chck_0.002M.pt").provenance["words"] == last["provenance"]["words"]
     words, per_step = last["provenance"]["words"], int(rows[1]["words"])
     assert words <= 2000 < words + per_step + 1
-    assert float(rows[-1]["lr"]) == pytest.approx(1e-2 / (len(rows) - 1 - 2))               # after it, zero
+    assert float(rows[-1]["lr"]) == pytest.approx(1e-2 / (len(rows) - 1 - 2))  # after it, zero
     refused(command("train.py", *TINY, "train.max_words=0", cwd=project), "train.max_words", "above 0")
 
 
@@ -559,25 +731,33 @@ def test_a_finished_run_says_so_and_repeats_its_figures(project, capsys):
 def test_a_run_that_is_not_on_a_terminal_speaks(project, monkeypatch, capsys):
     """Between validations too: a line, and rows of losses.csv, every so many seconds (here: always)."""
     from lab import progress
+
     monkeypatch.setattr(progress, "SILENCE", 0)
     written = []
     watch_steps(monkeypatch, before=lambda step: written.append(len(open("out/a/losses.csv").readlines()) - 1))
     run("train.eval_every=12", "train.save_every=12")
     out = capsys.readouterr().out
-    assert written == list(range(1, 13))                                # header aside: step 0, then every step there was
+    assert written == list(range(1, 13))  # header aside: step 0, then every step there was
     assert all(f"step {step} of 12  loss " in out for step in range(1, 13)) and "tokens/s" in out and "left" in out
 
 
 def test_out_of_memory_is_one_line(project, monkeypatch):
     """Simulated: PyTorch's error for a GPU, and its message for a CPU."""
-    for out, error in (("out/a", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")),
-                       ("out/b", RuntimeError("DefaultCPUAllocator: can't allocate memory"))):
+    for out, error in (
+        ("out/a", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")),
+        ("out/b", RuntimeError("DefaultCPUAllocator: can't allocate memory")),
+    ):
+
         def full(step, error=error):
             if step == 3:
                 raise error
+
         with monkeypatch.context() as m:
             watch_steps(m, before=full)
-            with pytest.raises(UserError, match="step 2: out of memory.*batch_size=2 train.gradient_accumulation_steps=4 or train.gradient_check") as e:
+            with pytest.raises(
+                UserError,
+                match="step 2: out of memory.*batch_size=2 train.gradient_accumulation_steps=4 or train.gradient_check",
+            ) as e:
                 run("train.save_every=1", out=out)
         assert "last.pt" in str(e.value) and checkpoint.load(f"{out}/last.pt").provenance["steps"] == 2
 
@@ -591,27 +771,34 @@ def test_a_compiler_that_does_not_work_is_found_before_the_first_step(project, t
 
 
 def test_compile_auto_is_chosen_by_the_length_of_the_run(project, monkeypatch, capsys):
-    """A run of ten minutes is compiled, one of a minute is not; the banner says why, and a resumed run keeps the choice."""
+    """A run of ten minutes is compiled, one of a minute is not; the banner says why; a resumed run keeps the choice."""
     tried, asked = [], []
     monkeypatch.setattr(torch, "compile", lambda function: tried.append(function) or function)
     monkeypatch.setattr(devices, "seconds_without_compiling", lambda *_: asked.append(1) or 600.0)
     run("train.compile=auto", "train.max_steps=4", out="out/long")
     assert "compile on (without, the run takes about 10 min)" in capsys.readouterr().out and len(tried) == 2
     run("train.compile=auto", "train.max_steps=6", out="out/long")
-    assert "compile on" in capsys.readouterr().out and len(asked) == 1   # remembered, not measured again
+    assert "compile on" in capsys.readouterr().out and len(asked) == 1  # remembered, not measured again
     monkeypatch.setattr(devices, "seconds_without_compiling", lambda *_: 60.0)
     run("train.compile=auto", "train.max_steps=4", out="out/short")
     assert "compile off (without, the run takes about 60 s)" in capsys.readouterr().out
 
 
 def test_the_reckoned_length_of_a_run_changes_no_number(project):
-    a, b = run("train.compile=auto", "model.dropout=0.1", out="out/a")[2], run("train.compile=false", "model.dropout=0.1", out="out/b")[2]
+    a, b = (
+        run("train.compile=auto", "model.dropout=0.1", out="out/a")[2],
+        run("train.compile=false", "model.dropout=0.1", out="out/b")[2],
+    )
     assert losses(a) == losses(b)
 
 
 def test_last_pt_is_written_once_a_minute_unless_asked(project, monkeypatch):
     saved, save, clock = [], checkpoint.save, [0.0]
-    monkeypatch.setattr(checkpoint, "save", lambda path, tree: saved.append((os.path.basename(path), tree["provenance"]["steps"])) or save(path, tree))
+    monkeypatch.setattr(
+        checkpoint,
+        "save",
+        lambda path, tree: saved.append((os.path.basename(path), tree["provenance"]["steps"])) or save(path, tree),
+    )
     monkeypatch.setattr(train.time, "monotonic", lambda: clock[0])
     watch_steps(monkeypatch, before=lambda step: clock.__setitem__(0, clock[0] + 25))
     run("train.save_every=null")
@@ -620,16 +807,15 @@ def test_last_pt_is_written_once_a_minute_unless_asked(project, monkeypatch):
 
 def test_every_torchrun_start_makes_a_group(project):
     """A single process too, so that what is planned on one GPU meets nccl."""
-    args = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", "-m", "tests.group", *TINY, "train.out=out/one"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(args, cwd=project, capture_output=True, text=True, timeout=300, env=env)
+    alone = torchrun(project, "train.out=out/one", processes=1, script=["-m", "tests.group"])
+    done = subprocess.run(**alone, capture_output=True, timeout=300)
     assert done.returncode == 0 and "in a group of 1" in done.stdout, done.stderr[-2000:]
     run(out="out/alone")
     assert differences("out/one", "out/alone") == []
 
 
 def test_devices_of_ranks(monkeypatch):
-    """Each process of a machine takes a GPU of its own, whatever index the settings name; a process alone takes what it is told."""
+    """Each process of a machine takes a GPU of its own, whatever the settings name; one alone takes what it is told."""
     asked = []
     monkeypatch.setattr(torch, "empty", lambda *shape, device: asked.append(device))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -641,18 +827,33 @@ def test_devices_of_ranks(monkeypatch):
     assert devices.pick_device("cuda:1", "train.device", distributed) == torch.device("cuda:1")
 
 
-@pytest.mark.parametrize("capability, best", [((9, 0), "bfloat16"), ((8, 0), "bfloat16"), ((7, 5), "float16"), ((7, 0), "float16"), ((6, 1), "float32")])
+@pytest.mark.parametrize(
+    "capability, best",
+    [((9, 0), "bfloat16"), ((8, 0), "bfloat16"), ((7, 5), "float16"), ((7, 0), "float16"), ((6, 1), "float32")],
+)
 def test_auto_precision_follows_the_card(monkeypatch, capability, best):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert devices.pick_precision(torch.device("cuda:0"), "auto") == (getattr(torch, best), best == "float16")
 
 
 @pytest.mark.skipif(fakeguard.why_not() is not None, reason=str(fakeguard.why_not()))
-@pytest.mark.parametrize("options", [[], ["train.optimizer=muon", "train.ema=0.9", "model.dropout=0.1", "train.mntp=0.5", "train.dtype=float16"]], ids=["plain", "everything"])
+@pytest.mark.parametrize(
+    "options",
+    [[], ["train.optimizer=muon", "train.ema=0.9", "model.dropout=0.1", "train.mntp=0.5", "train.dtype=float16"]],
+    ids=["plain", "everything"],
+)
 def test_a_run_under_nccl(project, tmp_path_factory, options):
     """On a fake GPU, with a group that refuses CPU tensors: validation, steps, last.pt and the end of the run."""
     folder = tmp_path_factory.getbasetemp()
-    args = [str(ROOT / "tests" / "cuda_run.py"), *TINY, "train.device=cuda", "train.dtype=auto", "train.compile=false", "train.sample_tokens=4", *options]
+    args = [
+        str(ROOT / "tests" / "cuda_run.py"),
+        *TINY,
+        "train.device=cuda",
+        "train.dtype=auto",
+        "train.compile=false",
+        "train.sample_tokens=4",
+        *options,
+    ]
     done = fakeguard.start(args, folder, cwd=project, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     seen = json.loads(done.stdout.splitlines()[-1])
