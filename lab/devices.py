@@ -61,8 +61,8 @@ def pick_compile(device, setting, seconds):
     """(whether to compile, why). seconds(): how long the run would take without.
 
     Compiling takes 20 to 60 seconds and makes a step 1.15 to 1.4 times as fast on a CPU: `auto` does it where the run
-    ends sooner so. A compiler that does not work (none installed, no Triton, a card too old for it) is found out here, on a
-    tiny function, and not in the first step.
+    ends sooner so. A compiler that does not work (none installed, no Triton, a card too old for it) is found out here,
+    on a tiny function, and not in the first step.
     """
     if setting == "auto" and device.type in LONG_RUN:
         run = seconds()
