@@ -11,7 +11,7 @@ def lock(folder):
     """Keeps a second run out of the folder for as long as the returned file is open."""
     try:
         os.makedirs(folder, exist_ok=True)
-        handle = open(os.path.join(folder, ".lock"), "w")
+        handle = open(os.path.join(folder, ".lock"), "wb")
     except OSError as e:
         raise UserError(f"{folder}: cannot be written ({e.strerror}); choose another with train.out=FOLDER") from None
     try:
