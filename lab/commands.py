@@ -35,6 +35,7 @@ def run(main):
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if stream and "PYTHONIOENCODING" not in os.environ:             # whatever the locale says, or Windows
             stream.reconfigure(encoding="utf-8")
+    sys.argv[1:] = [os.fsencode(word).decode("utf-8", "surrogateescape") for word in sys.argv[1:]]
     if sys.stdout:
         sys.stdout.reconfigure(line_buffering=True, errors="replace")   # a log file shows each line at once
     try:

@@ -44,7 +44,7 @@ def start(arguments, folder, **kwargs):
             subprocess.run(["g++", "-shared", "-fPIC", "-std=c++20", f"-I{include}", HERE / "fakeguard.cpp",
                             f"-L{libraries}", "-lc10", "-ltorch_cpu", "-o", guard], check=True)
         environment["LD_PRELOAD"] = f"{libraries}/libc10.so {libraries}/libtorch_cpu.so {guard}"
-    return subprocess.run([sys.executable, *arguments], env=environment, cwd=HERE.parent, **kwargs)
+    return subprocess.run([sys.executable, *arguments], env=environment, **{"cwd": HERE.parent, **kwargs})
 
 
 @contextlib.contextmanager
