@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from conftest import ROOT, TINY
 
 # What Windows lacks, taken away before a command starts. `runpy` makes it the __main__ it usually is.
