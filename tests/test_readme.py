@@ -25,6 +25,7 @@ PAGES = ["README.md", "docs/commands.md", "docs/own_text.md", "docs/cluster.md",
 # Their shell is parsed, and what they give to our files is checked.
 ONLY_READ = (
     "pip install", "uv ", "git clone", "cd ", "bash ", "for ", "torchrun", "hf ", "python -m venv", "python -m tests.fuzz",
+    "python -m lab.babylm check",                                       # of what the challenge's pipeline has collated
     *(f"python -m bench.speed.{name}" for name in ("throughput", "roofline", "memory", "startup", "attention", "loss")),
     *(f"python -m bench.experiments.{name}" for name in ("trials", "ablation", "processes")),
 )
@@ -32,6 +33,7 @@ DATA = ["data.pocket_words=20000", "data.validation_kb=4", "data.budget_mb=null"
 TRAIN = [
     "model.hidden_size=32", "model.num_hidden_layers=2", "model.num_attention_heads=2", "model.intermediate_size=48",
     "model.max_position_embeddings=32", "train.batch_size=4", "train.max_steps=4", "train.epochs=null",
+    "train.max_words=null",
     "train.eval_every=4", "train.save_every=4", "train.eval_windows=4", "train.warmup=1", "train.device=cpu",
     "train.resume=never",
 ]
@@ -41,6 +43,7 @@ SMALL = {
     "eval_blimp.py": ["--max-pairs-per-paradigm", "2"],
     "sample.py": ["--max-tokens", "5"],
     "export.py": [],
+    "lab.babylm": [],
     "bench.speed.sampling": ["--rounds", "1", "--tokens", "4"],
     "bench.experiments.uniform": ["--data", "data/pocket/pairs"],
     "bench.experiments.tricks": ["--out", "tricks.png"],
@@ -89,7 +92,7 @@ def walk(tmp_path, monkeypatch):
         lines = [line + "\n" for line in pocket_english.text(8000, seed=seed) if line]
         (tmp_path / "FOLDER" / f"{name}.train").write_text("".join(lines))
     shutil.copy("FOLDER/simple_wiki.train", "my_texts")
-    evaluation = "pipeline/evaluation_data"
+    evaluation = "babylm-eval/strict/evaluation_data"
     for folder in (f"{evaluation}/full_eval/blimp_filtered", f"{evaluation}/fast_eval/blimp_fast", "data/blimp",
                    "my_pairs"):
         (tmp_path / folder).mkdir(parents=True)
@@ -188,8 +191,11 @@ def check_submission():
     """What the walk of docs/babylm.md leaves."""
     assert sorted(os.listdir("my-babylm")) == ["chck_1M", "chck_2M", "main"]
     assert os.listdir("my-babylm/main") == ["my-babylm"]
-    predictions = json.loads(pathlib.Path("predictions.json").read_text())
-    assert all(len(rows["predictions"]) for rows in predictions.values())
+    results = pathlib.Path("babylm-eval/strict/results/my-babylm")
+    for revision, folder in (("main", "blimp_filtered"), ("chck_2M", "blimp_fast")):
+        predictions = results / revision / "zero_shot" / "causal" / "blimp" / folder / "predictions.json"
+        assert json.loads(predictions.read_text()).keys() == {"mine"}
+    assert "blimp_filtered" in pathlib.Path("my-babylm/main/my-babylm/README.md").read_text()
 
 
 def readme_trick():
