@@ -17,8 +17,11 @@ from lab import settings as config
 from lab.data import Plan
 from lab.resume import State
 
-SMALL = ["--preset", "quick", "data.pocket_words=30000", "data.validation_kb=4", "tokenizer.vocab_size=600", "model.hidden_size=32", "model.num_hidden_layers=2",
-         "model.num_attention_heads=2", "model.intermediate_size=48", "model.max_position_embeddings=64", "train.max_steps=40", "train.eval_every=20", "train.device=cpu"]
+SMALL = [
+    "--preset", "quick", "data.pocket_words=30000", "data.validation_kb=4", "tokenizer.vocab_size=600",
+    "model.hidden_size=32", "model.num_hidden_layers=2", "model.num_attention_heads=2", "model.intermediate_size=48",
+    "model.max_position_embeddings=64", "train.max_steps=40", "train.eval_every=20", "train.device=cpu",
+]
 
 
 @pytest.fixture(scope="module")
@@ -31,19 +34,29 @@ def walk(tmp_path_factory):
     return folder
 
 
+def write_pairs(path, good, bad, **more):
+    """Twenty minimal pairs that differ in a number."""
+    pairs = [{"sentence_good": good.format(i), "sentence_bad": bad.format(i), "pairID": str(i), **more}
+             for i in range(20)]
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+
+
 def ok(done):
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
     return done.stdout
 
 
 def test_prepare_says_what_it_took_and_is_up_to_date_the_second_time(walk):
-    before = {p.name: p.read_bytes() for p in (walk / "data/pocket").iterdir() if p.is_file()}
+    def contents():
+        return {path.name: path.read_bytes() for path in (walk / "data/pocket").iterdir() if path.is_file()}
+    before = contents()
     assert "up to date" in ok(command("prepare.py", *SMALL, cwd=walk))
-    assert before == {p.name: p.read_bytes() for p in (walk / "data/pocket").iterdir() if p.is_file()}
+    assert before == contents()
 
 
-def test_training_leaves_what_the_readme_names(walk):
-    assert {"ckpt.pt", "last.pt", "config.yaml", "losses.csv", "curves.png"} <= {p.name for p in (walk / "out/quick").iterdir()}
+def test_training_leaves_what_the_docs_name(walk):
+    left = {path.name for path in (walk / "out/quick").iterdir()}
+    assert {"ckpt.pt", "last.pt", "config.yaml", "losses.csv", "curves.png"} <= left
 
 
 def test_evaluation_takes_the_corpus_own_pairs_and_says_so(walk):
@@ -52,16 +65,18 @@ def test_evaluation_takes_the_corpus_own_pairs_and_says_so(walk):
     scores = json.loads((walk / "scores.json").read_text())
     assert float(block["accuracy"]) == pytest.approx(scores["accuracy"], abs=1e-4) and 0.3 < scores["accuracy"] < 1
     assert "Pocket English" in scores["corpus"] and "pocket" in out.lower() and "NOT BLIMP" in out.upper()
-    assert {"accuracy_ties_half", "accuracy_ties_correct", "pairs", "ties", "paradigms", "phenomena", "fields", "checkpoint", "seconds"} <= scores.keys()
+    assert {"accuracy_ties_half", "accuracy_ties_correct", "pairs", "ties", "paradigms", "phenomena", "fields",
+            "checkpoint", "seconds"} <= scores.keys()
     assert len(scores["phenomena"]) == 12 and (walk / "bars.png").stat().st_size > 5000
 
 
 def test_sample_and_export_and_back(walk):
-    assert ok(command("sample.py", "out/quick/ckpt.pt", "--prompt", "The cat", "--max-tokens", 8, cwd=walk)).startswith("The cat")
+    def sample(path, *args):
+        return ok(command("sample.py", path, *args, cwd=walk))
+    assert sample("out/quick/ckpt.pt", "--prompt", "The cat", "--max-tokens", 8).startswith("The cat")
     ok(command("export.py", "out/quick/ckpt.pt", "hf", cwd=walk))
     ok(command("export.py", "--from-hf", "hf", "back.pt", cwd=walk))
-    first, back = (ok(command("sample.py", path, "--max-tokens", 12, cwd=walk)) for path in ("out/quick/ckpt.pt", "back.pt"))
-    assert first == back
+    assert sample("out/quick/ckpt.pt", "--max-tokens", 12) == sample("back.pt", "--max-tokens", 12)
 
 
 def test_mistakes_about_pairs(walk):
@@ -82,8 +97,7 @@ def test_a_missing_paradigm_is_an_error_unless_asked_for(walk):
     blimp = walk / "blimp"
     blimp.mkdir(exist_ok=True)
     for uid in ("wh_island", "passive_1"):
-        pairs = [{"sentence_good": f"The cat saw dog {i}.", "sentence_bad": f"The cat dog saw {i}.", "UID": uid, "pairID": str(i)} for i in range(20)]
-        (blimp / f"{uid}.jsonl").write_text("".join(json.dumps(p) + "\n" for p in pairs))
+        write_pairs(blimp / f"{uid}.jsonl", "The cat saw dog {}.", "The cat dog saw {}.", UID=uid)
     args = ("eval_blimp.py", "out/quick/ckpt.pt", "--data", "blimp", "--json", "part.json")
     refused(command(*args, cwd=walk), "65 of BLiMP's 67 paradigms are missing", "--allow-incomplete")
     assert not (walk / "part.json").exists()
@@ -166,10 +180,13 @@ def test_log_sends_the_curves(kind, project, handlers, monkeypatch):
         monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
     pairs = project / "pairs"
     pairs.mkdir()
-    (pairs / "mine.jsonl").write_text("".join(json.dumps({"sentence_good": f"The cat saw {i} dogs.", "sentence_bad": f"The cat see {i} dogs."}) + "\n" for i in range(20)))
+    write_pairs(pairs / "mine.jsonl", "The cat saw {} dogs.", "The cat see {} dogs.")
     train.main([*TINY, f"train.log={kind}", "eval.blimp_every=4", f"eval.data={pairs}"])
-    assert sorted(sent["train_loss"]) == list(range(1, 13)) and sorted(sent["val_loss"]) == sorted(sent["bits_per_byte"]) == sorted(sent["blimp"]) == [0, 4, 8, 12]
-    assert sent["lr"][2] == pytest.approx(1e-2) and sent["tokens_per_second"] and sent["closed"] and "out/sllama" in str(sent["opened"])
+    assert sorted(sent["train_loss"]) == list(range(1, 13))
+    for name in ("val_loss", "bits_per_byte", "blimp"):
+        assert sorted(sent[name]) == [0, 4, 8, 12], name
+    assert sent["lr"][2] == pytest.approx(1e-2) and sent["tokens_per_second"]
+    assert sent["closed"] and "out/sllama" in str(sent["opened"])
 
 
 @pytest.mark.parametrize("kind, module", [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])
@@ -183,8 +200,14 @@ def test_log_without_its_package(kind, module, project, monkeypatch):
 def test_a_log_file_shows_each_line_at_once(tmp_path):
     """Without PYTHONUNBUFFERED, what is printed before a long wait is in the file during that wait."""
     script = tmp_path / "waits.py"
-    script.write_text(f"import sys, time\nsys.path.insert(0, {str(ROOT)!r})\nfrom lab import commands\n\ndef main():\n    print('banner \U0001f642')\n    time.sleep(60)\ncommands.run(main)\n")
-    env = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"} | {"PYTHONIOENCODING": "latin-1"}
+    script.write_text("import time\n"
+                      "from lab import commands\n"
+                      "def main():\n"
+                      "    print('banner \\U0001f642')\n"
+                      "    time.sleep(60)\n"
+                      "commands.run(main)\n")
+    env = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONPATH": str(ROOT)}
+    env.pop("PYTHONUNBUFFERED", None)
     process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, env=env)
     began = time.monotonic()
     assert process.stdout.readline() == b"banner ?\n" and time.monotonic() - began < 30

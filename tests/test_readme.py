@@ -24,8 +24,9 @@ PAGES = ["README.md", "docs/commands.md", "docs/own_text.md", "docs/cluster.md",
 # Only read, not run: they need the network, several machines, another project or many minutes.
 # Their shell is parsed, and what they give to our files is checked.
 ONLY_READ = (
-    "pip install", "uv ", "git clone", "cd ", "bash ", "for ", "torchrun", "hf ", "python -m venv", "python -m tests.fuzz",
+    "pip install", "uv ", "git clone", "cd ", "bash ", "for ", "torchrun", "hf ", "python -m venv",
     "python -m lab.babylm check",                                       # of what the challenge's pipeline has collated
+    "python -m tests.fuzz",
     *(f"python -m bench.speed.{name}" for name in ("throughput", "roofline", "memory", "startup", "attention", "loss")),
     *(f"python -m bench.experiments.{name}" for name in ("trials", "ablation", "processes")),
 )

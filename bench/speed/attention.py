@@ -1,4 +1,4 @@
-"""Causal attention in bfloat16 on a CPU: two products and a softmax, as in model.attention, beside PyTorch's fused kernel.
+"""Causal attention in bfloat16 on a CPU: two products and a softmax, as in model.py, beside PyTorch's fused kernel.
 
     python -m bench.speed.attention               # about a minute
 

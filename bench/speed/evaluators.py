@@ -99,7 +99,8 @@ def contestants(args, checkpoint, uids, tmp):
                   "--data_path", f"{tmp}/blimp", "--output_dir", f"{tmp}/results"]
         predictions = f"{tmp}/results/model/main/zero_shot/causal/blimp/blimp/predictions.json"
         mine = f"{tmp}/ours-babylm.json"
-        found.append((("ours, --compat babylm-2025", [*ours, "--compat", "babylm-2025", "--predictions", mine], None, mine),
+        command = [*ours, "--compat", "babylm-2025", "--predictions", mine]
+        found.append((("ours, --compat babylm-2025", command, None, mine),
                       ("BabyLM 2025", theirs, args.babylm, predictions)))
     if args.lm_eval:
         predictions, mine = f"{tmp}/lm.json", f"{tmp}/ours-lm.json"

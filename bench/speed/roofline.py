@@ -198,7 +198,7 @@ def part_times(model, optimizers, batch, dtype, device):
         "attention": [(runs, both(lambda: [models.attention(*heads_first, None, None)], *heads_first))],
         "MLP": [(runs, both(lambda: [mlp(x)], x))],
         "norms, rope": [(2 * runs + 1, both(lambda: [model.norm(x)], x)),
-                        (runs, both(lambda: [models.apply_rotary_emb(q, *rope), models.apply_rotary_emb(k, *rope)], q, k))],
+                        (runs, both(lambda: [models.apply_rotary_emb(t, *rope) for t in (q, k)], q, k))],
         "head, loss": [(1, both(lambda: [model.loss(x, ids)], x))],
     }
     times = {part: sum(n * seconds(once, device) for n, once in several) for part, several in functions.items()}
