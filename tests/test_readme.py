@@ -244,6 +244,15 @@ def test_the_evidence_that_robustness_names_exists():
         assert f"def {test}(" in (ROOT / f"tests/test_{name}.py").read_text(encoding="utf-8"), f"{name}::{test}"
 
 
+def test_an_installed_pytorch_stays_and_make_pins_its_own():
+    """What `pip install -r requirements.txt` wants is a range; RESULTS.md's version is a constraint of `make` alone."""
+    pinned = (ROOT / "constraints.txt").read_text().splitlines()[-1]
+    assert re.fullmatch(r"torch==\d+\.\d+\.\d+", pinned)
+    assert "==" not in (ROOT / "requirements.txt").read_text() + (ROOT / "requirements-dev.txt").read_text()
+    assert "-r requirements-dev.txt -c constraints.txt" in (ROOT / "Makefile").read_text()
+    assert f"PyTorch {pinned.split('==')[1]}" in " ".join((ROOT / "RESULTS.md").read_text(encoding="utf-8").split())
+
+
 def test_links_lead_somewhere():
     """Files and headings that README.md, RESULTS.md, docs/ and bench/README.md link to."""
     for page in (*pages(), "RESULTS.md"):
