@@ -20,14 +20,13 @@ import collections
 import functools
 import glob
 import heapq
+import itertools
 import json
 import os
 import random
 import re
 import time
 from typing import NamedTuple
-
-import numpy as np
 
 import tokenizer
 from lab import corpus, pocket_english
@@ -36,7 +35,7 @@ from lab.commands import run
 from lab.cores import Cores
 from lab.download import DownloadError, download, read_json, unpack
 from lab.files import UserError
-from lab.sources import DOWNLOADS, PART, babylm_source, folder_source, pocket_source, sha256
+from lab.sources import BABYLM, DOWNLOADS, PART, babylm_source, folder_source, pocket_source, sha256
 
 FORMAT = 1                  # of meta.json
 BLOCK = 4000                # bytes of consecutive lines that stay together: some windows of context
@@ -75,10 +74,14 @@ def blocks(parts):
 
     Short texts get smaller blocks, so that a twentieth of any text can be put aside.
     """
-    total = sum(line_size(line) for part in parts for line in part.split("\n"))
+    parts = iter(parts)
+    first, total = [], 0
+    while total < 200 * BLOCK and (part := next(parts, None)) is not None:
+        first.append(part)
+        total += sum(map(line_size, part.split("\n")))
     goal = min(BLOCK, total // 200)
     done, lines, size = [], [], 0
-    for part in parts:
+    for part in itertools.chain(first, parts):
         for line in part.removesuffix("\n").split("\n"):
             if line or (lines and lines[-1]):                           # no boundary at the start or after another
                 lines.append(line)
@@ -109,18 +112,23 @@ def split(text_blocks, kb, seed, name):
     return held_out, rest
 
 
-def unseen(held_out, pools):
-    """The held-out blocks without lines that are also in training text: validation must be new, and "Yeah." is not."""
+def seen_lines(held_out, pools):
+    """The lines of held-out blocks that are also in training text: validation must be new, and "Yeah." is not."""
     candidates = {line for block in held_out for line in block.lines()}
     seen = set()
     for pool in pools:
         for block in pool:
             seen |= candidates.intersection(block.text.split("\n"))
+    return seen
+
+
+def without(text_blocks, lines):
+    """The blocks without these lines, and without the blocks that have no others."""
     kept = []
-    for block in held_out:
-        lines = [line for line in block.text.split("\n") if line not in seen]
-        if any(lines):
-            kept.append(Block.of(lines))
+    for block in text_blocks:
+        rest = [line for line in block.text.split("\n") if line not in lines]
+        if any(rest):
+            kept.append(Block.of(rest))
     return kept
 
 
@@ -216,22 +224,20 @@ def train_tokenizer(text_blocks, vocab_size, fallback, each):
         return tokenizer.train_on_counts(counts, e.possible)
 
 
-loaded = functools.lru_cache(1)(tokenizer.Tokenizer)                    # one for all batches of a process
+encoder = functools.lru_cache(1)(tokenizer.CorpusEncoder)               # one for all batches of a process
 
 
 def encode_batch(model_bytes, boundary, texts):
-    """BOS and the tokens of each document, as the bytes of a .bin file: uint16, little-endian."""
-    tok = loaded(model_bytes)
-    ids = []
-    for text in texts:
-        for encoded in tok.encode_batch(documents(text, boundary), 1):
-            ids.append(tok.bos_id)
-            ids += encoded
-    return np.array(ids, "<u2").tobytes()
+    """The texts of some blocks -> BOS and the tokens of each document, as bytes of a .bin file."""
+    every = [document for text in texts for document in documents(text, boundary)]
+    return encoder(model_bytes).encode(every)
 
 
 def encode(tok, text_blocks, boundary, each):
-    return b"".join(each(functools.partial(encode_batch, tok.model_bytes, boundary), batches(text_blocks)))
+    tokens = bytearray()
+    for part in each(functools.partial(encode_batch, tok.model_bytes, boundary), batches(text_blocks)):
+        tokens += part
+    return tokens
 
 
 # ---------------------------------------------------------------------------------------------------- all of it
@@ -251,7 +257,8 @@ def build(config, tok, texts, fallback=False):
     """
     with Cores() as cores:
         held_out, pools, hashes = clean_and_split(config.data, texts, cores.map)
-        val = interleave([part for part in held_out if part])
+        seen = seen_lines(sum(held_out, []), pools.values())
+        val = interleave([without(text_blocks, seen) for text_blocks in held_out])
         if not val:
             raise UserError("data.source: too little text, a twentieth of it (or data.validation_kb) holds no line "
                             "that the rest does not have; nothing is left to validate on")
@@ -281,7 +288,7 @@ def build(config, tok, texts, fallback=False):
 def clean_and_split(data, texts, each):
     """(validation blocks of each source, {name: training blocks}, {name: sha256})"""
     print("reading and cleaning", flush=True)
-    held_out, pools, hashes = {}, {}, {}
+    held_out, pools, hashes = [], {}, {}
     for name, read in texts.items():
         parts, digest = read()
         for other in hashes:
@@ -289,13 +296,13 @@ def clean_and_split(data, texts, each):
                 raise UserError(f"data.source: `{other}` and `{name}` are the same text; "
                                 "remove one or leave it out of data.sources")
         hashes[name] = digest
-        text_blocks = blocks(list(clean(parts, data.clean, each)))
+        text_blocks = blocks(clean(parts, data.clean, each))
         if not text_blocks:
             raise UserError(f"data.source: nothing of `{name}` is left after cleaning; "
                             "leave it out of data.sources or change data.clean")
-        held_out[name], pools[name] = split(text_blocks, data.validation_kb, data.seed, name)
-    new = [unseen(blocks_of_one, pools.values()) for blocks_of_one in held_out.values()]
-    return new, pools, hashes
+        held, pools[name] = split(text_blocks, data.validation_kb, data.seed, name)
+        held_out.append(held)
+    return held_out, pools, hashes
 
 
 def budgeted(data, pools, hashes):
@@ -326,7 +333,7 @@ def prepare(config, source, fallback=False):
         report(meta, time.time() - start)
         print(f"{folder}: up to date")
         return
-    if fallback and read_json(os.path.join(folder, "meta.json")).get("source") == "babylm":
+    if fallback and read_json(os.path.join(folder, "meta.json")).get("source") in BABYLM:
         raise UserError(f"{folder}: made from BabyLM, which cannot be downloaded now; "
                         "Pocket English does not replace it: set another data.name, or data.source=pocket")
 
@@ -378,7 +385,12 @@ def find_and_prepare(config):
         prepare(config, pocket_source(config))
         return
     try:
-        prepare(config, babylm_source(config) if name in ("auto", "babylm") else folder_source(config))
+        if name == "auto":
+            prepare(config, babylm_source(config, "babylm"))
+        elif name in BABYLM:
+            prepare(config, babylm_source(config, name))
+        else:
+            prepare(config, folder_source(config))
     except DownloadError as e:
         if name != "auto":
             raise UserError(f"{e}. Without a network: data.source=pocket, or a folder of text") from None

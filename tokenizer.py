@@ -112,6 +112,66 @@ class Tokenizer:
         return self.sp.decode([int(i) for i in ids])
 
 
+# ---------------------------------------------------------------------------------------------------- whole corpora
+
+class CorpusEncoder:
+    """Tokenizer.encode for millions of texts, to bytes: uint16, little-endian, as a .bin file holds them.
+
+    With a tokenizer whose pieces never go past a space, a text's tokens are those of its words one after the other, and
+    each word is encoded once. With any other, the texts are encoded one by one.
+    """
+
+    def __init__(self, model_bytes):
+        self.tokenizer = Tokenizer(model_bytes)
+        self.bos = id_bytes([self.tokenizer.bos_id])
+        self.words = Words(self.tokenizer)
+        self.by_word = cuts_at_spaces(model_bytes)
+
+    def encode(self, texts):
+        """BOS and the tokens of each text."""
+        tokens = []
+        for text in texts:
+            tokens.append(self.bos)
+            if self.by_word and SPACE not in text:
+                tokens.extend(map(self.words.__getitem__, WORD.findall(" " + text)))
+            else:
+                tokens.append(id_bytes(self.tokenizer.encode(text)))
+        return b"".join(tokens)
+
+
+class Words(dict):
+    """{word with the spaces before it: its tokens as bytes}, filled as they are asked for."""
+    MOST = 500_000          # about 100 MB
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def __missing__(self, word):
+        if len(self) >= self.MOST:
+            self.clear()
+        self[word] = tokens = id_bytes(self.tokenizer.encode(word[1:]))     # SentencePiece puts a space there itself
+        return tokens
+
+
+def id_bytes(ids):
+    return np.array(ids, "<u2").tobytes()
+
+
+def model_proto(model_bytes):
+    """SentencePiece's description of a model, as protobuf has it."""
+    from sentencepiece import sentencepiece_model_pb2  # needs protobuf, which only a few do
+    return sentencepiece_model_pb2.ModelProto.FromString(model_bytes)
+
+
+def cuts_at_spaces(model_bytes):
+    """Is the encoding of a text that of its words, one after the other?"""
+    model = model_proto(model_bytes)
+    changes_text = model.normalizer_spec.name != "identity" or model.normalizer_spec.remove_extra_whitespaces
+    prefix = model.normalizer_spec.add_dummy_prefix and not model.trainer_spec.treat_whitespace_as_suffix
+    is_bpe = model.trainer_spec.model_type == model.trainer_spec.BPE
+    return is_bpe and prefix and not changes_text and all(SPACE not in p.piece.lstrip(SPACE) for p in model.pieces)
+
+
 # ---------------------------------------------------------------------------------------------------- training
 
 def count_words(lines):
@@ -120,11 +180,8 @@ def count_words(lines):
     >>> count_words(["the cat", "the  dog"])
     Counter({' the': 2, ' cat': 1, '  dog': 1})
     """
-    counts = collections.Counter()
-    for line in lines:
-        if RESERVED not in line:
-            counts.update(WORD.findall(" " + line.replace(SPACE, " ")))
-    return counts
+    words = (WORD.findall(" " + line.replace(SPACE, " ")) for line in lines if RESERVED not in line)
+    return collections.Counter(itertools.chain.from_iterable(words))
 
 
 def train(lines, vocab_size):
@@ -137,18 +194,21 @@ def train(lines, vocab_size):
 
 
 def train_on_counts(counts, vocab_size):
-    """train() on count_words() of the lines. SentencePiece's model is the same as from the lines themselves."""
-    words = {word[1:]: count for word, count in counts.items()}     # it puts a space before each text itself
-    if any("\t" in word for word in words):                         # in its format for counts, a tab ends the word
-        sentences = itertools.chain.from_iterable(map(itertools.repeat, words.keys(), words.values()))
-        input_format = ""
+    """train() on count_words() of the lines. SentencePiece's model is the same as from the lines themselves.
+
+    It puts a space before each text, so every word goes in without its first one.
+    """
+    if any("\t" in word for word in counts):                        # a tab separates word and count below: so repeat
+        words = itertools.chain.from_iterable(map(itertools.repeat, counts.keys(), counts.values()))
+        sentences = (word[1:] for word in words)
+        input_format = "text"
     else:
-        sentences = (f"{word}\t{count}" for word, count in words.items())
+        sentences = (f"{word[1:]}\t{count}" for word, count in counts.items())
         input_format = "tsv"
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences),
+            sentence_iterator=sentences,
             input_format=input_format,
             model_writer=model,
             model_type="bpe",
@@ -184,8 +244,7 @@ def training_error(message, vocab_size):
 
 def without_input_format(model_bytes):
     """The model as training on lines writes it: how the text was read is no part of what was learned."""
-    from sentencepiece import sentencepiece_model_pb2  # needs protobuf, which only training does
-    model = sentencepiece_model_pb2.ModelProto.FromString(model_bytes)
+    model = model_proto(model_bytes)
     model.trainer_spec.ClearField("input_format")
     return model.SerializeToString()
 

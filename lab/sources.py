@@ -1,7 +1,7 @@
 """Where text comes from: BabyLM on the Hugging Face Hub, a folder of text files, or Pocket English.
 
-A file is read in parts of about PART bytes, for lab/cores.py. Mirrors: the environment variable SLLAMA_LAB_BABYLM_URL,
-the address of a folder of the six files.
+A file is read in parts of about PART bytes, for lab/cores.py. A mirror is the address of a folder of BabyLM's six
+files, in the environment variable SLLAMA_LAB_BABYLM_URL or SLLAMA_LAB_BABYLM_100M_URL.
 """
 import difflib
 import functools
@@ -17,8 +17,15 @@ from lab.files import UserError, file_sha256
 PART = 1_000_000            # bytes of text that are cleaned or tokenised at a time
 DOWNLOADS = os.path.join("data", "downloads")
 HUB = "https://huggingface.co/datasets/BabyLM-community"
-BABYLM_URL = f"{HUB}/BabyLM-2026-Strict-Small/resolve/c92ab16b4f08858304b0815706065b3354d8fc0a"
-BABYLM = ["bnc_spoken", "childes", "gutenberg", "open_subtitles", "simple_wiki", "switchboard"]
+BABYLM = {                  # data.source: title, environment variable of a mirror, address
+    "babylm": (
+        "BabyLM 2026 strict-small", "SLLAMA_LAB_BABYLM_URL",
+        f"{HUB}/BabyLM-2026-Strict-Small/resolve/c92ab16b4f08858304b0815706065b3354d8fc0a"),
+    "babylm-100m": (        # its revision is not pinned; checksums.json holds its files to what came first
+        "BabyLM 2026 strict", "SLLAMA_LAB_BABYLM_100M_URL",
+        f"{HUB}/BabyLM-2026-Strict/resolve/main"),
+}
+BABYLM_FILES = ["bnc_spoken", "childes", "gutenberg", "open_subtitles", "simple_wiki", "switchboard"]
 CONTROL = bytes(set(range(32)) - set(b"\t\n\v\f\r\x1b")) + b"\x7f"
 EMPTY_LINE = re.compile(rb"\n\r?\n")
 NEWLINE = re.compile(rb"\n")
@@ -45,16 +52,17 @@ def folder_source(config):
     return Source(title, f"folder {title}", [(name, read_hash(paths[name])) for name in names], texts)
 
 
-def babylm_source(config):
-    url = os.environ.get("SLLAMA_LAB_BABYLM_URL", BABYLM_URL)
-    names = choose(config.data.sources, BABYLM)
+def babylm_source(config, name):
+    """name: one of BABYLM."""
+    title, variable, address = BABYLM[name]
+    url = os.environ.get(variable, address)
+    files = choose(config.data.sources, BABYLM_FILES)
 
-    def text(name):
-        path = os.path.join(DOWNLOADS, "babylm", name + ".train.txt")
-        download(f"{url}/{name}.train.txt", path)
+    def text(file):
+        path = os.path.join(DOWNLOADS, name, f"{file}.train.txt")
+        download(f"{url}/{file}.train.txt", path)
         return read_text(path)
-    texts = {name: functools.partial(text, name) for name in names}
-    return Source("babylm", "BabyLM 2026 strict-small", [url, names], texts)
+    return Source(name, title, [url, files], {file: functools.partial(text, file) for file in files})
 
 
 def pocket_source(config):
@@ -73,7 +81,7 @@ def text_files(folder):
     """{stem: path} of the *.train and *.txt in a folder; `simple_wiki` for simple_wiki.train, .txt and .train.txt."""
     if not os.path.isdir(folder):
         raise UserError(f"data.source: no folder `{folder}`; "
-                        "give auto, babylm, pocket or a folder of *.train or *.txt files")
+                        "give auto, babylm, babylm-100m, pocket or a folder of *.train or *.txt files")
     found = {}
     for name in sorted(os.listdir(folder)):
         path = os.path.join(folder, name)
@@ -113,7 +121,7 @@ def read_hash(path):
 
 
 def read_text(path):
-    """A file's text in parts of about PART bytes, with "\n" as newline and at its end, and the file's sha256.
+    """A file's text as an iterator over parts of about PART bytes, with "\n" as newline, and the file's sha256.
 
     UserError for what is empty, binary or not UTF-8.
     """
@@ -125,19 +133,23 @@ def read_text(path):
     out = "remove it from the folder or data.sources"
     if not raw.strip(b"\xef\xbb\xbf \t\r\n"):
         raise UserError(f"{path}: empty; {out}")
-    parts = []
     for start, end in cuts(raw):
         try:
-            part = raw[start:end].decode()
+            raw[start:end].decode()
         except UnicodeDecodeError as e:
             raise UserError(f"{path}: not UTF-8 text at byte {start + e.start}; "
                             f"convert it (iconv -f LATIN1 -t UTF-8), or {out}") from None
-        parts.append(part.replace("\r\n", "\n").replace("\r", "\n"))
     if len(raw.translate(None, CONTROL)) < 0.99 * len(raw):
         raise UserError(f"{path}: a binary file (over 1 % control characters); {out}")
-    parts[0] = parts[0].removeprefix("\ufeff")
-    parts[-1] = parts[-1].rstrip("\n") + "\n"
-    return parts, sha256(raw)
+    return decoded(raw), sha256(raw)
+
+
+def decoded(raw):
+    for start, end in cuts(raw):
+        part = raw[start:end].decode().replace("\r\n", "\n").replace("\r", "\n")
+        if start == 0:
+            part = part.removeprefix("\ufeff")
+        yield part if part.endswith("\n") else part + "\n"
 
 
 def cuts(raw):
