@@ -141,15 +141,18 @@ class CorpusEncoder:
 
 class Words(dict):
     """{word with the spaces before it: its tokens as bytes}, filled as they are asked for."""
-    MOST = 500_000          # about 100 MB
+    MOST = 500_000          # words, about 100 MB
+    LONGEST = 40            # characters: where nothing is written between words, a "word" is a line, and comes once
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
 
     def __missing__(self, word):
+        tokens = id_bytes(self.tokenizer.encode(word[1:]))              # SentencePiece puts a space there itself
         if len(self) >= self.MOST:
             self.clear()
-        self[word] = tokens = id_bytes(self.tokenizer.encode(word[1:]))     # SentencePiece puts a space there itself
+        if len(word) <= self.LONGEST:
+            self[word] = tokens
         return tokens
 
 

@@ -33,12 +33,18 @@ ALIKE = {
     '"': "\u201c\u201d\u201e\u201f\u2033",
     "...": "\u2026",
 }
-INVISIBLE = re.compile("[\0-\x08\x0e-\x1f\x7f-\x9f\xad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufffd]")
+INVISIBLE = re.compile("[\0-\x08\x0e-\x1f\x7f-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufffd]")
+JOINERS = re.compile("[\u200c\u200d]")
 
 
 def unicode(text):
     """Characters as BLiMP has them: entities resolved, NFC, one kind of newline, space, quote and ellipsis; nothing
     invisible."""
+    return JOINERS.sub("", unicode_joiners(text))
+
+
+def unicode_joiners(text):
+    """The same for Persian, Hindi and others that spell with the invisible joiner and non-joiner: these two stay."""
     text = re.sub(r"&#?\w{1,8};", lambda entity: html.unescape(entity[0]), text)
     text = unicodedata.normalize("NFC", text)
     for replacement, characters in ALIKE.items():
@@ -90,6 +96,7 @@ def join_clitic(space):
 # A pattern that starts with a fixed character is found ten times as fast: look behind after it, not before.
 CLEANING = {
     "unicode": unicode,
+    "unicode_joiners": unicode_joiners,
     "speaker_tags": rules(
         # "%mor: ..." of CHILDES, what linguists add
         (r"^%[a-z]{2,4}:.*\n", ""),

@@ -1,18 +1,21 @@
 import io
 import os
-import struct
+import random
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import tokenizer
+from conftest import ROOT
 from lab.files import UserError
 
-LINES = ["The cats chase the mice, and the mice hide.", "A dog  barks at 1024 trees!", "Who do the girls think that the boys saw?", "\tJosé said: \"naïve\" – twice."] * 5
+LINES = ["The cats chase the mice, and the mice hide.", "A dog  barks at 1024 trees!",
+         "Who do the girls think that the boys saw?", "\tJosé said: \"naïve\" – twice."] * 5
 
 
 @pytest.fixture(scope="module")
@@ -20,16 +23,22 @@ def tok():
     return tokenizer.train(LINES, 420)
 
 
-def other_model(**options):
-    """A SentencePiece model with other options than ours."""
+def trained(lines, **options):
+    """A SentencePiece model as its own trainer writes it."""
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(LINES), model_writer=model, minloglevel=2, hard_vocab_limit=False, **options)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=model, minloglevel=2, **options)
     return model.getvalue()
 
 
+def other_model(**options):
+    """One with other options than ours."""
+    return trained(LINES, hard_vocab_limit=False, **options)
+
+
 # pieces that stand for something else, where texts break
-odd = st.sampled_from(["▁", " ", "  ", "\t", "\n", "\r\n", "\0", "<s>", "</s>", "<unk>", "<0x0A>", "▁▁", "🙂", "👩‍👩‍👧", "é", "e\u0301", "\u2028", "\ufeff",
-                       "\U0010fffd", "\U0010ffff", "cat", "The"])
+odd = st.sampled_from(["▁", " ", "  ", "\t", "\n", "\r\n", "\0", "<s>", "</s>", "<unk>", "<0x0A>", "▁▁", "🙂", "👩‍👩‍👧",
+                       "é", "e\u0301", "\u2028", "\ufeff", "\U0010fffd", "\U0010ffff", "cat", "The"])
 anything = st.lists(odd | st.text(max_size=5), max_size=12).map("".join)
 
 
@@ -42,13 +51,50 @@ anything = st.lists(odd | st.text(max_size=5), max_size=12).map("".join)
 def test_any_text_comes_back(tok, text):
     ids = tok.encode(text)
     assert tok.decode(ids) == text
-    assert all(0 <= i < tok.vocab_size for i in ids) and tok.bos_id not in ids and tok.eos_id not in ids and 0 not in ids
+    assert all(0 <= i < tok.vocab_size for i in ids)
+    assert not {tok.bos_id, tok.eos_id, tok.sp.unk_id()} & set(ids)
 
 
 @given(st.lists(anything, max_size=5))
 @settings(max_examples=50, deadline=None)
 def test_a_batch_is_its_texts_one_by_one(tok, texts):
     assert tok.encode_batch(texts, threads=2) == [tok.encode(text) for text in texts]
+
+
+OTHERS = {
+    "of ours": {},
+    "past spaces": {"vocab_size": 120, "split_by_whitespace": False, "model_type": "bpe"},
+    "with normalisation": {"vocab_size": 120, "model_type": "bpe"},
+    "unigram": {"vocab_size": 100},
+    "without prefix": {"vocab_size": 120, "model_type": "bpe", "add_dummy_prefix": False,
+                       "normalization_rule_name": "identity", "remove_extra_whitespaces": False},
+}
+
+
+@pytest.fixture(scope="module", params=OTHERS)
+def corpus_encoder(tok, request):
+    options = OTHERS[request.param]
+    encoder = tokenizer.CorpusEncoder(other_model(**options) if options else tok.model_bytes)
+    assert encoder.by_word == (not options)
+    return encoder
+
+
+@given(texts=st.lists(anything, max_size=5))
+@settings(max_examples=50, deadline=None)
+def test_a_corpus_is_encoded_like_its_texts(corpus_encoder, texts):
+    """Word by word where that is the same: twice, so that the second time the words are known."""
+    tok = corpus_encoder.tokenizer
+    expected = [i for text in texts for i in (tok.bos_id, *tok.encode(text))]
+    for _ in range(2):
+        assert np.frombuffer(corpus_encoder.encode(texts), "<u2").tolist() == expected
+
+
+def test_few_words_are_remembered(tok, monkeypatch):
+    monkeypatch.setattr(tokenizer.Words, "MOST", 3)
+    encoder = tokenizer.CorpusEncoder(tok.model_bytes)
+    for word in ["a", "b", "c", "d", "e", "x" * 50]:
+        encoder.encode([word])
+        assert len(encoder.words) <= 3 and tok.decode(np.frombuffer(encoder.words[" " + word], "<u2")) == word
 
 
 def test_layout_of_pieces(tok):
@@ -73,10 +119,31 @@ def test_half_a_character_decodes(tok):
     assert "\ufffd" in tok.decode(tok.encode("🙂")[:-1])
 
 
+OURS = {
+    "model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity", "add_dummy_prefix": True,
+    "remove_extra_whitespaces": False, "allow_whitespace_only_pieces": True, "split_digits": True,
+    "character_coverage": 0.9999, "unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1,
+    "max_sentence_length": tokenizer.LONGEST_LINE * 4, "num_threads": 1, "vocab_size": 300,
+}
+
+
+@pytest.mark.parametrize("odd", ["▁", "  ", " ", "\t", "\0", "é", "🙂", "▅", "\u3000", "<s>"])
+def test_counts_of_words_teach_what_the_lines_teach(odd):
+    """The same bytes as SentencePiece's own training on lines, wherever `odd` stands in them."""
+    rng = random.Random(odd)
+    for _ in range(5):
+        lines = ["a cat"]
+        for _ in range(60):
+            words = rng.choices(["the", "cat", "dog", "ab", " ", " ", odd], k=rng.randint(1, 30))
+            lines.append("".join(words))
+        model = tokenizer.train(lines, 300).model_bytes
+        assert model == trained(lines, **OURS)
+
+
 def test_same_text_same_bytes(tok):
     assert tokenizer.train(LINES, 420).model_bytes == tok.model_bytes
     code = f"import tokenizer; print(tokenizer.train({LINES!r}, 420).sha256)"
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=os.path.dirname(tokenizer.__file__),
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
                            env={**os.environ, "PYTHONHASHSEED": "7"})
     assert other.stdout.strip() == tok.sha256
     assert tokenizer.train(LINES + ["another line"], 420).sha256 != tok.sha256
@@ -137,12 +204,13 @@ def test_models_that_cannot_serve_are_refused():
 
 
 def test_more_pieces_than_16_bits_are_refused(tok):
-    def piece(n):                               # as protobuf has it: field 1 of the model, in it field 1, the text, and 2, the score
-        return b"\n\x0e" + b"\n\x07" + b"x%06d" % n + b"\x15" + struct.pack("<f", -n)
-    model = tok.model_bytes + b"".join(map(piece, range(420, 65536)))
-    assert tokenizer.Tokenizer(model).vocab_size == 65536
+    model = tokenizer.model_proto(tok.model_bytes)
+    for n in range(420, 65536):
+        model.pieces.add(piece=f"x{n}", score=-n)
+    assert tokenizer.Tokenizer(model.SerializeToString()).vocab_size == 65536
+    model.pieces.add(piece="one more", score=-65536)
     with pytest.raises(UserError, match="65537"):
-        tokenizer.Tokenizer(model + piece(65536))
+        tokenizer.Tokenizer(model.SerializeToString())
 
 
 def test_a_model_without_byte_pieces_still_works():
