@@ -471,11 +471,10 @@ def test_a_full_disk(folder, monkeypatch, source):
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="t.*No space left"):
-        make("data.seed=1", "data.source=" + source, "data.pocket_words=3000")
-    monkeypatch.undo()
-    os.chdir(folder)
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match="t.*No space left"):
+            make("data.seed=1", "data.source=" + source, "data.pocket_words=3000")
     assert not os.path.exists("data/t/meta.json") and not [name for name in os.listdir("data/t") if name.endswith(".tmp")]
     make()
     assert files() == before
