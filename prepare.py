@@ -50,23 +50,23 @@ BLIMP_SHA256 = "172a1a714d72e72a89e8384dd531483f3d0f8a9aee3d33dccaf7992d8cecbb73
 # ---------------------------------------------------------------------------------------------------- 3. split
 
 class Block(NamedTuple):
-    """Consecutive lines, joined by "\n"; an empty one is a boundary of documents.
+    """Consecutive lines of UTF-8, joined by newlines; an empty one is a boundary of documents.
 
     size: bytes of the lines with their newlines; a boundary has none.
     """
-    text: str
+    text: bytes
     size: int
 
     @classmethod
     def of(cls, lines):
-        return cls("\n".join(lines), sum(map(line_size, lines)))
+        return cls(b"\n".join(lines), sum(map(line_size, lines)))
 
     def lines(self):
-        return [line for line in self.text.split("\n") if line]
+        return self.text.split(b"\n")
 
 
 def line_size(line):
-    return len(line.encode()) + 1 if line else 0
+    return len(line) + 1 if line else 0
 
 
 def blocks(parts):
@@ -78,19 +78,19 @@ def blocks(parts):
     first, total = [], 0
     while total < 200 * BLOCK and (part := next(parts, None)) is not None:
         first.append(part)
-        total += sum(map(line_size, part.split("\n")))
+        total += sum(map(line_size, part.split(b"\n")))
     goal = min(BLOCK, total // 200)
     done, lines, size = [], [], 0
     for part in itertools.chain(first, parts):
-        for line in part.removesuffix("\n").split("\n"):
+        for line in part.removesuffix(b"\n").split(b"\n"):
             if line or (lines and lines[-1]):                           # no boundary at the start or after another
                 lines.append(line)
                 size += line_size(line)
             if size and (size >= 2 * goal or (size >= goal and not line)):
-                done.append(Block("\n".join(lines), size))
+                done.append(Block(b"\n".join(lines), size))
                 lines, size = [], 0
     if size:
-        done.append(Block("\n".join(lines), size))
+        done.append(Block(b"\n".join(lines), size))
     return done
 
 
@@ -114,11 +114,11 @@ def split(text_blocks, kb, seed, name):
 
 def seen_lines(held_out, pools):
     """The lines of held-out blocks that are also in training text: validation must be new, and "Yeah." is not."""
-    candidates = {line for block in held_out for line in block.lines()}
+    candidates = {line for block in held_out for line in block.lines() if line}
     seen = set()
     for pool in pools:
         for block in pool:
-            seen |= candidates.intersection(block.text.split("\n"))
+            seen |= candidates.intersection(block.lines())
     return seen
 
 
@@ -126,7 +126,7 @@ def without(text_blocks, lines):
     """The blocks without these lines, and without the blocks that have no others."""
     kept = []
     for block in text_blocks:
-        rest = [line for line in block.text.split("\n") if line not in lines]
+        rest = [line for line in block.lines() if line not in lines]
         if any(rest):
             kept.append(Block.of(rest))
     return kept
@@ -148,7 +148,7 @@ def take(text_blocks, budget):
             budget -= block.size
             continue
         lines = []
-        for line in block.text.split("\n"):
+        for line in block.lines():
             if line_size(line) > budget:
                 break
             lines.append(line)
@@ -193,7 +193,7 @@ def documents(text, boundary):
 
 
 def batches(text_blocks):
-    """The texts of the blocks, in lists of about PART bytes."""
+    """The texts of the blocks, in lists of about PART bytes: what one process works on at a time."""
     batch, size = [], 0
     for block in text_blocks:
         batch.append(block.text)
@@ -206,7 +206,8 @@ def batches(text_blocks):
 
 
 def count_words(texts):
-    return tokenizer.count_words(line for text in texts for line in text.split("\n") if line)
+    lines = b"\n".join(texts).decode().split("\n")
+    return tokenizer.count_words(filter(None, lines))
 
 
 def train_tokenizer(text_blocks, vocab_size, fallback, each):
@@ -229,7 +230,7 @@ encoder = functools.lru_cache(1)(tokenizer.CorpusEncoder)               # one fo
 
 def encode_batch(model_bytes, boundary, texts):
     """The texts of some blocks -> BOS and the tokens of each document, as bytes of a .bin file."""
-    every = [document for text in texts for document in documents(text, boundary)]
+    every = [document for text in texts for document in documents(text.decode(), boundary)]
     return encoder(model_bytes).encode(every)
 
 
@@ -245,8 +246,8 @@ def encode(tok, text_blocks, boundary, each):
 def count(text_blocks):
     return {
         "bytes": sum(block.size for block in text_blocks),
-        "words": sum(len(block.text.split()) for block in text_blocks),
-        "lines": sum(len(block.lines()) for block in text_blocks),
+        "words": sum(len(block.text.decode().split()) for block in text_blocks),
+        "lines": sum(sum(map(bool, block.lines())) for block in text_blocks),
     }
 
 

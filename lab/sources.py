@@ -26,6 +26,7 @@ BABYLM = {                  # data.source: title, environment variable of a mirr
         f"{HUB}/BabyLM-2026-Strict/resolve/main"),
 }
 BABYLM_FILES = ["bnc_spoken", "childes", "gutenberg", "open_subtitles", "simple_wiki", "switchboard"]
+BYTE_ORDER_MARK = "\ufeff".encode()
 CONTROL = bytes(set(range(32)) - set(b"\t\n\v\f\r\x1b")) + b"\x7f"
 EMPTY_LINE = re.compile(rb"\n\r?\n")
 NEWLINE = re.compile(rb"\n")
@@ -71,8 +72,8 @@ def pocket_source(config):
         print("data.sources: Pocket English has only one; the setting is ignored")
 
     def text():
-        made = "\n".join(pocket_english.text(words, seed)) + "\n"
-        return [made], sha256(made.encode())
+        made = "".join(line + "\n" for line in pocket_english.text(words, seed)).encode()
+        return [made], sha256(made)
     title = f"Pocket English (synthetic, seed {seed}, {words} words)"
     return Source("pocket", title, [words, file_sha256(pocket_english.__file__)], {"pocket": text})
 
@@ -121,7 +122,7 @@ def read_hash(path):
 
 
 def read_text(path):
-    """A file's text as an iterator over parts of about PART bytes, with "\n" as newline, and the file's sha256.
+    """A file's text as an iterator over UTF-8 parts of about PART bytes, with "\n" as newline, and the file's sha256.
 
     UserError for what is empty, binary or not UTF-8.
     """
@@ -131,7 +132,7 @@ def read_text(path):
     except OSError as e:
         raise UserError(f"{path}: cannot be read ({e.strerror})") from None
     out = "remove it from the folder or data.sources"
-    if not raw.strip(b"\xef\xbb\xbf \t\r\n"):
+    if not raw.strip(BYTE_ORDER_MARK + b" \t\r\n"):
         raise UserError(f"{path}: empty; {out}")
     for start, end in cuts(raw):
         try:
@@ -141,15 +142,15 @@ def read_text(path):
                             f"convert it (iconv -f LATIN1 -t UTF-8), or {out}") from None
     if len(raw.translate(None, CONTROL)) < 0.99 * len(raw):
         raise UserError(f"{path}: a binary file (over 1 % control characters); {out}")
-    return decoded(raw), sha256(raw)
+    return parts(raw), sha256(raw)
 
 
-def decoded(raw):
+def parts(raw):
     for start, end in cuts(raw):
-        part = raw[start:end].decode().replace("\r\n", "\n").replace("\r", "\n")
+        part = raw[start:end].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         if start == 0:
-            part = part.removeprefix("\ufeff")
-        yield part if part.endswith("\n") else part + "\n"
+            part = part.removeprefix(BYTE_ORDER_MARK)
+        yield part if part.endswith(b"\n") else part + b"\n"
 
 
 def cuts(raw):

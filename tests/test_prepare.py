@@ -345,15 +345,15 @@ lines_st = st.lists(st.text("ab é", min_size=0, max_size=12).map(str.strip), ma
 
 
 def flat(text_blocks):
-    return [line for block in text_blocks for line in block.lines()]
+    return [line.decode() for block in text_blocks for line in block.lines() if line]
 
 
 def bytes_of(lines):
-    return sum(map(prepare.line_size, lines))
+    return sum(len(line.encode()) + 1 for line in lines if line)
 
 
 def blocks_of(lines):
-    return prepare.blocks(["\n".join(lines) + "\n"])
+    return prepare.blocks([("\n".join(lines) + "\n").encode()])
 
 
 @given(lines_st, st.integers(1, 50))
@@ -362,9 +362,9 @@ def test_blocks_are_the_text_in_order(lines, at):
     found = blocks_of(lines)
     assert flat(found) == [line for line in lines if line]
     for block in found:
-        assert block.size == bytes_of(block.lines()) > 0
-        assert not block.text.startswith("\n") and "\n\n\n" not in block.text
-    parts = ["\n".join(part) + "\n" for part in (lines[:at], lines[at:]) if part]
+        assert block.size == bytes_of(flat([block])) > 0
+        assert not block.text.startswith(b"\n") and b"\n\n\n" not in block.text
+    parts = [("\n".join(part) + "\n").encode() for part in (lines[:at], lines[at:]) if part]
     assert prepare.blocks(parts) == found or not lines                  # wherever the text was cut
 
 
@@ -381,9 +381,10 @@ def test_split_is_a_partition_within_its_limits(lines, kb, seed):
 @given(lines_st, lines_st)
 @settings(max_examples=100, deadline=None)
 def test_validation_lines_are_new(lines, others):
-    kept = prepare.unseen(blocks_of(lines), [blocks_of(others), []])
+    held_out = blocks_of(lines)
+    kept = prepare.without(held_out, prepare.seen_lines(held_out, [blocks_of(others), []]))
     assert flat(kept) == [line for line in lines if line and line not in others]
-    assert all(block.size == bytes_of(block.lines()) > 0 for block in kept)
+    assert all(block.size == bytes_of(flat([block])) > 0 for block in kept)
 
 
 @given(lines_st, st.integers(0, 500), st.integers(0, 500))
@@ -397,7 +398,7 @@ def test_take_gives_whole_lines_up_to_the_budget(lines, budget, more):
     assert part == everything[:len(part)] and used == sum(block.size for block in taken) <= budget
     assert short == (bytes_of(lines) < budget)
     if len(part) < len(everything):                                     # no room for the next line
-        assert used + prepare.line_size(everything[len(part)]) > budget
+        assert used + bytes_of([everything[len(part)]]) > budget
     larger = flat(prepare.take(text_blocks, budget + more)[0])
     assert larger[:len(part)] == part
     assert prepare.take(text_blocks, None) == (text_blocks, False)
@@ -406,13 +407,13 @@ def test_take_gives_whole_lines_up_to_the_budget(lines, budget, more):
 @given(st.lists(lines_st.map(blocks_of).filter(bool), min_size=1, max_size=5))
 @settings(max_examples=200, deadline=None)
 def test_interleave_keeps_all_and_balances(sources):
-    tagged = [[prepare.Block(f"{i} {block.text}", block.size) for block in source] for i, source in enumerate(sources)]
+    tagged = [[prepare.Block(b"%d " % i + block.text, block.size) for block in source] for i, source in enumerate(sources)]
     totals = [sum(block.size for block in source) for source in sources]
     largest = [max(block.size for block in source) for source in sources]
     given_so_far = [0] * len(sources)
     order = [[] for _ in sources]
     for block in prepare.interleave(tagged):
-        i = int(block.text[0])
+        i = int(block.text[:1])
         order[i].append(block)
         given_so_far[i] += block.size
         shares = [given / total for given, total in zip(given_so_far, totals)]
@@ -434,7 +435,7 @@ def test_any_corpus_keeps_the_promises(tok, texts, mb, seed, by_line):
     """Whatever the text: the same bytes twice, no validation line in training, no source over its budget, the same validation text at every budget."""
     config = load_config("sllama", ["data.clean=[]", f"data.seed={seed}", f"data.boundary={'line' if by_line else 'document'}"], os.path.join(ROOT, "config.yaml"))
     texts = ["\n".join([str(i), *lines]) + "\n" for i, lines in enumerate(texts)]
-    sources = {f"s{i}": functools.partial(lambda text: ([text], prepare.sha256(text.encode())), text)
+    sources = {f"s{i}": functools.partial(lambda text: ([text.encode()], prepare.sha256(text.encode())), text)
                for i, text in enumerate(texts)}
 
     def build(budget):
