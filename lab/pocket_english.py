@@ -2,13 +2,17 @@
 
     python -m lab.pocket_english 300 --seed 1        # 300 words of it
 
-- `text(words, seed)`: any amount of simple English, the same on every Python and platform: stories with a cast and a tense, paragraphs, dialogue.
-- `pairs(seed, per_paradigm)`: minimal pairs in BLiMP's fields for its twelve phenomena (Warstadt et al. 2020); paradigms and sentences are our own.
-- One grammar, two uses. A paradigm is a method of Grammar that returns (good, bad). Text takes the good one now and then, a pair takes both:
-  what is tested is taught, and the bad one breaks a rule that no method ever breaks.
-- Nothing tested is trained on: a checksum puts a tenth of all sentences aside (`held_out`); text never says those, and pairs use no others.
-- No shortcuts: good and bad have equally many words, and either the same words in another order or two words that change roles in
-  the next pair ("the boys {run|runs}", "the boy {runs|run}"). Neither length nor word frequency gives the answer away.
+- `text(words, seed)`: any amount of simple English, the same on every Python and platform: stories with a cast and a
+  tense, paragraphs, dialogue.
+- `pairs(seed, per_paradigm)`: minimal pairs in BLiMP's fields for its twelve phenomena (Warstadt et al. 2020);
+  paradigms and sentences are our own.
+- One grammar, two uses. A paradigm is a method of Grammar that returns (good, bad). Text takes the good one now and
+  then, a pair takes both: what is tested is taught, and the bad one breaks a rule that no method ever breaks.
+- Nothing tested is trained on: a checksum puts a tenth of all sentences aside (`held_out`); text never says those, and
+  pairs use no others.
+- No shortcuts: good and bad have equally many words, and either the same words in another order or two words that
+  change roles in the next pair ("the boys {run|runs}", "the boy {runs|run}"). Neither length nor word frequency gives
+  the answer away.
 
 Agreement is one value, `agr`: m, f, n (all singular) or pl. It picks the verb form, the pronoun and the reflexive.
 Lists are ordered: their first words are common and their last ones rare (`common`).
@@ -30,84 +34,150 @@ def s_form(word):
 
 
 def nouns(text, gender=None):
-    """"cup mouse:mice" -> [("cup", "cups", gender), ("mouse", "mice", gender)]; gender None: someone who may be m or f."""
-    return [(*(word.split(":") if ":" in word else (word, s_form(word))), gender) for word in text.split()]
+    """"cup mouse:mice" -> [("cup", "cups", gender), ("mouse", "mice", gender)]; gender None: may be m or f."""
+    found = []
+    for entry in text.split():
+        singular, _, plural = entry.partition(":")
+        found.append((singular, plural or s_form(singular), gender))
+    return found
 
 
 def verb(entry):
     """"take:took:taken" -> {"base": "take", "part": "taken", "ing": "taking", tense: (singular, plural), ...}."""
     base, *irregular = entry.split(":")
-    stem = base + base[-1] if re.search("^[^aeiou]*[aeiou][bdgmnpt]$", base) else re.sub("([^e])e$", r"\1", base)    # hug -> hugg-, dance -> danc-
+    if re.search("^[^aeiou]*[aeiou][bdgmnpt]$", base):
+        stem = base + base[-1]                                  # hug -> hugg-
+    else:
+        stem = re.sub("([^e])e$", r"\1", base)                  # dance -> danc-
     past = irregular[0] if irregular else re.sub("([^aeiou])y$", r"\1i", stem) + "ed"
-    part, ing, present = irregular[-1] if irregular else past, stem + "ing", (s_form(base), base)
-    return {"base": base, "part": part, "ing": ing, "present": present, "past": (past, past), "perfect": ("has " + part, "have " + part), "had": ("had " + part,) * 2,
-            "does-not": ("does not " + base, "do not " + base), "did-not": ("did not " + base,) * 2, "can": ("can " + base,) * 2, "could": ("could " + base,) * 2,
-            "is-ing": present if base in STATIVE else ("is " + ing, "are " + ing), "was-ing": (past, past) if base in STATIVE else ("was " + ing, "were " + ing)}
+    part = irregular[-1] if irregular else past
+    ing = stem + "ing"
+    present = (s_form(base), base)
+    return {
+        "base": base,
+        "part": part,
+        "ing": ing,
+        "present": present,
+        "past": (past, past),
+        "perfect": (f"has {part}", f"have {part}"),
+        "had": (f"had {part}", f"had {part}"),
+        "does-not": (f"does not {base}", f"do not {base}"),
+        "did-not": (f"did not {base}", f"did not {base}"),
+        "can": (f"can {base}", f"can {base}"),
+        "could": (f"could {base}", f"could {base}"),
+        "is-ing": present if base in STATIVE else (f"is {ing}", f"are {ing}"),
+        "was-ing": (past, past) if base in STATIVE else (f"was {ing}", f"were {ing}"),
+    }
 
 
 def verbs(text):
     return [verb(entry) for entry in text.split()]
 
 
-STATIVE = set("know believe seem appear happen tend need want remember forget hear hope".split())     # never "is knowing"
-NAMES = [(name, "fm"[i % 2]) for i, name in enumerate(
-    "Anna Tom Mia Ben Clara Hugo Nora Max Lily Jack Ida Oscar Ruth Felix Ella Leo Rosa Otto Mary Sam Julia Paul Vera Emil".split())]
+STATIVE = set("know believe seem appear happen tend need want remember forget hear hope".split())  # never "is knowing"
+FIRST_NAMES = """Anna Tom Mia Ben Clara Hugo Nora Max Lily Jack Ida Oscar Ruth Felix Ella Leo Rosa Otto Mary Sam Julia
+    Paul Vera Emil""".split()
+NAMES = [(name, "fm"[i % 2]) for i, name in enumerate(FIRST_NAMES)]
 MEN = nouns("boy king man:men uncle prince grandfather wizard brother", "m")
 WOMEN = nouns("girl queen woman:women aunt princess grandmother witch sister", "f")
-OTHERS = nouns("child:children baker teacher farmer sailor thief:thieves doctor painter neighbor singer guest clown pirate")
-NOUNS = {"people": [noun for trio in zip(MEN, OTHERS, WOMEN) for noun in trio] + OTHERS[8:],
-         "animals": nouns("dog cat mouse:mice fox goose:geese wolf:wolves bird horse bear rabbit duck frog owl monkey ox:oxen", "n"),
-         "things": nouns("cup book box ball key letter knife:knives lamp hat basket ring picture leaf:leaves bottle candle clock coat bell stone map drum boat loaf:loaves"
-                         " chair shelf:shelves wheel mirror scarf:scarves door ladder kite bucket", "n")}
+OTHERS = nouns("""child:children baker teacher farmer sailor thief:thieves doctor painter neighbor singer guest clown
+    pirate""")
+NOUNS = {
+    "people": [noun for trio in zip(MEN, OTHERS, WOMEN) for noun in trio] + OTHERS[8:],
+    "animals": nouns("""dog cat mouse:mice fox goose:geese wolf:wolves bird horse bear rabbit duck frog owl monkey
+        ox:oxen""", "n"),
+    "things": nouns("""cup book box ball key letter knife:knives lamp hat basket ring picture leaf:leaves bottle candle
+        clock coat bell stone map drum boat loaf:loaves chair shelf:shelves wheel mirror scarf:scarves door ladder kite
+        bucket""", "n"),
+}
 KINDS = list(NOUNS)
 IRREGULAR_NOUNS = [(noun, kind) for kind, options in NOUNS.items() for noun in options if noun[1] != s_form(noun[0])]
 CONTAINERS = nouns("box basket room house drawer bag bottle tower cave boat", "n")
-ADJECTIVES = {"people": "old young little tall clever brave sad kind hungry lonely famous sleepy proud angry".split(),
-              "animals": "little old gray hungry brown wild clever sleepy white fat lazy".split(),
-              "things": "old red little new heavy blue strange big dirty green golden empty cheap tiny".split()}
-STATES = {"people": "happy tired sad hungry angry quiet proud sleepy brave lonely lost".split(),
-          "animals": "hungry tired happy quiet angry sleepy wet lost wild".split(),
-          "things": "old heavy red new dirty clean strange beautiful wet empty blue".split()}
-DETERMINERS = ("the the the a a a this that every my each".split(), "the the the two some these those many three all most several".split())
-WEAK = ("a a a a no".split(), "two some many three several few four no".split())     # what "there is" can introduce
-STRONG = "most all both".split()                                                    # what it cannot
-PLACES = """in the garden; in the kitchen; near the river; at the market; in the forest; on the hill; in the village; at school; behind the barn; near the castle; on the bridge;
-by the lake; in the tower; under the old tree; on the island; in the library; at the harbor""".replace("\n", " ").split("; ")
-TIMES = "every day; at night; in the morning; after dinner; on Monday; all day; before lunch; in the summer; on Sunday".split("; ")
+ADJECTIVES = {
+    "people": "old young little tall clever brave sad kind hungry lonely famous sleepy proud angry".split(),
+    "animals": "little old gray hungry brown wild clever sleepy white fat lazy".split(),
+    "things": "old red little new heavy blue strange big dirty green golden empty cheap tiny".split(),
+}
+STATES = {
+    "people": "happy tired sad hungry angry quiet proud sleepy brave lonely lost".split(),
+    "animals": "hungry tired happy quiet angry sleepy wet lost wild".split(),
+    "things": "old heavy red new dirty clean strange beautiful wet empty blue".split(),
+}
+DETERMINERS = (                                                 # of one, of several
+    "the the the a a a this that every my each".split(),
+    "the the the two some these those many three all most several".split(),
+)
+WEAK = ("a a a a no".split(), "two some many three several few four no".split())       # what "there is" can introduce
+STRONG = "most all both".split()                                                      # what it cannot
+PLACES = """in the garden; in the kitchen; near the river; at the market; in the forest; on the hill; in the village;
+    at school; behind the barn; near the castle; on the bridge; by the lake; in the tower; under the old tree;
+    on the island; in the library; at the harbor"""
+PLACES = re.split(r";\s+", PLACES)
+TIMES = "every day; at night; in the morning; after dinner; on Monday; all day; before lunch; in the summer; on Sunday"
+TIMES = TIMES.split("; ")
 MANNER = "quietly slowly happily quickly loudly gently sadly proudly bravely".split()
 
 # Verbs by what they take, which is what argument structure tests.
-# No object: LAUGH someone, VANISH things too. With or without: BREAK (Ida broke it, it broke), EAT. Always one: TAKE a thing, THANK and SCARE someone (SCARE: things do it too).
-LAUGH = verbs("laugh sleep:slept smile dance wait cry swim:swam:swum sneeze yawn kneel:knelt stumble giggle snore frown shiver blush cough")
+# No object: LAUGH someone, VANISH things too. With or without: BREAK (Ida broke it, it broke), EAT.
+# Always one: TAKE a thing, THANK and SCARE someone (SCARE: things do it too).
+LAUGH = verbs("""laugh sleep:slept smile dance wait cry swim:swam:swum sneeze yawn kneel:knelt stumble giggle snore
+    frown shiver blush cough""")
 VANISH = verbs("fall:fell:fallen vanish arrive disappear rise:rose:risen sparkle glow tremble")
-BREAK = verbs("open break:broke:broken close roll burn shake:shook:shaken melt tear:tore:torn bend:bent sink:sank:sunk freeze:froze:frozen spin:spun")
-TAKE = verbs("find:found take:took:taken carry hold:held bring:brought buy:bought touch borrow fix mend grab fetch use")
-THANK = verbs("thank admire greet praise hug invite blame rescue trust forgive:forgave:forgiven visit chase defend describe")
+BREAK = verbs("""open break:broke:broken close roll burn shake:shook:shaken melt tear:tore:torn bend:bent sink:sank:sunk
+    freeze:froze:frozen spin:spun""")
+TAKE = verbs("""find:found take:took:taken carry hold:held bring:brought buy:bought touch borrow fix mend grab fetch
+    use""")
+THANK = verbs("""thank admire greet praise hug invite blame rescue trust forgive:forgave:forgiven visit chase defend
+    describe""")
 SCARE = verbs("surprise scare please amuse annoy frighten bother comfort")
-EAT = [(verb(v), nouns(things, "n")) for v, things in (entry.strip().split("|") for entry in """
-    eat:ate:eaten|apple cake pie egg; draw:drew:drawn|picture map tree flower; write:wrote:written|letter story poem song; sing:sang:sung|song tune;
-    steal:stole:stolen|ring key cake; choose:chose:chosen|hat cup coat; throw:threw:thrown|ball stone; drink:drank:drunk|potion; bake|cake pie; paint|door wall boat""".split(";"))]
-THINK, WONDER = verbs("think:thought say:said believe hope hear:heard"), verbs("wonder ask")                  # think that, wonder why
-KNOW = verbs("know:knew:known remember forget:forgot:forgotten guess explain learn notice")                   # know that, know what
-SEEM, TRY = verbs("seem happen appear tend"), verbs("try hope decide plan refuse offer attempt")                # there seems to be, *there tries to be
-EXPECT, TELL = verbs("want expect need like"), verbs("tell:told ask beg teach:taught force persuade")             # expect there to be, *tell there to be
-EASY, EAGER = "easy hard difficult safe impossible dangerous".split(), "glad eager afraid sorry keen ashamed".split()   # easy to find, eager to find it
-IRREGULAR = [(v, things) for v, things in EAT + [(v, NOUNS["things"]) for v in BREAK + TAKE] if v["part"] not in (v["past"][0], v["base"])]
+EAT = [(verb(v), nouns(things, "n")) for v, things in {
+    "eat:ate:eaten": "apple cake pie egg",
+    "draw:drew:drawn": "picture map tree flower",
+    "write:wrote:written": "letter story poem song",
+    "sing:sang:sung": "song tune",
+    "steal:stole:stolen": "ring key cake",
+    "choose:chose:chosen": "hat cup coat",
+    "throw:threw:thrown": "ball stone",
+    "drink:drank:drunk": "potion",
+    "bake": "cake pie",
+    "paint": "door wall boat",
+}.items()]
+THINK = verbs("think:thought say:said believe hope hear:heard")                         # think that
+WONDER = verbs("wonder ask")                                                            # wonder why
+KNOW = verbs("know:knew:known remember forget:forgot:forgotten guess explain learn notice")     # know that, know what
+SEEM = verbs("seem happen appear tend")                                                 # there seems to be
+TRY = verbs("try hope decide plan refuse offer attempt")                                # *there tries to be
+EXPECT = verbs("want expect need like")                                                 # expect there to be
+TELL = verbs("tell:told ask beg teach:taught force persuade")                           # *tell there to be
+EASY = "easy hard difficult safe impossible dangerous".split()                          # easy to find
+EAGER = "glad eager afraid sorry keen ashamed".split()                                  # eager to find it
+OBJECTS = EAT + [(v, NOUNS["things"]) for v in BREAK + TAKE]
+IRREGULAR = [(v, things) for v, things in OBJECTS if v["part"] not in (v["past"][0], v["base"])]
 
 SELF = {"m": "himself", "f": "herself", "n": "itself", "pl": "themselves"}
-GENDERS, NUMBERS = [("m", "f"), ("f", "m")], [("m", "pl"), ("pl", "m"), ("f", "pl"), ("pl", "f")]
 PRONOUN = {"m": "he", "f": "she", "n": "it", "pl": "they"}
+GENDERS = [("m", "f"), ("f", "m")]
+NUMBERS = [("m", "pl"), ("pl", "m"), ("f", "pl"), ("pl", "f")]
 OWNERS = [("I", "my", "mine"), ("you", "your", "yours"), ("we", "our", "ours"), ("they", "their", "theirs")]
-PAST, PRESENT = "past past past past past past had was-ing did-not could".split(), "present present present present perfect is-ing does-not can".split()
-AGREEING = "present present present perfect is-ing was-ing does-not".split()                                  # tenses that show number
-OPENERS, EXCLAIM = "then;later,;one day;at last;suddenly;soon;that evening;after a while".split(";"), "oh,;yes,;no,;well,;look,;I think;of course".split(";")
+PAST = "past past past past past past had was-ing did-not could".split()
+PRESENT = "present present present present perfect is-ing does-not can".split()
+AGREEING = "present present present perfect is-ing was-ing does-not".split()             # tenses that show number
+OPENERS = "then;later,;one day;at last;suddenly;soon;that evening;after a while".split(";")
+WHY = "why when where how".split()
+EXCLAIM = "oh,;yes,;no,;well,;look,;I think;of course".split(";")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Grammar
 
 
 def article(determiner, words):
-    return ("an " if determiner == "a" and words[0] in "aeiou" else determiner + " ") + words
+    if determiner == "a" and words[0] in "aeiou":
+        determiner = "an"
+    return f"{determiner} {words}"
+
+
+def have(agr):
+    return "have" if agr == "pl" else "has"
 
 
 def fill(frame, good, bad):
@@ -115,8 +185,16 @@ def fill(frame, good, bad):
     return frame.replace("_", good, 1), frame.replace("_", bad, 1)
 
 
+def swap(frame, one, other):
+    """The pair that differs in the order of two words at `{}`."""
+    return frame.format(one, other), frame.format(other, one)
+
+
 class Grammar:
-    """The random numbers and the cast of a story. Noun phrases are (words, agr), verb phrases [singular, plural], paradigms (good, bad)."""
+    """The random numbers and the cast of a story.
+
+    Noun phrases are (words, agr), verb phrases [singular, plural], paradigms (good, bad).
+    """
 
     def __init__(self, seed, modified=0.12):
         self.modified = modified                     # the share of noun phrases with a modifier; pairs have more
@@ -136,7 +214,9 @@ class Grammar:
     def several(self, n, options):
         chosen = []
         while len(chosen) < n:
-            chosen += [x for x in [self.common(options)] if x not in chosen]
+            option = self.common(options)
+            if option not in chosen:
+                chosen.append(option)
         return chosen
 
     def turn(self, cast):
@@ -146,7 +226,8 @@ class Grammar:
 
     def story(self):
         """Draws whom and what the next sentences are about."""
-        self.names, self.places = self.several(4, NAMES), self.several(3, PLACES)
+        self.names = self.several(4, NAMES)
+        self.places = self.several(3, PLACES)
         self.nouns = {kind: self.several(5, options) for kind, options in NOUNS.items()}
         self.tenses = PAST if self.chance(0.6) else PRESENT
         self.topic = None                            # agr of the last subject, which a pronoun may stand for
@@ -155,17 +236,26 @@ class Grammar:
 
     def nominal(self, kind, plural, noun=None):
         noun = noun or self.turn(self.nouns[kind])
-        return (self.common(ADJECTIVES[kind]) + " " if self.chance(0.25) else "") + noun[plural], "pl" if plural else noun[2] or self.pick("mf")
+        words = noun[plural]
+        if self.chance(0.25):
+            words = f"{self.common(ADJECTIVES[kind])} {words}"
+        return words, "pl" if plural else noun[2] or self.pick("mf")
 
     def np(self, kind, plural=None, more=None, noun=None, determiner=None):
         """A noun phrase of `kind`, with a modifier now and then: ("the old cup near Anna", "n")."""
         plural = self.chance(0.4) if plural is None else plural
         words, agr = self.nominal(kind, plural, noun)
         words = article(determiner or self.common(DETERMINERS[plural]), words)
-        return (f"{words} {self.pick((self.near, self.relative))(agr, kind)}" if self.chance(self.modified if more is None else more) else words), agr
+        if self.chance(self.modified if more is None else more):
+            modifier = self.pick((self.near, self.relative))
+            words = f"{words} {modifier(agr, kind)}"
+        return words, agr
 
     def who(self, plural=None, more=None):
-        return self.turn(self.names) if not plural and self.chance(0.4) else self.np("people" if self.chance(0.7) else "animals", plural, more)
+        """A name or a noun phrase of someone."""
+        if not plural and self.chance(0.4):
+            return self.turn(self.names)
+        return self.np("people" if self.chance(0.7) else "animals", plural, more)
 
     def someone(self, plural=None):
         return self.who(plural, 0)[0]
@@ -184,19 +274,25 @@ class Grammar:
 
     def target(self):
         """(verbs that need an object, its question word, such an object)"""
-        return (TAKE, "what", self.np("things")[0]) if self.chance(0.5) else (THANK, "who", self.who()[0])
+        if self.chance(0.5):
+            return TAKE, "what", self.np("things")[0]
+        return THANK, "who", self.who()[0]
 
     def near(self, agr, kind, plural=None):
         """A prepositional phrase."""
         thing = kind == "things" or self.chance(0.3)
-        return f"{self.common(('near', 'behind', 'beside', 'under' if thing else 'with'))} {self.np('things', plural, 0)[0] if thing else self.someone(plural)}"
+        where = self.common(("near", "behind", "beside", "under" if thing else "with"))
+        return f"{where} {self.np('things', plural, 0)[0] if thing else self.someone(plural)}"
 
     def relative(self, agr, kind, plural=None):
         """A relative clause; its gap is its subject or its object."""
         that = "who" if kind == "people" and self.chance(0.3) else "that"
         if kind != "things" and self.chance(0.4):
             return f"{that} {self.event()[agr == 'pl']}"
-        words, other = self.np("people", plural, 0, determiner="no") if self.chance(0.03) else self.who(plural, 0)
+        if self.chance(0.03):
+            words, other = self.np("people", plural, 0, determiner="no")
+        else:
+            words, other = self.who(plural, 0)
         return f"{that} {words} {self.verb(TAKE if kind == 'things' else THANK, other)}"
 
     def tense(self):
@@ -211,7 +307,9 @@ class Grammar:
     def how(self):
         """Where, how, when, or nothing."""
         u = self.random()
-        return "" if u < 0.45 else " " + (self.pick(self.places) if u < 0.75 else self.common(MANNER if u < 0.88 else TIMES))
+        if u < 0.45:
+            return ""
+        return " " + (self.pick(self.places) if u < 0.75 else self.common(MANNER if u < 0.88 else TIMES))
 
     def do(self):
         """(verb, rest): anything that someone can do."""
@@ -235,8 +333,9 @@ class Grammar:
         return [form + rest for form in v[tense or self.tense()]]
 
     def state(self, kind, past=None):
-        past, rest = self.tenses is PAST if past is None else past, " " + (self.pick(self.places) if self.chance(0.25) else self.common(STATES[kind]))
-        return [form + rest for form in (("was", "were") if past else ("is", "are"))]
+        past = self.tenses is PAST if past is None else past
+        rest = self.pick(self.places) if self.chance(0.25) else self.common(STATES[kind])
+        return [f"{form} {rest}" for form in (("was", "were") if past else ("is", "are"))]
 
     def vp(self, agr):
         """Anything that someone can do, be or think."""
@@ -254,13 +353,16 @@ class Grammar:
         elif u < 0.85:
             v, rest = self.common(SCARE), self.who()[0]
         elif u < 0.88:
-            v, rest = self.common(WONDER), f"{self.pick(('why', 'when', 'where', 'how'))} {self.clause(agr)}"
+            v, rest = self.common(WONDER), f"{self.pick(WHY)} {self.clause(agr)}"
         else:
             v, rest = self.common(THINK if self.chance(0.7) else KNOW), "that " + self.clause(agr)
         return [f"{form} {rest}" for form in v[self.tense()]]
 
     def clause(self, bound=None):
-        """A plain clause; its subject may be a pronoun for `bound`, the agr of the one who thinks or says it, or for the last subject."""
+        """A plain clause.
+
+        Its subject may be a pronoun for `bound`, the agr of the one who thinks or says it, or for the last subject.
+        """
         u = self.random()
         if u < 0.18:
             words, agr = self.np("things")
@@ -270,7 +372,8 @@ class Grammar:
                 return f"{words} {self.state('things')[agr == 'pl']}"
             if u < 0.13:
                 return f"{words} {self.verb(SCARE, agr)} {self.who()[0]}"
-            return f"{words} {self.be(agr)} {self.common(TAKE)['part']}{' by ' + self.someone() if self.chance(0.6) else self.how()}"
+            done = f"{words} {self.be(agr)} {self.common(TAKE)['part']}"
+            return done + (f" by {self.someone()}" if self.chance(0.6) else self.how())
         if (bound or self.topic) and self.chance(0.35):
             words, agr = PRONOUN[bound or self.topic], bound or self.topic
         elif self.chance(0.05):
@@ -279,7 +382,10 @@ class Grammar:
             words, agr = self.np("people", determiner="no") if self.chance(0.05) else self.who()
         if not bound and re.match("[A-Z]|the ", words):
             self.topic = agr
-        return f"{words} {self.verb(VANISH, agr) + self.how() if u < 0.21 else (self.event() if bound else self.vp(agr))[agr == 'pl']}"
+        if u < 0.21:
+            return f"{words} {self.verb(VANISH, agr)}{self.how()}"
+        forms = self.event() if bound else self.vp(agr)
+        return f"{words} {forms[agr == 'pl']}"
 
     def question(self):
         (words, agr), u = self.who(), self.random()
@@ -288,17 +394,18 @@ class Grammar:
         if u < 0.4:
             return f"{self.be(agr)} {words} {self.common(STATES['people'])}?"
         if u < 0.5:
-            return f"{'have' if agr == 'pl' else 'has'} {words} ever {self.act('part')}?"
+            return f"{have(agr)} {words} ever {self.act('part')}?"
         return f"{self.pick(('did', 'did', 'can', 'will'))} {words} {self.act()}?"
 
     def there(self):
         plural = self.chance(0.4)
-        return f"there {self.be('pl' if plural else 'n')} {self.some(self.pick(('people', 'animals', 'things')), plural)} {self.pick(self.places)}"
+        who = self.some(self.pick(("people", "animals", "things")), plural)
+        return f"there {self.be('pl' if plural else 'n')} {who} {self.pick(self.places)}"
 
     # Paradigms: a method for each, (good, bad); the first are the most frequent in text, and the hardest to learn
 
     def two_ways(self, frame, one, other, frame2):
-        """`one` fits the first frame and `other` the second: half of the pairs each, so the more frequent word is no help."""
+        """`one` fits the first frame and `other` the second: half of the pairs each, so a frequent word is no help."""
         return fill(frame, one, other) if self.chance(0.5) else fill(frame2, other, one)
 
     def reflexive(self, words, one, two):
@@ -306,24 +413,38 @@ class Grammar:
 
     def anaphor_gender(self):
         one, two = self.pick(GENDERS)
-        words = f"{self.hero(one, 0)} {self.pick(('near', 'with', 'beside'))} {self.hero(two)}" if self.chance(0.5) else self.hero(one)
+        if self.chance(0.5):
+            words = f"{self.hero(one, 0)} {self.pick(('near', 'with', 'beside'))} {self.hero(two)}"
+        else:
+            words = self.hero(one)
         return self.reflexive(words, one, two)
 
     def anaphor_number(self):
         one, two = self.pick(NUMBERS)
-        words = f"{self.hero(one, 0)} {self.pick((self.near, self.relative))(one, 'people', two == 'pl')}" if self.chance(0.6) else self.hero(one)
+        if self.chance(0.6):
+            words = self.hero(one, 0)
+            modifier = self.pick((self.near, self.relative))
+            words = f"{words} {modifier(one, 'people', two == 'pl')}"
+        else:
+            words = self.hero(one)
         return self.reflexive(words, one, two)
 
     def gap_clause(self):
-        (words, agr), (other, number), (options, what, object) = self.who(None, 0), self.who(), self.target()
-        says, far = self.who(None, 0), self.chance(0.5)
-        frame = f"{words} {self.verb(KNOW, agr)} _ {f'{says[0]} {self.verb(THINK, says[1])} that ' if far else ''}{other} {self.verb(options, number)}"
+        words, agr = self.who(None, 0)
+        other, number = self.who()
+        options, what, object = self.target()
+        sayer, says = self.who(None, 0)
+        far = self.chance(0.5)
+        frame = f"{words} {self.verb(KNOW, agr)} _ "
+        if far:
+            frame += f"{sayer} {self.verb(THINK, says)} that "
+        frame += f"{other} {self.verb(options, number)}"
         return self.two_ways(frame, what, "that", f"{frame} {object}")
 
     def gap_question(self):
         options, what, object = self.target()
         frame = f"_ {self.pick(('did', 'did', 'can', 'will'))} {self.who(None, 0.3)[0]} {self.common(options)['base']}"
-        return self.two_ways(f"{frame} {self.pick(self.places)}?", what, self.pick(("why", "when", "where", "how")), f"{frame} {object}?")
+        return self.two_ways(f"{frame} {self.pick(self.places)}?", what, self.pick(WHY), f"{frame} {object}?")
 
     def binding_domain(self):
         one, two = self.pick(GENDERS + NUMBERS)
@@ -332,30 +453,44 @@ class Grammar:
     def binding_command(self):
         one, two = self.pick(GENDERS + NUMBERS)
         owner, family = self.hero(two), self.person(one)[one == "pl"]
-        return self.reflexive(f"{owner}'s {family}" if two != "pl" and self.chance(0.5) else f"the {family} of {owner}", one, two)
+        genitive = two != "pl" and self.chance(0.5)
+        return self.reflexive(f"{owner}'s {family}" if genitive else f"the {family} of {owner}", one, two)
 
     def quantifier_superlative(self):
-        v, noun, number = self.verb(TAKE, "m"), self.nominal("things", True)[0], self.pick(("two", "three", "four"))
-        (one, two), most, more = (self.nominal("people", False)[0] for _ in "ab"), self.pick(("at most", "at least")), self.pick(("more than", "fewer than"))
+        v = self.verb(TAKE, "m")
+        noun = self.nominal("things", True)[0]
+        number = self.pick(("two", "three", "four"))
+        most = self.pick(("at most", "at least"))
+        more = self.pick(("more than", "fewer than"))
+        one = self.nominal("people", False)[0]
+        two = self.nominal("people", False)[0]
         frame = self.pick((f"{{0}} {one} {v} {most} {number} {noun} and {{1}} {two} {v} {more} {number}",
                            f"{{1}} {one} {v} {more} {number} {noun} and {{0}} {two} {v} {most} {number}"))
-        return frame.format("every", "no"), frame.format("no", "every")
+        return swap(frame, "every", "no")
 
     def quantifier_there(self):
-        frame = f"there {self.be('pl')} {{}} {self.nominal('things', True)[0]} in {{}} {self.nominal('things', True, self.common(CONTAINERS))[0]}"
-        weak, strong = self.common(WEAK[True][:-1]), self.common(STRONG)
-        return frame.format(weak, strong), frame.format(strong, weak)
+        things = self.nominal("things", True)[0]
+        containers = self.nominal("things", True, self.common(CONTAINERS))[0]
+        frame = f"there {self.be('pl')} {{}} {things} in {{}} {containers}"
+        weak = self.common(WEAK[True][:-1])
+        return swap(frame, weak, self.common(STRONG))
 
     def raising_there(self):
-        plural, tense = self.chance(0.4), self.tense()
-        agr, words, end = "pl" if plural else "n", self.some(self.pick(("people", "animals")), plural), self.act()
-        seem, hope = self.verb(SEEM, agr, tense), self.verb(TRY, agr, tense)
-        return f"there {seem} to be {words} that {hope} to {end}", f"there {hope} to be {words} that {seem} to {end}"
+        plural = self.chance(0.4)
+        tense = self.tense()
+        agr = "pl" if plural else "n"
+        words = self.some(self.pick(("people", "animals")), plural)
+        frame = f"there {{}} to be {words} that {{}} to {self.act()}"
+        seem = self.verb(SEEM, agr, tense)
+        return swap(frame, seem, self.verb(TRY, agr, tense))
 
     def raising_object(self):
-        (words, agr), tense, be = self.who(None, 0), self.tense(), f"there to be {self.some('things', self.chance(0.5))} {self.pick(self.places)}"
-        want, ask, end = self.verb(EXPECT, agr, tense), self.verb(TELL, agr, tense), f"{self.turn(self.names)[0]} to {self.act()}"
-        return f"{words} {want} {be} and {ask} {end}", f"{words} {ask} {be} and {want} {end}"
+        words, agr = self.who(None, 0)
+        tense = self.tense()
+        be = f"there to be {self.some('things', self.chance(0.5))} {self.pick(self.places)}"
+        want, ask = self.verb(EXPECT, agr, tense), self.verb(TELL, agr, tense)
+        end = f"{self.turn(self.names)[0]} to {self.act()}"
+        return swap(f"{words} {{}} {be} and {{}} {end}", want, ask)
 
     def raising_tough(self):
         words, agr = self.who()
@@ -377,82 +512,114 @@ class Grammar:
         return self.agree(self.relative)
 
     def argument_object(self):
-        (words, agr), tense, (options, _, object) = self.who(), self.tense(), self.target()
-        return self.two_ways(f"{words} _ {object}", self.verb(options, agr, tense), self.verb(LAUGH, agr, tense), f"{words} _{self.how()}")
+        words, agr = self.who()
+        tense = self.tense()
+        options, _, object = self.target()
+        with_object, without = self.verb(options, agr, tense), self.verb(LAUGH, agr, tense)
+        return self.two_ways(f"{words} _ {object}", with_object, without, f"{words} _{self.how()}")
 
     def argument_causative(self):
-        (words, agr), (thing, number), tense = self.who(), self.np("things"), self.tense()
+        words, agr = self.who()
+        thing, number = self.np("things")
+        tense = self.tense()
         if self.chance(0.6):
             return fill(f"{words} _ {thing}", self.verb(BREAK, agr, tense), self.verb(VANISH, agr, tense))
-        return fill(f"{thing} _{self.how()}", self.verb(self.pick((BREAK, VANISH)), number, tense), self.verb(TAKE, number, tense))
+        frame = f"{thing} _{self.how()}"
+        return fill(frame, self.verb(self.pick((BREAK, VANISH)), number, tense), self.verb(TAKE, number, tense))
 
     def argument_animacy(self):
         plural = self.chance(0.4)
-        (thing, agr), words = self.np("things", plural, 0), self.someone(plural)
+        thing, agr = self.np("things", plural, 0)
+        words = self.someone(plural)
         v = self.verb(SCARE, agr) if self.chance(0.5) else f"{self.be(agr)} {self.common(TAKE)['part']} by"
         return f"{thing} {v} {words}", f"{words} {v} {thing}"
 
     def determiner_noun(self, noun=None, kind=None):
-        kind, plural = kind or self.pick(KINDS), self.chance(0.5)
-        noun, this = noun or self.turn(self.nouns[kind]), self.pick((("this", "these"), ("that", "those"), ("every", "many"), ("a", "two")))
-        (words, agr), adjective = self.who(None, 0), self.common(ADJECTIVES[kind]) + " " if self.chance(0.5) else ""
-        good, wrong_this, wrong_noun = (article(this[d], adjective + noun[n]) for d, n in ((plural, plural), (not plural, plural), (plural, not plural)))
-        return fill(f"{words} {self.verb(TAKE if kind == 'things' else THANK, agr)} _{self.how()}", good, self.pick((wrong_this, wrong_noun)))
+        kind = kind or self.pick(KINDS)
+        plural = self.chance(0.5)
+        noun = noun or self.turn(self.nouns[kind])
+        this = self.pick((("this", "these"), ("that", "those"), ("every", "many"), ("a", "two")))
+        words, agr = self.who(None, 0)
+        adjective = self.common(ADJECTIVES[kind]) + " " if self.chance(0.5) else ""
+        good = article(this[plural], adjective + noun[plural])
+        bad_this = article(this[not plural], adjective + noun[plural])
+        bad_noun = article(this[plural], adjective + noun[not plural])
+        frame = f"{words} {self.verb(TAKE if kind == 'things' else THANK, agr)} _{self.how()}"
+        return fill(frame, good, self.pick((bad_this, bad_noun)))
 
     def determiner_irregular(self):
         return self.determiner_noun(*self.pick(IRREGULAR_NOUNS))
 
     def irregular_perfect(self):
-        (words, agr), (v, things) = self.who(), self.pick(IRREGULAR)
-        often, thing = self.pick(("", "", "often ", "never ", "also ", "always ")), self.np("things", None, 0, self.common(things))[0]
-        return self.two_ways(f"{words} {self.pick(('had', 'have' if agr == 'pl' else 'has'))} {often}_ {thing}", v["part"], v["past"][0], f"{words} {often}_ {thing}")
+        words, agr = self.who()
+        v, things = self.pick(IRREGULAR)
+        often = self.pick(("", "", "often ", "never ", "also ", "always "))
+        thing = self.np("things", None, 0, self.common(things))[0]
+        frame = f"{words} {self.pick(('had', have(agr)))} {often}_ {thing}"
+        return self.two_ways(frame, v["part"], v["past"][0], f"{words} {often}_ {thing}")
 
     def irregular_passive(self):
-        words, (v, things) = self.someone(), self.pick(IRREGULAR)
+        words = self.someone()
+        v, things = self.pick(IRREGULAR)
         thing, agr = self.np("things", None, 0, self.common(things))
-        return self.two_ways(f"{thing} {self.be(agr)} _ by {words}", v["part"], v["past"][0], f"{thing} that {words} _ {self.state('things')[agr == 'pl']}")
+        passive = f"{thing} {self.be(agr)} _ by {words}"
+        active = f"{thing} that {words} _ {self.state('things')[agr == 'pl']}"
+        return self.two_ways(passive, v["part"], v["past"][0], active)
 
     def island_adjunct(self):
         options, what, object = self.target()
-        start, end = f"{what} did {self.someone()} {self.common(options)['base']}", f"{self.pick(('before', 'after', 'without', 'while'))} {self.common(options)['ing']}"
-        return f"{start} {end} {object}?", f"{start} {object} {end}?"
+        start = f"{what} did {self.someone()} {self.common(options)['base']}"
+        end = f"{self.pick(('before', 'after', 'without', 'while'))} {self.common(options)['ing']}"
+        return swap(f"{start} {{}} {{}}?", end, object)
 
     def island_coordination(self):
-        (options, what, _), one, two, end = self.target(), self.someone(), self.someone(), self.how()
+        options, what, _ = self.target()
+        one, two = self.someone(), self.someone()
+        end = self.how()
         v = self.common(options)["base"]
         return f"{what} did {one} and {two} {v}{end}?", f"{what} did {one} {v} and {two}{end}?"
 
     def island_relative(self):
         options, what, _ = self.target()
-        start, v, words = f"{what} did {self.np('people', None, 0)[0]} that {self.verb(THANK, 'm', 'past')}", self.common(options)["base"], self.someone()
-        return f"{start} {words} {v}?", f"{start} {v} {words}?"
+        start = f"{what} did {self.np('people', None, 0)[0]} that {self.verb(THANK, 'm', 'past')}"
+        v = self.common(options)["base"]
+        return swap(f"{start} {{}} {{}}?", self.someone(), v)
 
     def npi_subject(self):
-        (one, agr), (two, number) = (self.nominal(self.pick(("people", "people", "animals")), self.chance(0.4)) for _ in "ab")
-        frame = f"{{}} {one} that {{}} {two} {self.verb(THANK, number)} {'have' if agr == 'pl' else 'has'} ever {self.act('part')}"
-        return frame.format("no", "the"), frame.format("the", "no")
+        one, agr = self.nominal(self.pick(("people", "people", "animals")), self.chance(0.4))
+        two, number = self.nominal(self.pick(("people", "people", "animals")), self.chance(0.4))
+        frame = f"{{}} {one} that {{}} {two} {self.verb(THANK, number)} {have(agr)} ever {self.act('part')}"
+        return swap(frame, "no", "the")
 
     def npi_clause(self):
-        (one, agr), (two, number) = self.who(None, 0), self.who(None, 0)
-        frame = f"{one} {'have' if agr == 'pl' else 'has'} {{}} {self.common(THINK)['part']} that {two} {'have' if number == 'pl' else 'has'} {{}} {self.act('part')}"
-        return frame.format("not", "ever"), frame.format("ever", "not")
+        one, agr = self.who(None, 0)
+        two, number = self.who(None, 0)
+        frame = f"{one} {have(agr)} {{}} {self.common(THINK)['part']} that {two} {have(number)} {{}} {self.act('part')}"
+        return swap(frame, "not", "ever")
 
     def npi_condition(self):
         words, agr = self.who(None, 0)
         frame = f"if {words} {{}}{self.event('present')[agr == 'pl']}, {self.someone()} will {{}}{self.act()}"
-        return frame.format("ever ", ""), frame.format("", "ever ")
+        return swap(frame, "ever ", "")
 
     def ellipsis_noun(self):
-        (words, agr), (other, number), v, plural = self.who(None, 0), self.who(None, 0), self.common(TAKE)[self.tense()], self.chance(0.6)
-        one, two = self.pick(("two", "some", "many", "three")) if plural else "one", self.pick(("two", "three", "many", "several", "four", "few"))
-        frame = f"{words} {v[agr == 'pl']} {one}{{}} {self.turn(self.nouns['things'])[plural]} {self.pick(('and', 'but'))} {other} {v[number == 'pl']} {two}{{}}"
-        adjective = " " + self.common(ADJECTIVES["things"])
-        return frame.format(adjective, ""), frame.format("", adjective)
+        words, agr = self.who(None, 0)
+        other, number = self.who(None, 0)
+        v = self.common(TAKE)[self.tense()]
+        plural = self.chance(0.6)
+        one = self.pick(("two", "some", "many", "three")) if plural else "one"
+        two = self.pick(("two", "three", "many", "several", "four", "few"))
+        noun = self.turn(self.nouns["things"])[plural]
+        frame = f"{words} {v[agr == 'pl']} {one}{{}} {noun} "
+        frame += f"{self.pick(('and', 'but'))} {other} {v[number == 'pl']} {two}{{}}"
+        return swap(frame, " " + self.common(ADJECTIVES["things"]), "")
 
     def ellipsis_owner(self):
         (one, my, mine), (other, your, yours) = self.several(2, OWNERS)
-        noun, v = self.nominal("things", self.chance(0.4))[0], self.common(TAKE)["past"][0]
-        frame = f"{one} {v} {{}} {noun} {self.pick(('and', 'but', 'before', 'after'))} {other} {v} {{}}{self.how()}"
+        noun = self.nominal("things", self.chance(0.4))[0]
+        v = self.common(TAKE)["past"][0]
+        join = self.pick(("and", "but", "before", "after"))
+        frame = f"{one} {v} {{}} {noun} {join} {other} {v} {{}}{self.how()}"
         return frame.format(my, yours), frame.format(*self.pick(((mine, yours), (my, your))))
 
     # Text
@@ -474,30 +641,48 @@ class Grammar:
 
     def sentence(self):
         words = self.say()
-        return finish(self.common(OPENERS) + " " + words if self.chance(0.15) and words[-1] != "?" else words)
+        if self.chance(0.15) and words[-1] != "?":
+            words = f"{self.common(OPENERS)} {words}"
+        return finish(words)
 
     def speech(self):
         words = self.say()
         if words[-1] == "?":
             return f'"{finish(words)}" asked {self.turn(self.names)[0]}.'
-        return f'"{finish(self.pick(EXCLAIM) + " " + words if self.chance(0.2) else words)[:-1]}," said {self.turn(self.names)[0]}.'
+        if self.chance(0.2):
+            words = f"{self.pick(EXCLAIM)} {words}"
+        return f'"{finish(words)[:-1]}," said {self.turn(self.names)[0]}.'
 
     def document(self):
         """The lines of a story, with an empty one at the end."""
         self.story()
-        yield f"Once upon a time there was {self.np(self.pick(('people', 'animals')), False, 0.3, determiner='a')[0]} {self.pick(self.places)}."
+        hero = self.np(self.pick(("people", "animals")), False, 0.3, determiner="a")[0]
+        yield f"Once upon a time there was {hero} {self.pick(self.places)}."
         for _ in range(4 + int(self.random() * 9)):
-            yield self.speech() if self.chance(0.3) else " ".join(self.sentence() for _ in range(1 + int(self.random() * 4)))
+            if self.chance(0.3):
+                yield self.speech()
+            else:
+                yield " ".join(self.sentence() for _ in range(1 + int(self.random() * 4)))
         yield ""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Text and pairs
 
-PHENOMENA = {"anaphor": ("anaphor_agreement", "morphology"), "binding": ("binding", "syntax_semantics"), "agreement": ("subject_verb_agreement", "morphology"),    # by method name
-             "argument": ("argument_structure", "syntax"), "gap": ("filler_gap_dependency", "syntax"), "raising": ("control_raising", "syntax_semantics"),
-             "determiner": ("determiner_noun_agreement", "morphology"), "irregular": ("irregular_forms", "morphology"), "island": ("island_effects", "syntax"),
-             "npi": ("npi_licensing", "semantics"), "quantifier": ("quantifiers", "semantics"), "ellipsis": ("ellipsis", "syntax")}
+PHENOMENA = {                                        # of each paradigm, by how its method's name begins; BLiMP's fields
+    "anaphor": ("anaphor_agreement", "morphology"),
+    "binding": ("binding", "syntax_semantics"),
+    "agreement": ("subject_verb_agreement", "morphology"),
+    "argument": ("argument_structure", "syntax"),
+    "gap": ("filler_gap_dependency", "syntax"),
+    "raising": ("control_raising", "syntax_semantics"),
+    "determiner": ("determiner_noun_agreement", "morphology"),
+    "irregular": ("irregular_forms", "morphology"),
+    "island": ("island_effects", "syntax"),
+    "npi": ("npi_licensing", "semantics"),
+    "quantifier": ("quantifiers", "semantics"),
+    "ellipsis": ("ellipsis", "syntax"),
+}
 PARADIGMS = [name for name in vars(Grammar) if name.split("_")[0] in PHENOMENA]
 TAUGHT_SHARE = 0.04                                  # of the sentences of a text that come straight from a paradigm
 
@@ -512,7 +697,7 @@ def held_out(sentence):
 
 
 def text(words, seed=0):
-    """Yields lines of Pocket English (an empty one after each story) and stops after the line that brings them to `words` words."""
+    """Yields lines of Pocket English, an empty one after each story; the last one brings them to `words` words."""
     grammar, count = Grammar(seed), 0
     while count < words:
         for line in grammar.document():
@@ -523,12 +708,15 @@ def text(words, seed=0):
 
 
 def pairs(seed=0, per_paradigm=100):
-    """Returns {UID: [pair, ...]}, pairs being dicts with BLiMP's fields: different sentences, none of which `text` ever yields, whatever the seeds.
+    """Returns {UID: [pair, ...]}, pairs being dicts with BLiMP's fields.
 
-    `one_prefix_method` is set where one word differs, `lexically_identical` where only the order does. ValueError: a paradigm has fewer pairs than wanted."""
+    They are different sentences, none of which `text` ever yields, whatever the seeds. `one_prefix_method` is set where
+    one word differs, `lexically_identical` where only the order does. ValueError: a paradigm has too few pairs.
+    """
     tests = {}
     for name in PARADIGMS:
-        grammar, found = Grammar(seed + zlib.crc32(name.encode()), 0.4), {}
+        grammar = Grammar(seed + zlib.crc32(name.encode()), 0.4)
+        found = {}
         for _ in range(200 * (per_paradigm + 10)):
             grammar.story()
             good, bad = getattr(grammar, name)()
@@ -538,16 +726,31 @@ def pairs(seed=0, per_paradigm=100):
                 break
         else:
             raise ValueError(f"per_paradigm: {per_paradigm}, but {name} finds only {len(found)} different pairs")
-        uid, (phenomenon, field) = "pocket_" + name, PHENOMENA[name.split("_")[0]]
-        tests[uid] = [{"sentence_good": finish(good), "sentence_bad": finish(bad), "field": field, "linguistics_term": phenomenon, "UID": uid, "simple_LM_method": True,
-                       "one_prefix_method": sum(a != b for a, b in zip(good.split(), bad.split())) == 1, "two_prefix_method": False,
-                       "lexically_identical": sorted(good.strip("?").split()) == sorted(bad.strip("?").split()), "pairID": str(i)} for i, (good, bad) in enumerate(found.items())]
+        tests[f"pocket_{name}"] = [blimp_pair(name, i, *pair) for i, pair in enumerate(found.items())]
     return tests
+
+
+def blimp_pair(name, i, good, bad):
+    phenomenon, field = PHENOMENA[name.split("_")[0]]
+    differences = sum(a != b for a, b in zip(good.split(), bad.split()))
+    return {
+        "sentence_good": finish(good),
+        "sentence_bad": finish(bad),
+        "field": field,
+        "linguistics_term": phenomenon,
+        "UID": f"pocket_{name}",
+        "simple_LM_method": True,
+        "one_prefix_method": differences == 1,
+        "two_prefix_method": False,
+        "lexically_identical": sorted(good.strip("?").split()) == sorted(bad.strip("?").split()),
+        "pairID": str(i),
+    }
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Prints Pocket English, a synthetic corpus.")
-    parser.add_argument("words", metavar="WORDS", nargs="?", type=int, default=300, help="how many words, at least (default: 300)")
+    parser.add_argument("words", metavar="WORDS", nargs="?", type=int, default=300,
+                        help="how many words, at least (default: 300)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     if args.words < 1:
