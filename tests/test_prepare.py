@@ -17,20 +17,27 @@ from hypothesis import strategies as st
 import prepare
 import tokenizer
 from conftest import ROOT, command, refused
-from lab.files import UserError
+from lab.files import UserError, file_sha256
 from lab.settings import load_config
 
-SMALL = ["data.name=t", "data.source=texts", "tokenizer.vocab_size=400", "eval.data=pairs"]     # pairs/ exists: no network is asked
+# eval.data exists: no network is asked
+SMALL = ["data.name=t", "data.source=texts", "tokenizer.vocab_size=400", "eval.data=pairs"]
+POCKET = ["--preset", "quick", "data.name=t", "data.pocket_words=20000", "tokenizer.vocab_size=600",
+          "data.validation_kb=4", "eval.data=nowhere"]
 
 
 def sentences(seed, n):
     rng, words = random.Random(seed), "cat dog tree house sees takes likes old red small under with never again".split()
-    return [" ".join(rng.choice(words) for _ in range(rng.randint(3, 12))).capitalize() + f" {rng.randint(0, 9999)}." for _ in range(n)]
+    found = []
+    for _ in range(n):
+        start = " ".join(rng.choice(words) for _ in range(rng.randint(3, 12)))
+        found.append(f"{start.capitalize()} {rng.randint(0, 9999)}.")
+    return found
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A working folder with config.yaml and three sources: prose, dialogue with blank lines, and one of another form."""
+    """A working folder with config.yaml and three sources: prose, dialogue with blank lines, and a short one."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(os.path.join(ROOT, "config.yaml"), tmp_path)
     (tmp_path / "pairs").mkdir()
@@ -38,7 +45,8 @@ def folder(tmp_path, monkeypatch):
     texts = tmp_path / "texts"
     texts.mkdir()
     (texts / "wiki.train").write_text("\n".join(sentences(1, 4000)) + "\n")
-    (texts / "talk.train.txt").write_text("".join(s + ("\n\n" if i % 5 == 4 else "\n") for i, s in enumerate(sentences(2, 3000))))
+    talk = [s + ("\n\n" if i % 5 == 4 else "\n") for i, s in enumerate(sentences(2, 3000))]
+    (texts / "talk.train.txt").write_text("".join(talk))
     (texts / "short.txt").write_text("\n".join(sentences(3, 600)))
     return tmp_path
 
@@ -49,7 +57,12 @@ def make(*overrides):
 
 
 def files(folder="data/t"):
-    return {name: hashlib.sha256(open(os.path.join(folder, name), "rb").read()).hexdigest() for name in sorted(os.listdir(folder)) if os.path.isfile(os.path.join(folder, name))}
+    names = [name for name in sorted(os.listdir(folder)) if os.path.isfile(os.path.join(folder, name))]
+    return {name: file_sha256(os.path.join(folder, name)) for name in names}
+
+
+def times(folder="data/t"):
+    return {name: os.stat(os.path.join(folder, name)).st_mtime_ns for name in files(folder)}
 
 
 def texts_of(part, tok=None):
@@ -70,19 +83,23 @@ def test_everything_is_there_once(folder):
     for part, lines in (("train", train), ("val", val)):
         assert meta[part]["lines"] == len(lines) and meta[part]["words"] == sum(len(line.split()) for line in lines)
         assert meta[part]["bytes"] == sum(len(line.encode()) + 1 for line in lines)
-        assert meta[part]["tokens"] * 2 == os.path.getsize(f"data/t/{part}.bin") and meta[part]["sha256"] == files()[part + ".bin"]
-    assert meta["tokenizer_sha256"] == files()["tokenizer.model"] and meta["vocab_size"] == 400 == tokenizer.load("data/t/tokenizer.model").vocab_size
-    assert (meta["source"], meta["corpus"], meta["pairs"], meta["seed"], meta["boundary"]) == ("texts", "folder texts", None, 0, "line")
-    assert [s["name"] for s in meta["sources"]] == ["short", "talk", "wiki"] and not any(s["short"] for s in meta["sources"])
+        assert meta[part]["tokens"] * 2 == os.path.getsize(f"data/t/{part}.bin")
+        assert meta[part]["sha256"] == files()[part + ".bin"]
+    assert meta["tokenizer_sha256"] == files()["tokenizer.model"]
+    assert meta["vocab_size"] == 400 == tokenizer.load("data/t/tokenizer.model").vocab_size
+    told = {"source": "texts", "corpus": "folder texts", "pairs": None, "seed": 0, "boundary": "line"}
+    assert told.items() <= meta.items()
+    assert [(s["name"], s["short"]) for s in meta["sources"]] == [("short", False), ("talk", False), ("wiki", False)]
     assert meta["sources"][2]["sha256"] == hashlib.sha256(open("texts/wiki.train", "rb").read()).hexdigest()
-    assert sum(s["bytes"] for s in meta["sources"]) == meta["train"]["bytes"] and meta["tokens_per_word"] == meta["train"]["tokens"] / meta["train"]["words"]
+    assert sum(s["bytes"] for s in meta["sources"]) == meta["train"]["bytes"]
+    assert meta["tokens_per_word"] == meta["train"]["tokens"] / meta["train"]["words"]
 
 
 def test_same_settings_same_bytes(folder, capsys):
     make()
-    first, times = files(), {name: os.stat("data/t/" + name).st_mtime_ns for name in files()}
+    first, before = files(), times()
     make()
-    assert "up to date" in capsys.readouterr().out and times == {name: os.stat("data/t/" + name).st_mtime_ns for name in files()}
+    assert "up to date" in capsys.readouterr().out and times() == before
     shutil.rmtree("data/t")
     result = command("prepare.py", "--preset", "sllama", *SMALL, cwd=folder, env={"PYTHONHASHSEED": "5"})
     assert result.returncode == 0, result.stderr
@@ -91,8 +108,9 @@ def test_same_settings_same_bytes(folder, capsys):
     assert files()["train.bin"] != first["train.bin"]
 
 
-@pytest.mark.parametrize("change", ["corpus", "train.bin", "val.bin", "tokenizer.model", "meta.json", "no meta.json", "data.boundary=document",
-                                    "tokenizer.vocab_size=401", "data.validation_kb=1", "data.clean=[]", "data.budget_mb=0.1", "data.sources=[wiki]"])
+@pytest.mark.parametrize("change", [
+    "corpus", "train.bin", "val.bin", "tokenizer.model", "meta.json", "no meta.json", "data.boundary=document",
+    "tokenizer.vocab_size=401", "data.validation_kb=1", "data.clean=[]", "data.budget_mb=0.1", "data.sources=[wiki]"])
 def test_what_changed_is_made_again(folder, change, capsys):
     make()
     good = files()
@@ -113,7 +131,7 @@ def test_what_changed_is_made_again(folder, change, capsys):
 
 
 def test_budgets_are_equal_and_nested(folder):
-    """Whole lines, at most a third of the budget each; less is the beginning of more; validation is the same for all."""
+    """Whole lines, at most a third of the budget each; less is the beginning of more; one validation text for all."""
     everything = make()
     val = files()["val.bin"]
     vals, trains = texts_of("val"), {}
@@ -124,12 +142,14 @@ def test_budgets_are_equal_and_nested(folder):
         for s in meta["sources"]:
             assert s["budget_bytes"] == int(mb * 1e6 / 3)
             if s["short"]:
-                assert s["bytes"] == next(e["bytes"] for e in everything["sources"] if e["name"] == s["name"]) < s["budget_bytes"]
+                whole = {source["name"]: source["bytes"] for source in everything["sources"]}
+                assert s["bytes"] == whole[s["name"]] < s["budget_bytes"]
             else:
                 assert s["budget_bytes"] - 100 < s["bytes"] <= s["budget_bytes"]
     assert [s["short"] for s in meta["sources"]] == [True, False, False]
     assert trains[0.03] < trains[0.15]
-    meta = make("data.budget_mb=0.03", f"tokenizer.model={shutil.copy('data/t/tokenizer.model', folder / 'kept.model')}")
+    shutil.copy("data/t/tokenizer.model", "kept.model")
+    make("data.budget_mb=0.03", "tokenizer.model=kept.model")
     same = files()["val.bin"]
     make("data.budget_mb=0.15", "tokenizer.model=kept.model")
     assert files()["val.bin"] == same != val
@@ -147,7 +167,9 @@ def test_any_stretch_holds_every_source(folder):
 def test_order_of_sources_and_unknown_ones(folder):
     meta = make("data.sources=[wiki, short]")
     assert [s["name"] for s in meta["sources"]] == ["wiki", "short"]
-    for wanted, words in (("[wikki]", "did you mean `wiki`"), ("[zzz]", "known: short, talk, wiki"), ("[wiki, wiki]", "twice"), ("[]", "empty")):
+    mistakes = {"[wikki]": "did you mean `wiki`", "[zzz]": "known: short, talk, wiki",
+                "[wiki, wiki]": "twice", "[]": "empty"}
+    for wanted, words in mistakes.items():
         with pytest.raises(UserError, match=words):
             make("data.sources=" + wanted)
 
@@ -173,7 +195,7 @@ def test_an_existing_tokenizer(folder):
 
 
 def test_pocket(folder):
-    prepare.main(["--preset", "quick", "data.name=t", "data.pocket_words=20000", "tokenizer.vocab_size=600", "data.validation_kb=4", "eval.data=nowhere"])
+    prepare.main(POCKET)
     meta = json.load(open("data/t/meta.json"))
     assert (meta["source"], meta["corpus"]) == ("pocket", "Pocket English (synthetic, seed 0, 20000 words)")
     pairs = {name: [json.loads(line) for line in open("data/t/pairs/" + name)] for name in os.listdir("data/t/pairs")}
@@ -181,7 +203,7 @@ def test_pocket(folder):
     assert not {pair["sentence_good"] for found in pairs.values() for pair in found} & set(texts_of("train"))
     assert not os.path.exists("nowhere")
     os.unlink("data/t/pairs/" + min(pairs))
-    prepare.main(["--preset", "quick", "data.name=t", "data.pocket_words=20000", "tokenizer.vocab_size=600", "data.validation_kb=4"])
+    prepare.main(POCKET)
     assert len(os.listdir("data/t/pairs")) == len(pairs)                # a missing file is noticed
 
 
@@ -196,7 +218,8 @@ def test_a_kill_leaves_nothing_to_trust(folder):
                 f"    if os.path.basename(path) == {name!r}: os.kill(os.getpid(), 9)\n"
                 f"    real(path, content)\n"
                 f"corpus.atomic_write = write; prepare.main({['--preset', 'sllama', *SMALL]!r})")
-        died = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True)
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        died = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True)
         assert died.returncode == -signal.SIGKILL and not os.path.exists("data/t/meta.json"), died.stderr
     open("data/t/train.bin.abc.tmp", "w").close()                       # what a kill inside of a write leaves
     make()
@@ -216,23 +239,26 @@ def test_failure_leaves_what_was_there(folder):
 
 def test_command_line(folder):
     result = command("prepare.py", *SMALL, cwd=folder)
-    assert result.returncode == 0 and "folder texts" in result.stdout and "tokens_per_word: " in result.stdout, result.stderr
-    refused(command("prepare.py", *SMALL, "tokenizer.vocab_size=60000", cwd=folder), "tokenizer.vocab_size", "largest possible")
+    assert result.returncode == 0, result.stderr
+    assert "folder texts" in result.stdout and "tokens_per_word: " in result.stdout
+    too_large = command("prepare.py", *SMALL, "tokenizer.vocab_size=60000", cwd=folder)
+    refused(too_large, "tokenizer.vocab_size", "largest possible")
     (folder / "data" / "t" / "meta.json").unlink()
     (folder / "data" / "t" / "meta.json").mkdir()
     refused(command("prepare.py", *SMALL, cwd=folder), "meta.json")
 
 
-@pytest.mark.parametrize("override, words", [("data.clean=[unicorn]", "data.clean: no step `unicorn`; known: unicode"), ("data.name=../x", "data.name"),
-                                             ("data.name=downloads", "data.name"), ("data.name=''", "data.name"), ("eval.data=data/t", "data.name"),
-                                             ("data.source=''", "data.source")])
+@pytest.mark.parametrize("override, words", [
+    ("data.clean=[unicorn]", "data.clean: no step `unicorn`; known: unicode"), ("data.name=../x", "data.name"),
+    ("data.name=downloads", "data.name"), ("data.name=''", "data.name"), ("eval.data=data/t", "data.name"),
+    ("data.source=''", "data.source")])
 def test_settings_that_cannot_be(folder, override, words):
     with pytest.raises(UserError, match=words):
         make(override)
     assert not os.path.exists("data/t")
 
 
-# ---------------------------------------------------------------------------------------------------- faults of the text
+# ---------------------------------------------------------------------------------------------------- faulty texts
 
 def fault(content, *overrides, name="texts/bad.txt"):
     for other in os.listdir("texts"):
@@ -244,7 +270,8 @@ def fault(content, *overrides, name="texts/bad.txt"):
 
 @pytest.mark.parametrize("content, words", [
     (b"", "bad.txt: empty"), (b"\n \r\n\t\n", "bad.txt: empty"), (b"\xef\xbb\xbf", "bad.txt: empty"),
-    (b"Good text.\ncaf\xe9 au lait\n", "bad.txt: not UTF-8 text at byte 14"), (b"cut off \xf0\x9f\x99", "byte 8"), ("Text\n".encode("utf-16"), "not UTF-8 text at byte 0"),
+    (b"Good text.\ncaf\xe9 au lait\n", "bad.txt: not UTF-8 text at byte 14"), (b"cut off \xf0\x9f\x99", "byte 8"),
+    ("Text\n".encode("utf-16"), "not UTF-8 text at byte 0"),
     (bytes(range(128)) * 100, "bad.txt: a binary file"), (b"\0" * 1000, "bad.txt: a binary file"),
     (b"= = = Heading = = =\n[music]\n", "nothing of `bad` is left after cleaning"),
     (b"Only one line without an end", "too little text"), (b"The same line.\n" * 500, "too little text")])
@@ -339,7 +366,7 @@ def test_a_budget_too_small(folder):
         make("data.budget_mb=0.00001")
 
 
-# ---------------------------------------------------------------------------------------------------- splitting and mixing
+# ---------------------------------------------------------------------------------------------------- split and mix
 
 lines_st = st.lists(st.text("ab é", min_size=0, max_size=12).map(str.strip), max_size=120)
 
@@ -407,7 +434,9 @@ def test_take_gives_whole_lines_up_to_the_budget(lines, budget, more):
 @given(st.lists(lines_st.map(blocks_of).filter(bool), min_size=1, max_size=5))
 @settings(max_examples=200, deadline=None)
 def test_interleave_keeps_all_and_balances(sources):
-    tagged = [[prepare.Block(b"%d " % i + block.text, block.size) for block in source] for i, source in enumerate(sources)]
+    tagged = []
+    for i, source in enumerate(sources):
+        tagged.append([prepare.Block(b"%d " % i + block.text, block.size) for block in source])
     totals = [sum(block.size for block in source) for source in sources]
     largest = [max(block.size for block in source) for source in sources]
     given_so_far = [0] * len(sources)
@@ -426,14 +455,18 @@ def tok():
     return tokenizer.train(sentences(0, 500), 330)
 
 
-texts_st = st.lists(st.lists(st.text("ab 12", min_size=1, max_size=9).map(str.strip), min_size=30, max_size=150), min_size=1, max_size=3)
+words_st = st.text("ab 12", min_size=1, max_size=9).map(str.strip)
+texts_st = st.lists(st.lists(words_st, min_size=30, max_size=150), min_size=1, max_size=3)
 
 
 @given(texts_st, st.floats(0.0001, 0.002), st.integers(0, 2**60), st.booleans())
 @settings(max_examples=40, deadline=None)
 def test_any_corpus_keeps_the_promises(tok, texts, mb, seed, by_line):
-    """Whatever the text: the same bytes twice, no validation line in training, no source over its budget, the same validation text at every budget."""
-    config = load_config("sllama", ["data.clean=[]", f"data.seed={seed}", f"data.boundary={'line' if by_line else 'document'}"], os.path.join(ROOT, "config.yaml"))
+    """Whatever the text: the same bytes twice, no validation line in training, no source over its budget, the same
+    validation text at every budget."""
+    boundary = "line" if by_line else "document"
+    overrides = ["data.clean=[]", f"data.seed={seed}", f"data.boundary={boundary}"]
+    config = load_config("sllama", overrides, os.path.join(ROOT, "config.yaml"))
     texts = ["\n".join([str(i), *lines]) + "\n" for i, lines in enumerate(texts)]
     sources = {f"s{i}": functools.partial(lambda text: ([text.encode()], prepare.sha256(text.encode())), text)
                for i, text in enumerate(texts)}
@@ -447,7 +480,8 @@ def test_any_corpus_keeps_the_promises(tok, texts, mb, seed, by_line):
 
     def lines(bytes_of_bin):
         ids = np.frombuffer(bytes_of_bin, "<u2")
-        return [line for text in np.split(ids, np.flatnonzero(ids == tok.bos_id)[1:]) for line in tok.decode(text[1:].tolist()).split("\n")]
+        texts = np.split(ids, np.flatnonzero(ids == tok.bos_id)[1:])
+        return "\n".join(tok.decode(text[1:].tolist()) for text in texts).split("\n")
     whole, part = build(None), build(mb)
     assert build(mb) == part
     for files, meta in filter(None, (whole, part)):
@@ -476,6 +510,7 @@ def test_a_full_disk(folder, monkeypatch, source):
         disk.setattr(os, "fsync", full)
         with pytest.raises(UserError, match="t.*No space left"):
             make("data.seed=1", "data.source=" + source, "data.pocket_words=3000")
-    assert not os.path.exists("data/t/meta.json") and not [name for name in os.listdir("data/t") if name.endswith(".tmp")]
+    assert not os.path.exists("data/t/meta.json")
+    assert not [name for name in os.listdir("data/t") if name.endswith(".tmp")]
     make()
     assert files() == before
