@@ -93,6 +93,7 @@ def walk(tmp_path, monkeypatch):
         lines = [line + "\n" for line in pocket_english.text(8000, seed=seed) if line]
         (tmp_path / "FOLDER" / f"{name}.train").write_text("".join(lines))
     shutil.copy("FOLDER/simple_wiki.train", "my_texts")
+    (tmp_path / "sentences.txt").write_text("The cats run.\nA dog sleeps.\n")
     evaluation = "babylm-eval/strict/evaluation_data"
     for folder in (f"{evaluation}/full_eval/blimp_filtered", f"{evaluation}/fast_eval/blimp_fast", "data/blimp",
                    "my_pairs"):
@@ -113,7 +114,8 @@ def run_command(line, cwd, monkeypatch, capsys):
     name = words.pop(0)
     if name == "-m":
         name = words.pop(0)
-    words += SMALL[name]
+    if "--surprisal" not in words:                                      # which takes no setting of pairs
+        words += SMALL[name]
     if name == "prepare.py" and not any(word.startswith("data.source=") for word in words):
         words.append("data.source=pocket")                              # instead of the network
     if name == "bench.experiments.uniform":
