@@ -35,6 +35,7 @@ from lab.commands import run
 from lab.cores import Cores
 from lab.download import DownloadError, download, read_json, unpack
 from lab.files import UserError
+from lab.settings import parse_args
 from lab.sources import BABYLM, DOWNLOADS, PART, babylm_source, folder_source, pocket_source, sha256
 
 FORMAT = 1                  # of meta.json
@@ -403,9 +404,8 @@ def find_and_prepare(config):
 
 
 def main(argv=None):
-    from lab.settings import parse_args  # here: the processes of lab/cores.py need nothing of it
     parser = argparse.ArgumentParser(description="Prepares a corpus in data/NAME/, and fetches BLiMP.")
-    _, config = parse_args(parser, argv)
+    _, config = parse_args(parser, argv, model=False)
     for step in config.data.clean:
         if step not in CLEANING:
             raise UserError(f"data.clean: no step `{step}`; known: {', '.join(CLEANING)}")

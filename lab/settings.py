@@ -22,7 +22,6 @@ from typing import Literal
 import yaml
 
 from lab.files import UserError
-from model import ModelConfig
 
 RULES = {"at_least": operator.ge, "at_most": operator.le, "above": operator.gt}
 
@@ -112,7 +111,7 @@ class Config:
     preset: str
     data: DataConfig
     tokenizer: TokenizerConfig
-    model: ModelConfig
+    model: object           # model.py's ModelConfig
     train: TrainConfig
     eval: EvalConfig
 
@@ -218,9 +217,18 @@ def build(cls, values):
     return section, section.problems() if hasattr(section, "problems") else []
 
 
+def section_class(name):
+    if name == "model":
+        from model import ModelConfig  # here: it brings PyTorch, a second or two, and prepare.py needs neither
+        return ModelConfig
+    return SECTIONS[name]
+
+
 def model_config(values):
     """ModelConfig from a checkpoint's dictionary; UserError if it does not describe a model we can build."""
-    config, complaints = build(ModelConfig, values) if isinstance(values, dict) else (None, ["not a dictionary"])
+    config, complaints = None, ["not a dictionary"]
+    if isinstance(values, dict):
+        config, complaints = build(section_class("model"), values)
     if complaints:
         raise UserError("bad model settings: " + "; ".join(complaints))
     return config
@@ -242,9 +250,10 @@ def read_tree(path):
     return tree
 
 
-def load_config(preset=None, overrides=(), path="config.yaml"):
+def load_config(preset=None, overrides=(), path="config.yaml", model=True):
     """The settings of `path` under `preset` (default: the one the file names), then `section.key=value` overrides.
 
+    model=False leaves that section as it is, neither converted nor checked.
     Raises UserError listing every unknown key, wrong type, value out of range and impossible combination.
     """
     tree = read_tree(path)
@@ -276,8 +285,11 @@ def load_config(preset=None, overrides=(), path="config.yaml"):
 
     values["model"].setdefault("vocab_size", values["tokenizer"].get("vocab_size"))     # train.py: the prepared data's
     sections = {}
-    for name, cls in SECTIONS.items():
-        sections[name], found = build(cls, values[name])
+    for name in SECTIONS:
+        if name == "model" and not model:
+            sections[name] = values[name]
+            continue
+        sections[name], found = build(section_class(name), values[name])
         complaints += [f"{name}.{complaint}" for complaint in found]
     if len(complaints) == 1:
         raise UserError(f"{path}: {complaints[0]}")
@@ -286,11 +298,11 @@ def load_config(preset=None, overrides=(), path="config.yaml"):
     return Config(preset, **sections)
 
 
-def parse_args(parser, argv=None):
+def parse_args(parser, argv=None, model=True):
     """Adds --preset, --config and section.key=value to an argparse parser; returns (args, Config)."""
     parser.add_argument("--preset", help="a preset of config.yaml")
     parser.add_argument("--config", default="config.yaml", help="settings file (default: config.yaml)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value",
                         help="settings that override the file's, e.g. train.seed=1")
     args = parser.parse_intermixed_args(argv)
-    return args, load_config(args.preset, args.overrides, args.config)
+    return args, load_config(args.preset, args.overrides, args.config, model)

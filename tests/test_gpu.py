@@ -15,8 +15,8 @@ from conftest import ROOT, TINY
 from lab import checkpoint, devices, pocket_english
 from lab import pairs as blimp_pairs
 from lab.distributed import Distributed
-from lab.settings import ModelConfig, load_config
-from model import Model, parameter_counts
+from lab.settings import load_config
+from model import Model, ModelConfig, parameter_counts
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 RUN = [*TINY, "train.device=cuda", "train.compile=false", "train.max_steps=20", "train.decay_steps=20"]

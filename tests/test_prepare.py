@@ -514,3 +514,8 @@ def test_a_full_disk(folder, monkeypatch, source):
     assert not [name for name in os.listdir("data/t") if name.endswith(".tmp")]
     make()
     assert files() == before
+
+
+def test_it_starts_without_pytorch():
+    code = "import sys, prepare; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

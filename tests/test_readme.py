@@ -211,7 +211,7 @@ def test_the_new_trick_is_a_whole_one(walk):
     exec(readme_trick(), vars(model))
     shape = dict(vocab_size=61, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24,
                  max_position_embeddings=32)
-    full = sum(model.parameter_counts(config.ModelConfig(**shape)).values())
+    full = sum(model.parameter_counts(model.ModelConfig(**shape)).values())
     for kv in (4, 2):
         c = config.model_config({**shape, "num_key_value_heads": kv, "attention": "skv"})
         torch.manual_seed(0)
