@@ -3,9 +3,9 @@
     python -m bench.speed.startup                   # preset quick, after `python prepare.py --preset quick`: a minute
     python -m bench.speed.startup --preset sllama --compile false
 
-Runs train.py with two steps in a process of its own, with the clock read at six points, and `python -X importtime` for
-the imports. Other programs on the machine lengthen the first number and hardly the second, which does not count
-compilers and other children.
+Runs train.py with two steps in a process of its own, with the clock read at six points. Other programs on the machine
+lengthen the first number and hardly the second, which does not count compilers and other children. What the imports
+consist of: python -X importtime -c "import train"
 """
 import argparse
 import subprocess
@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 
-from bench.common import ENVIRONMENT, ROOT, last_line, module, write_json
+from bench.common import ENVIRONMENT, last_line, module, write_json
 
 POINTS = ["python", "imports", "model, data", "first validation", "first step", "second step"]
 
@@ -66,23 +66,6 @@ def measure(arguments):
     return spent
 
 
-def imports(limit=8):
-    """[(seconds, module)]: the slowest imports of train.py, all that they import included, none inside another."""
-    command = [sys.executable, "-X", "importtime", "-c", "import train"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    rows = []
-    for line in done.stderr.splitlines():
-        parts = line.removeprefix("import time:").split("|")            # its own microseconds | with its imports | name
-        if len(parts) == 3 and parts[1].strip().isdigit():
-            rows.append((int(parts[1]) / 1e6, parts[2].strip()))
-    found = []
-    for seconds, name in sorted(rows, reverse=True):
-        inside = any(name == other or name.startswith(other + ".") for _, other in found)
-        if name != "train" and not inside:
-            found.append((seconds, name))
-    return found[:limit]
-
-
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["--watched"]:
@@ -102,12 +85,9 @@ def main(argv=None):
     for run in runs.values():
         before = [run[point] for point in POINTS[:4]]
         print(f"{sum(wall for wall, _ in before):>12.2f}{sum(processor for _, processor in before):>12.2f}", end="")
-    slowest = imports()
-    print("\n\nslowest imports, with what they import; slower for being watched")
-    for seconds, name in slowest:
-        print(f"{name:<24}{seconds:>12.2f}")
+    print()
     if args.json:
-        write_json(args.json, {"preset": args.preset, "imports": slowest, "compile": runs})
+        write_json(args.json, {"preset": args.preset, "compile": runs})
 
 
 if __name__ == "__main__":
