@@ -571,7 +571,7 @@ class Model(nn.Module):
         for layer, group in self.order:
             args = (x, self.attention[group], self.mlp[group], (cos, sin), mask, cache, dropout)
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(self.layers[layer], *args, use_reentrant=False)
+                x = checkpoint(self.layers[layer], *args, use_reentrant=False, preserve_rng_state=dropout > 0)
             else:
                 x = self.layers[layer](*args)
         if cache is not None:

@@ -28,6 +28,7 @@ from lab.data import load_data, plan
 from lab.distributed import Distributed
 from lab.failures import Diverged, explained
 from lab.files import UserError
+from lab.muon import Muon
 from model import Model
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -46,10 +47,7 @@ def make_optimizers(model, s, device):
     fused = device.type in ("cuda", "cpu")
     optimizers = [torch.optim.AdamW(groups, lr=s.learning_rate, betas=tuple(s.betas), fused=fused)]
     if hidden:
-        if not hasattr(torch.optim, "Muon"):
-            raise UserError("train.optimizer: muon needs a newer PyTorch (torch.optim.Muon), this is "
-                            f"{torch.__version__}; use adamw")
-        optimizers.append(torch.optim.Muon(hidden, lr=s.muon_learning_rate, weight_decay=s.weight_decay))
+        optimizers.append(Muon(hidden, lr=s.muon_learning_rate, weight_decay=s.weight_decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]

@@ -1,5 +1,5 @@
-// Tells a CPU build of PyTorch that there is one CUDA device, on which nothing is ever computed. Preloaded, it lets fake
-// tensors say device="cuda": autograd asks for a device guard, a stream and the number of devices, and gets answers here.
+// Tells a CPU build of PyTorch that there is one CUDA device, on which nothing is ever computed. Preloaded, it lets
+// fake tensors say device="cuda": autograd asks for a device guard, a stream, a number of devices, and is told here.
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 

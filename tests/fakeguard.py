@@ -1,8 +1,8 @@
 """A CUDA device on which nothing is computed: whatever a GPU would refuse shows on a machine without one.
 
-FakeTensorMode runs a model on tensors that have a shape, a type and a device, and no numbers. Where PyTorch has no CUDA,
-fakeguard.cpp is compiled and preloaded, so that autograd finds the device that the tensors speak of. In the process
-started so (see `start`), `fake_cuda` is the mode, and `Watch` counts what a GPU would have to do.
+FakeTensorMode runs a model on tensors that have a shape, a type and a device, and no numbers. Where PyTorch has no
+CUDA, fakeguard.cpp is compiled and preloaded, so that autograd finds the device that the tensors speak of. In the
+process started so (see `start`), `fake_cuda` is the mode, and `Watch` counts what a GPU would have to do.
 """
 import collections
 import contextlib
@@ -19,9 +19,9 @@ from torch.utils._pytree import tree_leaves
 
 HERE = pathlib.Path(__file__).resolve().parent
 NO_KERNEL = {"_reshape_alias", "_unsafe_view", "alias", "as_strided", "detach", "device", "empty", "empty_like",
-             "empty_permuted", "empty_strided", "expand", "narrow", "new_empty", "new_empty_strided", "permute", "reshape",
-             "scalar_tensor", "select", "slice", "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind",
-             "unsqueeze", "view"}
+             "empty_permuted", "empty_strided", "expand", "narrow", "new_empty", "new_empty_strided", "permute",
+             "reshape", "scalar_tensor", "select", "slice", "split", "split_with_sizes", "squeeze", "t", "transpose",
+             "unbind", "unsqueeze", "view"}
 
 
 def why_not():

@@ -1,0 +1,169 @@
+"""The CUDA path, run on a device that computes nothing (fakeguard.py), for every trick and every precision.
+
+Training, validation, scoring and generation each fail here on what a GPU would refuse: tensors of two devices in one
+call, an index that is on the CPU, a gradient of another type. And they are held to how often they may wait for the GPU.
+"""
+import functools
+import json
+import re
+import sys
+
+import pytest
+import torch
+
+from tests import fakeguard
+
+SHAPE = {"vocab_size": 61, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "intermediate_size": 24, "max_position_embeddings": 8}
+SLLAMA = {"embedding": "repeat", "attention": "pwa", "mlp": "shared_projection", "layer_sharing": "share"}
+CASES = {                                                               # name: (model settings, training settings)
+    "plain": ({}, {}),
+    "sllama": (SLLAMA, {}),
+    "linear": (SLLAMA | {"embedding": "linear"}, {}),
+    "attention": (SLLAMA | {"embedding": "attention"}, {}),
+    "mha": (SLLAMA | {"attention": "mha"}, {}),
+    "skqa": (SLLAMA | {"attention": "skqa"}, {}),
+    "rra": (SLLAMA | {"attention": "rra"}, {}),
+    "reuse": (SLLAMA | {"layer_sharing": "reuse"}, {}),
+    "tied, grouped": ({"tie_word_embeddings": True, "num_key_value_heads": 2}, {}),
+    "qk_norm, relu2, dropout": ({"qk_norm": True, "hidden_act": "relu2", "dropout": 0.1}, {}),
+    "muon": ({}, {"optimizer": "muon", "grad_clip": 0.0}),
+    "checkpointing, z_loss": (SLLAMA, {"gradient_checkpointing": True, "z_loss": 1e-4}),
+    "mntp": ({}, {"mntp": 0.5}),
+}
+DTYPES = ["bfloat16", "float16", "float32"]
+possible = pytest.mark.skipif(fakeguard.why_not() is not None, reason=str(fakeguard.why_not()))
+
+
+# --- in the process that believes in CUDA
+
+
+def faults(model_settings, train_settings, dtype, device):
+    """What goes wrong in the passes of one model, as texts."""
+    import train
+    from lab import mntp
+    from lab.distributed import Distributed
+    from lab.settings import load_config
+    from model import Model, ModelConfig
+    s = load_config("quick", [f"train.{key}={value}" for key, value in train_settings.items()]).train
+    model = fakeguard.build(Model, ModelConfig(**SHAPE, **model_settings), device)
+    model.gradient_checkpointing, model.z_loss = s.gradient_checkpointing, s.z_loss
+    autocast = functools.partial(torch.autocast, "cuda", dtype, enabled=dtype != torch.float32)
+    ids = torch.zeros(4, 8, dtype=torch.int64, device=device)
+    gaps = mntp.draw_gaps(s.mntp, ids.shape, [0])
+    gaps = gaps if gaps is None else gaps.to(device)
+    found = []
+
+    streams = set()                                                     # types of the residual stream, where it is read
+    for reader in (*model.layers, model.norm):
+        reader.register_forward_pre_hook(lambda module, args: streams.add(args[0].dtype))
+    with fakeguard.Watch() as watch:
+        with autocast():
+            loss = train.batch_loss(model, model.hidden, ids, ids, gaps)
+        loss.backward()
+    if streams != {torch.float32}:
+        found.append(f"the residual stream is {streams}")
+    if watch.syncs:
+        found.append(f"a training pass waits: {dict(watch.syncs)}")
+    for name, p in model.named_parameters():
+        if p.grad is None or p.grad.dtype != torch.float32 or p.grad.device != device:
+            found.append(f"the gradient of {name} is {p.grad if p.grad is None else (p.grad.dtype, p.grad.device)}")
+    found += [f"training: CPU tensor in {name}" for name in watch.strays]
+
+    optimizers = train.make_optimizers(model, s, device)
+    scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
+    with fakeguard.Watch() as watch:
+        train.train_step(model, model.hidden, [(ids, ids, gaps)], optimizers, scaler, autocast, 1.0, s.grad_clip,
+                         Distributed())
+    allowed = 2 + (len(optimizers) if scaler.is_enabled() else 0)       # loss and norm; the scaler reads each overflow
+    if watch.syncs.total() > allowed:
+        found.append(f"a step waits {watch.syncs.total()} times")
+    found += [f"step: CPU tensor in {name}" for name in watch.strays]
+
+    model.eval()
+    with fakeguard.Watch() as watch, torch.no_grad(), autocast():
+        loss = model(ids, ids)
+    if loss.device != device or loss.dtype != torch.float32 or watch.syncs:
+        found.append(f"validation: {loss.dtype} on {loss.device}, waits: {dict(watch.syncs)}")
+    found += [f"validation: CPU tensor in {name}" for name in watch.strays]
+    return found if dtype != torch.float32 else found + inference_faults(model, device)
+
+
+def inference_faults(model, device):
+    """The same of scoring and generation, which are in float32."""
+    from lab import tries
+    with fakeguard.Watch() as watch, torch.no_grad():
+        batch = next(tries.batches([[1, 5, 6, 7], [1, 5, 6, 8], [1, 9, 6]], [1, 1, 1], 64))
+        scores = tries.token_log2_probabilities(model, batch)
+        tokens = list(model.generate([1, 2, 3, 4, 5], 5))               # and past the context of 8
+    found = [f"inference: CPU tensor in {name}" for name in watch.strays]
+    if scores.device != device or scores.dtype != torch.float32:
+        found.append(f"scores: {scores.dtype} on {scores.device}")
+    if len(tokens) != 5:
+        found.append(f"{len(tokens)} tokens generated")
+    return found
+
+
+def report(dtype):
+    """Prints {case: faults} in JSON."""
+    results = {}
+    with fakeguard.fake_cuda() as device:
+        for name, case in CASES.items():
+            try:
+                results[name] = faults(*case, getattr(torch, dtype), device)
+            except Exception as e:                                      # what a GPU would refuse
+                results[name] = [f"{type(e).__name__}: {e}"[:500]]
+    print(json.dumps(results))
+
+
+# --- the tests
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("guard")
+
+
+@possible
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_trick(dtype, folder):
+    done = fakeguard.start(["-m", "tests.test_cuda_fake", dtype], folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout.splitlines()[-1])
+    assert len(results) == len(CASES) and not any(results.values()), {k: v for k, v in results.items() if v}
+
+
+@possible
+def test_kernels_and_waits_of_a_step(folder):
+    """Of the released model at its full size, and of Muon's launches; counted by bench/speed/kernels.py."""
+    done = fakeguard.start(["-m", "bench.speed.kernels", "--inside", "--preset", "sllama", "--preset", "tuned-2mb-3m"],
+                           folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    sllama, tuned = done.stdout.splitlines()
+    assert int(re.search(r"(\d+) kernels a micro-batch", sllama)[1]) <= 900
+    assert int(re.search(r"optimiser (\d+)", tuned)[1]) <= 200          # torch.optim.Muon: 913
+    for line in (sllama, tuned):
+        assert int(re.search(r"(\d+) syncs a step", line)[1]) <= 2
+
+
+@possible
+def test_the_device_refuses_what_a_gpu_would(folder):
+    """A tensor of the CPU in a product, and as an index, and a number that is read: each is noticed."""
+    code = """if True:
+        import torch
+        from tests import fakeguard
+        with fakeguard.fake_cuda() as device, fakeguard.Watch() as watch:
+            x = torch.ones(3, 3, device=device, requires_grad=True)
+            x[torch.zeros(2, dtype=torch.long)].sum().backward()
+            assert watch.strays and not watch.syncs
+            assert x.sum() > 0 and watch.syncs.total() == 1
+            x.detach().cpu()
+            assert watch.syncs.total() == 2
+            x @ torch.ones(3, 3)
+    """
+    done = fakeguard.start(["-c", code], folder, capture_output=True, text=True)
+    assert done.returncode == 1 and "two devices, cuda:0 and cpu" in done.stderr, done.stderr
+
+
+if __name__ == "__main__":
+    report(*sys.argv[1:])
