@@ -392,8 +392,8 @@ class LinearCrossEntropy(torch.autograd.Function):
     overwritten by the next. There is one pass of exp per chunk, and the division by the normaliser s is done on the
     small side of each product:
         dx = (e W) / s - W[target]        dW = e^T (x / s) - onehot^T x        with e = exp(logits - shift), s = sum(e)
-    The shift, a row's largest logit, keeps exp from overflowing. z_loss adds z_loss (log of the normaliser)^2 per token,
-    which pulls it towards 1 (PaLM, section 5).
+    The shift, a row's largest logit, keeps exp from overflowing. z_loss adds z_loss (log of the normaliser)^2 per
+    token, which pulls it towards 1 (PaLM, section 5).
     """
 
     @staticmethod

@@ -59,7 +59,8 @@ def code_version():
     """The commit of this code, -dirty if it was changed since; empty outside a git checkout."""
     here = os.path.dirname(os.path.abspath(__file__))
     try:
-        done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, encoding="utf-8", cwd=here)
+        done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True,
+                              encoding="utf-8")
     except OSError:
         return ""
     return done.stdout.strip()

@@ -21,7 +21,7 @@ PIQA = {"example_id": "a1", "prompt": "To cut the bread,", "solution0": "take a 
         "solution2": "take the cat.", "solution3": "see.", "label": 1}
 ROWS = {
     "blimp": [{"sentence_good": "The cats run.", "sentence_bad": "The cats runs.", "field": "syntax", "UID": "a_B"},
-              {"sentence_good": "The dog sees it.", "sentence_bad": "The dog see it.", "field": "syntax", "UID": "a_B"}],
+              {"sentence_good": "A dog sees it.", "sentence_bad": "A dog see it.", "field": "syntax", "UID": "a_B"}],
     "supplement": [{"sentence_good": "Is the dog here?", "sentence_bad": "The dog is here?"}],
     "ewok": [{"Domain": "social", "Context1": "The cat ran.", "Context2": "The cat slept.", "Target1": "It is awake.",
               "Target2": "It is asleep."}],

@@ -464,8 +464,9 @@ def test_model_card(make, tmp_path):
                        ("accuracy", 0.6125, "BLiMP")]
     total = f"{sum(p.numel() for p in model.parameters()):,}"
     for text in (total, "a: corpus {x} of #1", "| wiki | 666,667 | 112,345 |", "odd: \\|name", "**61.25 %**",
-                 "| npi_licensing | 75.00 | 14 |", "| comps | 51.25 | 91,028 |", "`attention: pwa`", "learning_rate", "| val_loss | 3.25 |",
-                 "## Limitations", "## Licence", "2025.emnlp-main.1198", "tacl_a_00321", "conll-babylm.1"):
+                 "| npi_licensing | 75.00 | 14 |", "| comps | 51.25 | 91,028 |", "`attention: pwa`", "learning_rate",
+                 "| val_loss | 3.25 |", "## Limitations", "## Licence", "2025.emnlp-main.1198", "tacl_a_00321",
+                 "conll-babylm.1"):
         assert text in body, text
     (tmp_path / "bad.json").write_text("{}")
     for option, words in (("--blimp", "no accuracy"), ("--babylm", "no scores")):
