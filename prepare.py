@@ -42,12 +42,12 @@ FORMAT = 1                  # of meta.json
 BLOCK = 4000                # bytes of consecutive lines that stay together: some windows of context
 SENTENCE_END = re.compile(r"(?<=[.!?]) (?=[\"'A-Z])")       # rough: it also cuts after "Mr."
 PROBE = "  Two  spaces,\ta tab, ▁ and 🙂\n"
-# A mirror of it: the environment variable SLLAMA_LAB_BLIMP_URL.
 BLIMP_COMMIT = "3e56b06fcabca9b30822fc66435fca6b1aa40bb1"
 BLIMP_URL = f"https://raw.githubusercontent.com/alexwarstadt/blimp/{BLIMP_COMMIT}/BLiMP.zip"
 BLIMP_SHA256 = "172a1a714d72e72a89e8384dd531483f3d0f8a9aee3d33dccaf7992d8cecbb73"
 
 
+# 1. find is lab/sources.py, 2. clean is lab/cleaning.py.
 # ---------------------------------------------------------------------------------------------------- 3. split
 
 class Block(NamedTuple):
@@ -272,10 +272,11 @@ def build(config, tok, texts, fallback=False):
         print("tokenising", flush=True)
         files = {"tokenizer.model": tok.model_bytes}
         meta = {"format": FORMAT, "name": config.data.name, "sources": rows}
-        for name, text_blocks in (("train", train), ("val", val)):
+        sizes = {key: sum(row[key] for row in rows) for key in ("bytes", "words", "lines")}
+        for name, text_blocks, counts in (("train", train, sizes), ("val", val, count(val))):
             tokens = encode(tok, text_blocks, config.data.boundary, cores.map)
             files[f"{name}.bin"] = tokens
-            meta[name] = {**count(text_blocks), "tokens": len(tokens) // 2, "sha256": sha256(tokens)}
+            meta[name] = {**counts, "tokens": len(tokens) // 2, "sha256": sha256(tokens)}
     meta |= {
         "vocab_size": tok.vocab_size,
         "tokenizer_sha256": tok.sha256,
@@ -368,7 +369,10 @@ def report(meta, seconds):
 
 
 def get_blimp(folder):
-    """BLiMP into `folder` if no *.jsonl is there. Training works without it, so failure is a notice."""
+    """BLiMP into `folder` if no *.jsonl is there. Training works without it, so failure is a notice.
+
+    SLLAMA_LAB_BLIMP_URL in the environment is the address of a mirror.
+    """
     if glob.glob(os.path.join(glob.escape(folder), "*.jsonl")):
         return
     archive = os.path.join(DOWNLOADS, "BLiMP.zip")
