@@ -15,8 +15,8 @@ from bench import common, gpu
 from bench.experiments import ablation, trials
 from bench.speed import attention, loss, memory, roofline, startup, throughput
 from conftest import ROOT, TINY
-from lab.settings import ModelConfig, load_config
-from model import LinearCrossEntropy, Model
+from lab.settings import load_config
+from model import LinearCrossEntropy, Model, ModelConfig
 
 SMALL = [
     "--preset", "quick", "tokenizer.vocab_size=300", "model.hidden_size=16", "model.num_hidden_layers=2",

@@ -14,7 +14,7 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 from bench.common import ROOT
 from lab import commands
 from lab import settings as configuration
-from model import parameter_counts
+from model import ModelConfig, parameter_counts
 
 # Okabe and Ito: distinct for colour-blind readers
 SIX = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"]
@@ -105,7 +105,7 @@ def main(argv=None):
     parser.add_argument("--out", default=os.path.join(ROOT, "assets", "tricks.png"), metavar="FILE")
     path = parser.parse_args(argv).out
     settings = configuration.load_config("sllama", path=os.path.join(ROOT, "config.yaml")).model
-    plain = parameter_counts(configuration.ModelConfig(settings.vocab_size, 64, 6, 4, 192))
+    plain = parameter_counts(ModelConfig(settings.vocab_size, 64, 6, 4, 192))
     ours = parameter_counts(settings)
     layers = settings.num_hidden_layers
 

@@ -13,8 +13,7 @@ import eval_blimp
 import tokenizer
 from lab import commands
 from lab import pairs as blimp_pairs
-from lab import settings as config
-from model import Model
+from model import Model, ModelConfig
 
 
 def main():
@@ -23,9 +22,8 @@ def main():
     parser.add_argument("--data", default="data/blimp")
     args = parser.parse_args()
     tok = tokenizer.load(args.tokenizer)
-    shape = config.ModelConfig(vocab_size=tok.vocab_size, hidden_size=2, num_hidden_layers=1, num_attention_heads=1,
-                               intermediate_size=1)
-    model = Model(shape).eval()
+    shape = dict(hidden_size=2, num_hidden_layers=1, num_attention_heads=1, intermediate_size=1)
+    model = Model(ModelConfig(vocab_size=tok.vocab_size, **shape)).eval()
     torch.nn.init.zeros_(model.lm_head.weight)                          # every logit is 0
     result = eval_blimp.evaluate(model, tok, blimp_pairs.read_pairs(args.data)[0])[0]
     for key in ("accuracy", "accuracy_ties_half", "accuracy_ties_correct", "pairs", "ties"):
