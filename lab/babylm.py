@@ -11,6 +11,7 @@ named and skipped, what has been scored is not scored again. Reading times, age 
 to the pipeline. docs/babylm.md is the whole walk.
 """
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -154,45 +155,49 @@ def score_task(model, tokenizer, task, items):
     return predictions(items, chosen), {"accuracy": accuracy(task, items, chosen), "items": len(items), "ties": ties}
 
 
+def plan(run, data, track):
+    """(revision, its checkpoint, task, folder of its data) of all that the challenge asks for."""
+    for revision in ["main", *revisions(track)]:
+        path = os.path.join(run, "ckpt.pt" if revision == "main" else revision + ".pt")
+        form, tasks = ("full_eval", FULL) if revision == "main" else ("fast_eval", FAST)
+        for task, folder in tasks:
+            yield revision, path, task, os.path.join(data, form, folder)
+
+
 def score(run, name, data, out, track="strict-small", device="auto"):
     """Writes OUT/NAME/REVISION/zero_shot/causal/TASK/FOLDER/predictions.json; their accuracies to OUT/NAME/scores.json.
 
     What scores.json has of the same checkpoint on the same data is done already. Returns the paths of what is missing.
     Raises UserError.
     """
-    if not os.path.isdir(run) or not os.path.isdir(data):
-        raise UserError(f"{data if os.path.isdir(run) else run}: no such folder; see docs/babylm.md")
+    for folder in (run, data):
+        if not os.path.isdir(folder):
+            raise UserError(f"{folder}: no such folder; see docs/babylm.md")
+    read, sha256 = functools.cache(read_items), functools.cache(file_sha256)
+    load = functools.lru_cache(1)(checkpoint.load_model)
     record = os.path.join(out, name, "scores.json")
-    done, missing, read = read_record(record), {}, {}
-    for revision in ["main", *revisions(track)]:
-        path = os.path.join(run, "ckpt.pt" if revision == "main" else revision + ".pt")
-        if not os.path.isfile(path):
-            missing[path] = True
+    done, missing = read_record(record), []
+    for revision, path, task, source in plan(run, data, track):
+        absent = [needed for needed in (path, source) if not os.path.exists(needed)]
+        missing += absent
+        if absent:
             continue
-        sha, model = file_sha256(path), None
-        for task, folder in FULL if revision == "main" else FAST:
-            source = os.path.join(data, "full_eval" if revision == "main" else "fast_eval", folder)
-            target = os.path.join(out, name, revision, "zero_shot", "causal", task, folder, "predictions.json")
-            if not os.path.isdir(source):
-                missing[source] = True
-                continue
-            if source not in read:
-                read[source] = read_items(task, source)
-            items, data_sha = read[source]
-            origin = {"checkpoint": sha, "data": data_sha}
-            of_revision = done.setdefault(revision, {})
-            if os.path.exists(target) and origin.items() <= of_revision.get(folder, {}).items():
-                continue
-            start = time.time()
-            if model is None:
-                model, ckpt = checkpoint.load_model(path, device)
-            predicted, result = score_task(model, ckpt.tokenizer, task, items)
-            atomic_write(target, json.dumps(predicted))
-            of_revision[folder] = result | origin
-            atomic_write(record, json.dumps(done, indent=1) + "\n")
-            print(f"{revision:<10}{folder:<25}{100 * result['accuracy']:6.2f} %{len(items):8,} items"
-                  f"{result['ties']:6,} ties{time.time() - start:8.1f} s", flush=True)
-    return list(missing)
+        folder = os.path.basename(source)
+        items, data_sha256 = read(task, source)
+        origin = {"checkpoint": sha256(path), "data": data_sha256}
+        target = os.path.join(out, name, revision, "zero_shot", "causal", task, folder, "predictions.json")
+        before = done.setdefault(revision, {}).get(folder, {})
+        if os.path.exists(target) and origin.items() <= before.items():
+            continue
+        start = time.time()
+        model, ckpt = load(path, device)
+        predicted, result = score_task(model, ckpt.tokenizer, task, items)
+        atomic_write(target, json.dumps(predicted))
+        done[revision][folder] = result | origin
+        atomic_write(record, json.dumps(done, indent=1) + "\n")
+        print(f"{revision:<10}{folder:<25}{100 * result['accuracy']:6.2f} %{len(items):8,} items"
+              f"{result['ties']:6,} ties{time.time() - start:8.1f} s", flush=True)
+    return list(dict.fromkeys(missing))
 
 
 def read_record(path):
@@ -200,8 +205,8 @@ def read_record(path):
     if not os.path.exists(path):
         return {}
     try:
-        return dict(read_json(read_bytes(path)))
-    except (ValueError, TypeError):
+        return {revision: dict(tasks) for revision, tasks in read_json(read_bytes(path)).items()}
+    except (ValueError, TypeError, AttributeError):
         raise UserError(f"{path}: damaged; remove it to score anew") from None
 
 

@@ -123,6 +123,9 @@ def test_a_second_start_does_what_is_missing(work, capsys):
     assert scored() == [["main", "comps"], ["chck_1M", "supplement_fast"], ["chck_20M", "supplement_fast"]]
     shutil.copy("run/ckpt.pt", "run/chck_1M.pt")                            # trained again
     assert scored() == [["chck_1M", folder] for folder in ("blimp_fast", "supplement_fast", "ewok_fast")]
+    (work / "results/m/scores.json").write_text('{"main": 3}')
+    with pytest.raises(UserError, match="scores.json: damaged"):
+        scored()
 
 
 def test_a_tie_is_decided_by_a_coin():
