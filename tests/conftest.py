@@ -21,7 +21,7 @@ model.hidden_size=32 model.num_hidden_layers=2 model.num_attention_heads=2 model
 model.max_position_embeddings=32
 train.batch_size=4 train.max_steps=12 train.eval_every=4 train.save_every=4 train.eval_windows=8
 train.learning_rate=1e-2 train.min_learning_rate=1e-3 train.warmup=2 train.decay_steps=null
-train.dtype=float32 train.device=cpu""".split()
+train.dtype=float32 train.device=cpu train.compile=false""".split()
 
 
 @pytest.fixture(autouse=True)
