@@ -239,6 +239,16 @@ def test_babylm_and_blimp(mirror, capsys):
     assert sorted(os.listdir("data/downloads")) == ["BLiMP.zip", "babylm", "checksums.json"]
 
 
+def test_the_strict_track_is_a_corpus_of_its_own(mirror, monkeypatch):
+    monkeypatch.setenv("SLLAMA_LAB_BABYLM_100M_URL", os.environ["SLLAMA_LAB_BABYLM_URL"])
+    monkeypatch.delenv("SLLAMA_LAB_BABYLM_URL")
+    mirror.update(FILES)
+    meta = make("data.source=babylm-100m")
+    assert (meta["source"], meta["corpus"]) == ("babylm-100m", "BabyLM 2026 strict")
+    with open("data/downloads/babylm-100m/childes.train.txt", "rb") as f:
+        assert f.read() == FILES["/b/childes.train.txt"]
+
+
 def test_auto_falls_back_and_says_so(mirror, capsys):
     meta = make("tokenizer.vocab_size=32000")
     out = capsys.readouterr().out

@@ -302,13 +302,6 @@ def test_same_name_and_same_text(folder):
         make()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_unreadable_file(folder):
-    os.chmod("texts/wiki.train", 0)
-    with pytest.raises(UserError, match="wiki.train: cannot be read"):
-        make()
-
-
 def test_a_file_that_cannot_be_read(folder, monkeypatch):
     real = open
 
