@@ -27,7 +27,7 @@ from lab.files import UserError
 LONGEST_LINE = 16_384   # characters: SentencePiece's trainer counts the characters of a word in 16 bits
 SPACE = "\u2581"        # ▁, what SentencePiece writes for a space
 RESERVED = "\u2585"     # ▅, its sign for the unknown: it does not train on lines that hold one
-WORD = re.compile(r" +[^ ]*(?: \Z)?")   # SentencePiece cuts before spaces; one at the end of a line stays with its word
+WORD = re.compile(r" +[^ ]*(?: \Z)?")   # with the spaces before it, and one at the end of the text
 MOST_PIECES = 65_536    # a token is stored in 16 bits
 
 
@@ -133,14 +133,14 @@ class CorpusEncoder:
         for text in texts:
             tokens.append(self.bos)
             if self.by_word and SPACE not in text:
-                tokens.extend(map(self.words.__getitem__, WORD.findall(" " + text)))
+                tokens.extend(map(self.words.__getitem__, split_words(text)))
             else:
                 tokens.append(id_bytes(self.tokenizer.encode(text)))
         return b"".join(tokens)
 
 
 class Words(dict):
-    """{word with the spaces before it: its tokens as bytes}, filled as they are asked for."""
+    """{word: its tokens as bytes}, filled as they are asked for."""
     MOST = 500_000          # words, about 100 MB
     LONGEST = 40            # characters: where nothing is written between words, a "word" is a line, and comes once
 
@@ -148,12 +148,24 @@ class Words(dict):
         self.tokenizer = tokenizer
 
     def __missing__(self, word):
-        tokens = id_bytes(self.tokenizer.encode(word[1:]))              # SentencePiece puts a space there itself
+        tokens = id_bytes(self.tokenizer.encode(word))
         if len(self) >= self.MOST:
             self.clear()
         if len(word) <= self.LONGEST:
             self[word] = tokens
         return tokens
+
+
+def split_words(text):
+    """Where SentencePiece cuts a text, before spaces. One space goes without saying: it is put before any text.
+
+    >>> split_words("the cat"), split_words("the  cat")
+    (['the', 'cat'], ['the', ' cat'])
+    """
+    words = text.split(" ")
+    if "" in words:                                                     # several spaces together, or one at an end
+        words = [word[1:] for word in WORD.findall(" " + text)]
+    return words
 
 
 def id_bytes(ids):
@@ -178,12 +190,12 @@ def cuts_at_spaces(model_bytes):
 # ---------------------------------------------------------------------------------------------------- training
 
 def count_words(lines):
-    """How often each word, with the spaces before it, is in the lines: all that BPE learns from.
+    """How often each word is in the lines, none of which is empty: all that BPE learns from.
 
-    >>> count_words(["the cat", "the  dog"])
-    Counter({' the': 2, ' cat': 1, '  dog': 1})
+    >>> count_words(["the cat", "the  cat"])
+    Counter({'the': 2, 'cat': 1, ' cat': 1})
     """
-    words = (WORD.findall(" " + line.replace(SPACE, " ")) for line in lines if RESERVED not in line)
+    words = (split_words(line.replace(SPACE, " ")) for line in lines if RESERVED not in line)
     return collections.Counter(itertools.chain.from_iterable(words))
 
 
@@ -197,16 +209,12 @@ def train(lines, vocab_size):
 
 
 def train_on_counts(counts, vocab_size):
-    """train() on count_words() of the lines. SentencePiece's model is the same as from the lines themselves.
-
-    It puts a space before each text, so every word goes in without its first one.
-    """
+    """train() on count_words() of the lines. SentencePiece's model is the same as from the lines themselves."""
     if any("\t" in word for word in counts):                        # a tab separates word and count below: so repeat
-        words = itertools.chain.from_iterable(map(itertools.repeat, counts.keys(), counts.values()))
-        sentences = (word[1:] for word in words)
+        sentences = itertools.chain.from_iterable(map(itertools.repeat, counts.keys(), counts.values()))
         input_format = "text"
     else:
-        sentences = (f"{word[1:]}\t{count}" for word, count in counts.items())
+        sentences = (f"{word}\t{count}" for word, count in counts.items())
         input_format = "tsv"
     model = io.BytesIO()
     try:
