@@ -19,6 +19,7 @@ The forward pass is in float32, the sums are in float64. `score_plainly` below i
 command takes lab/scoring.py, which gives the same numbers and computes what sentences have in common only once.
 `--compat` changes the rule to what another evaluator computes.
 """
+from lab import commands  # isort: skip  first: from here on Ctrl-C is no traceback
 import argparse
 import json
 import os
@@ -28,7 +29,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from lab import checkpoint, commands, devices, report, scoring, statistics
+from lab import checkpoint, devices, report, scoring, statistics
 from lab import settings as configuration
 from lab.files import UserError, atomic_write
 from lab.pairs import find_data, read_pairs

@@ -9,6 +9,7 @@ table is tiled to its full width, the picked or repeated rows of the attention a
 up_proj, shared layers are copied. No custom code is needed to load the result. Only what a LLaMA cannot compute is
 refused: an embedding that attends (`attention`), and normalised queries and keys (`qk_norm`).
 """
+from lab import commands  # isort: skip  first: from here on Ctrl-C is no traceback
 import argparse
 import json
 import os
@@ -22,7 +23,7 @@ try:
 except ImportError:                     # training needs it not
     safetensors = None
 
-from lab import checkpoint, commands
+from lab import checkpoint
 from lab import settings as configuration
 from lab.files import UserError, atomic_write
 from lab.hf_tokenizer import tokenizer_files

@@ -15,6 +15,7 @@ Any budget takes the same blocks in the same order, so 2 MB of a corpus are the 
 share one validation text, of which no line occurs in the training text of any budget. The same settings give the same
 bytes.
 """
+from lab import commands  # isort: skip  first: from here on Ctrl-C is no traceback
 import argparse
 import collections
 import functools
@@ -31,7 +32,6 @@ from typing import NamedTuple
 import tokenizer
 from lab import corpus, pocket_english
 from lab.cleaning import CLEANING, clean
-from lab.commands import run
 from lab.cores import Cores
 from lab.download import DownloadError, download, read_json, unpack
 from lab.files import UserError
@@ -424,4 +424,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main)
+    commands.run(main)

@@ -6,12 +6,13 @@ Same checkpoint, prompt and seed, same text. The loop that writes, with its key-
 here are the ways to pick the next token. In the training text every line starts with BOS, so a predicted BOS (or EOS)
 is the end of a line.
 """
+from lab import commands  # isort: skip  first: from here on Ctrl-C is no traceback
 import argparse
 import sys
 
 import torch
 
-from lab import checkpoint, commands
+from lab import checkpoint
 from lab.files import UserError
 
 RANGES = {"max_tokens": (1, 10**9), "num_samples": (1, 10**9), "temperature": (0, 100), "top_k": (0, 10**9),

@@ -13,6 +13,7 @@ Set up, optimisers, schedule, step, validate, loop. What it does:
 What is not a lesson in training lives in lab/: data.py (windows of tokens), distributed.py (processes), devices.py,
 resume.py (last.pt), interrupts.py (Ctrl-C), progress.py (everything shown), mntp.py (an objective that fills gaps).
 """
+from lab import commands  # isort: skip  first: from here on Ctrl-C is no traceback
 import argparse
 import contextlib
 import functools
@@ -23,7 +24,7 @@ import time
 import numpy as np
 import torch
 
-from lab import commands, devices, interrupts, mntp, progress, resume, settings
+from lab import devices, interrupts, mntp, progress, resume, settings
 from lab.data import load_data, plan
 from lab.distributed import Distributed
 from lab.failures import Diverged, explained

@@ -177,6 +177,43 @@ def test_output_is_utf8_whatever_the_locale(locale):
     assert done.returncode == 0 and done.stdout.decode("utf-8").strip() == "ä 日"
 
 
+AT_IMPORT = """
+import os, signal, sys
+
+class PressesCtrlC:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, PressesCtrlC())
+"""
+AT_ARGUMENTS = """
+import argparse, os, signal
+argparse.ArgumentParser.parse_intermixed_args = lambda *_: os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def pressed(code, script, folder):
+    """The command, in a Python that runs `code` before it."""
+    (folder / "sitecustomize.py").write_text(code)
+    return subprocess.run([sys.executable, str(ROOT / script)], capture_output=True, text=True, cwd=folder,
+                          env={**os.environ, "PYTHONPATH": str(folder)})
+
+
+@pytest.mark.parametrize("script, module", [("prepare.py", "sentencepiece"), ("eval_blimp.py", "numpy"),
+                                            ("train.py", "torch"), ("train.py", "torch.nn"), ("sample.py", "torch"),
+                                            ("export.py", "torch")])
+def test_ctrl_c_while_python_imports(script, module, tmp_path):
+    done = pressed(AT_IMPORT.format(module=module), script, tmp_path)
+    assert done.returncode == 130 and done.stderr == "interrupted\n"
+
+
+@pytest.mark.parametrize("script", ["prepare.py", "train.py"])
+def test_ctrl_c_while_arguments_are_read(script, tmp_path):
+    done = pressed(AT_ARGUMENTS, script, tmp_path)
+    assert done.returncode == 130 and done.stderr == "interrupted\n"
+
+
 def test_ctrl_c_again_while_ending_is_ignored():
     done = python("import atexit, os, signal\n"
                   "from lab import commands\n"

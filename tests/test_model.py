@@ -418,6 +418,16 @@ def test_chunked_loss_equals_cross_entropy(chunk, z_loss, monkeypatch):
     torch.testing.assert_close(alone, loss.detach())
 
 
+@pytest.mark.parametrize("vocabulary", [61, 32000])
+def test_the_normaliser_of_bfloat16_logits_is_summed_in_float32(vocabulary):
+    logits = torch.randn(40, vocabulary, generator=torch.Generator().manual_seed(0)).bfloat16()
+    exact = logits.double().exp()
+    e, s = model_file.exp_and_sum(logits)
+    assert e.data_ptr() == logits.data_ptr()
+    torch.testing.assert_close(e.double(), exact, rtol=2**-8, atol=0)
+    assert s.dtype == torch.float32 and (s / exact.sum(1, keepdim=True) - 1).abs().max() < 1e-6
+
+
 def test_loss_of_extreme_logits_and_of_nothing():
     x, w = torch.eye(2, requires_grad=True), (torch.eye(2) * 1e4).requires_grad_()
     loss = LinearCrossEntropy.apply(x, w, torch.tensor([0, 0]), 0.0, torch.float32, True)
@@ -492,6 +502,17 @@ def test_initial_weights():
             else:
                 assert torch.equal(p.data, torch.zeros_like(p) if name.endswith("bias") else torch.ones_like(p)), name
         assert abs(model(IDS, IDS.roll(-1, 1)).item() - math.log(2000)) < 0.1
+
+
+@pytest.mark.parametrize("embedding", ["full", "repeat", "linear", "attention"])
+def test_the_residual_stream_is_float32_under_autocast(embedding):
+    """Whatever the embedding, so that an ablation compares embeddings and not precisions; products are in bfloat16."""
+    model, streams = random_model(tiny(embedding=embedding)), set()
+    for reader in (*model.layers, model.norm):
+        reader.register_forward_pre_hook(lambda module, args: streams.add(args[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.hidden(IDS).dtype == torch.bfloat16
+    assert streams == {torch.float32}
 
 
 @pytest.mark.parametrize("T, hs", [(40, 16), (256, 64)])
