@@ -418,12 +418,12 @@ class LinearCrossEntropy(torch.autograd.Function):
             e, s = exp_and_sum(shifted)                                                 # in the same place; (n, 1)
             rows.append((shift, target_logit, s))
             if need_grad:
-                slope = scored[chunk]                                                   # d loss / d log s
+                d_log_s = scored[chunk]                                                 # the loss by log s (n, 1)
                 if z_loss:
-                    slope = slope * (1 + 2 * z_loss * (s.log() + shift))
-                slope = slope / s
-                torch.mul(e @ w, slope, out=dx[chunk])
-                dw += (xs[chunk] * slope).to(dtype).T @ e
+                    d_log_s = d_log_s * (1 + 2 * z_loss * (s.log() + shift))
+                d_s = d_log_s / s                                                       # the loss by s (n, 1)
+                torch.mul(e @ w, d_s, out=dx[chunk])
+                dw += (xs[chunk] * d_s).to(dtype).T @ e
         shift, target_logit, s = (torch.cat(parts).float() for parts in zip(*rows))     # (N, 1) each
         log_s = s.log()
         losses = log_s - (target_logit - shift)
