@@ -39,6 +39,8 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     by_shape.setdefault(p.shape, []).append(p)
+                    if "momentum_buffer" not in self.state[p]:
+                        self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             for (rows, columns), params in by_shape.items():
                 update = orthogonalized(self.nesterov(params, group["momentum"]))
                 step = group["lr"] * math.sqrt(max(1, rows / columns))
@@ -47,9 +49,6 @@ class Muon(torch.optim.Optimizer):
 
     def nesterov(self, params, momentum):
         """Takes the gradients into the momentum buffers; (n, rows, columns): momentum, with the gradient once more."""
-        for p in params:
-            if "momentum_buffer" not in self.state[p]:
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         grads = [p.grad for p in params]
         buffers = [self.state[p]["momentum_buffer"] for p in params]
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
