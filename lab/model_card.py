@@ -80,7 +80,7 @@ def model_card(ckpt, numbers, name, blimp, babylm, license):
         total=sum(counts.values()),
         parts=", ".join(f"{part} {count:,}" for part, count in counts.items()),
         numbers=numbers,
-        sources=sources_table(made),
+        data=data_text(made),
         run=run_table(made),
         scores=scores_table(blimp),
         babylm=babylm_table(babylm),
@@ -109,11 +109,16 @@ def metadata(made, name, blimp, license):
     return header
 
 
-def sources_table(made):
-    sources = made.get("data", {}).get("sources")
-    if not sources:
-        return "What it is made of is not recorded."
-    return table(["source", "bytes", "words"], *([s.get("name"), s.get("bytes"), s.get("words")] for s in sources))
+def data_text(made):
+    data = made.get("data", {})
+    held, seen, sources = data.get("train", {}).get("words"), made.get("words"), data.get("sources")
+    parts = []
+    if held and seen:
+        parts.append(f"{held:,} words, {seen:,} seen in all by the model.")
+    if sources:
+        rows = [[source.get("name"), source.get("bytes"), source.get("words")] for source in sources]
+        parts.append(table(["source", "bytes", "words"], *rows))
+    return "\n\n".join(parts) or "What it is made of is not recorded."
 
 
 def run_table(made):
@@ -168,7 +173,7 @@ heads, MLP width {c.intermediate_size}, context {c.max_position_embeddings} toke
 compressed weights written out: {numbers:,} numbers.
 
 ## Data
-{sources}
+{data}
 
 ## Training
 {run}

@@ -446,8 +446,10 @@ def test_a_failure_leaves_the_folder_as_it_was(make, tmp_path, monkeypatch):
 
 def test_model_card(make, tmp_path):
     sources = [{"name": "wiki", "bytes": 666667, "words": 112345}, {"name": "odd: |name", "bytes": 5, "words": 1}]
-    path, model = make(corpus="a: corpus {x} of #1", data={"sources": sources}, val_loss=3.25, val_bits_per_byte=1.5,
-                       steps=85, preset="sllama", settings={"train": {"learning_rate": 3e-4, "betas": [0.9, 0.95]}})
+    path, model = make(
+        corpus="a: corpus {x} of #1", data={"sources": sources, "train": {"words": 99}}, words=990, val_loss=3.25,
+        val_bits_per_byte=1.5, steps=85, preset="sllama",
+        settings={"train": {"learning_rate": 3e-4, "betas": [0.9, 0.95]}})
     phenomena = {"npi_licensing": {"accuracy": 0.75, "pairs": 14, "ties": 0}}
     scores = {"accuracy": 0.6125, "pairs": 134, "ties": 2, "phenomena": phenomena}
     (tmp_path / "scores.json").write_text(json.dumps(scores))
@@ -463,7 +465,8 @@ def test_model_card(make, tmp_path):
     assert results == [("loss", 3.25, "a: corpus {x} of #1"), ("bits_per_byte", 1.5, "a: corpus {x} of #1"),
                        ("accuracy", 0.6125, "BLiMP")]
     total = f"{sum(p.numel() for p in model.parameters()):,}"
-    for text in (total, "a: corpus {x} of #1", "| wiki | 666,667 | 112,345 |", "odd: \\|name", "**61.25 %**",
+    for text in (total, "a: corpus {x} of #1", "| wiki | 666,667 | 112,345 |", "99 words, 990 seen",
+                 "odd: \\|name", "**61.25 %**",
                  "| npi_licensing | 75.00 | 14 |", "| comps | 51.25 | 91,028 |", "`attention: pwa`", "learning_rate",
                  "| val_loss | 3.25 |", "## Limitations", "## Licence", "2025.emnlp-main.1198", "tacl_a_00321",
                  "conll-babylm.1"):
