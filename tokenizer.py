@@ -22,6 +22,7 @@ import re
 import numpy as np
 import sentencepiece
 
+from lab import model_proto
 from lab.files import UserError
 
 LONGEST_LINE = 16_384   # characters: SentencePiece's trainer counts the characters of a word in 16 bits
@@ -125,7 +126,7 @@ class CorpusEncoder:
         self.tokenizer = Tokenizer(model_bytes)
         self.bos = id_bytes([self.tokenizer.bos_id])
         self.words = Words(self.tokenizer)
-        self.by_word = cuts_at_spaces(model_bytes)
+        self.by_word = bool(cuts_at_spaces(self.tokenizer))
 
     def encode(self, texts):
         """BOS and the tokens of each text."""
@@ -172,19 +173,22 @@ def id_bytes(ids):
     return np.array(ids, "<u2").tobytes()
 
 
-def model_proto(model_bytes):
-    """SentencePiece's description of a model, as protobuf has it."""
-    from sentencepiece import sentencepiece_model_pb2  # needs protobuf, which only a few do
-    return sentencepiece_model_pb2.ModelProto.FromString(model_bytes)
-
-
-def cuts_at_spaces(model_bytes):
+def cuts_at_spaces(tokenizer):
     """Is the encoding of a text that of its words, one after the other?"""
-    model = model_proto(model_bytes)
-    changes_text = model.normalizer_spec.name != "identity" or model.normalizer_spec.remove_extra_whitespaces
-    prefix = model.normalizer_spec.add_dummy_prefix and not model.trainer_spec.treat_whitespace_as_suffix
-    is_bpe = model.trainer_spec.model_type == model.trainer_spec.BPE
-    return is_bpe and prefix and not changes_text and all(SPACE not in p.piece.lstrip(SPACE) for p in model.pieces)
+    try:
+        _, trainer, normalizer = model_proto.read_model(tokenizer.model_bytes)
+    except (KeyError, IndexError):                                      # not as SentencePiece writes it
+        return False
+    pieces = map(tokenizer.sp.id_to_piece, range(tokenizer.vocab_size))
+    return (
+        trainer["model_type"] == model_proto.BPE
+        and not trainer["treat_whitespace_as_suffix"]
+        and normalizer["add_dummy_prefix"]
+        and normalizer["escape_whitespaces"]
+        and not normalizer["remove_extra_whitespaces"]
+        and not normalizer["precompiled_charsmap"]
+        and not any(SPACE in piece.lstrip(SPACE) for piece in pieces)
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- training
@@ -212,15 +216,15 @@ def train_on_counts(counts, vocab_size):
     """train() on count_words() of the lines. SentencePiece's model is the same as from the lines themselves."""
     if any("\t" in word for word in counts):                        # a tab separates word and count below: so repeat
         sentences = itertools.chain.from_iterable(map(itertools.repeat, counts.keys(), counts.values()))
-        input_format = "text"
+        form = {}
     else:
         sentences = (f"{word}\t{count}" for word, count in counts.items())
-        input_format = "tsv"
+        form = {"input_format": "tsv"}
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=sentences,
-            input_format=input_format,
+            **form,
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
@@ -237,7 +241,7 @@ def train_on_counts(counts, vocab_size):
             minloglevel=2)
     except (RuntimeError, OSError) as e:
         raise training_error(str(e), vocab_size) from None
-    return Tokenizer(without_input_format(model.getvalue()))
+    return Tokenizer(model_proto.without_input_format(model.getvalue()))
 
 
 def training_error(message, vocab_size):
@@ -251,13 +255,6 @@ def training_error(message, vocab_size):
         return VocabularyError(f"tokenizer.vocab_size: {vocab_size} is less than bytes and characters alone need; "
                                f"the smallest possible is {least[1]}", int(least[1]))
     return UserError(f"tokenizer: SentencePiece cannot train on this text: {message}")
-
-
-def without_input_format(model_bytes):
-    """The model as training on lines writes it: how the text was read is no part of what was learned."""
-    model = model_proto(model_bytes)
-    model.trainer_spec.ClearField("input_format")
-    return model.SerializeToString()
 
 
 def load(path):

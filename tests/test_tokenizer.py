@@ -1,6 +1,7 @@
 import io
 import os
 import random
+import struct
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 import tokenizer
 from conftest import ROOT
+from lab import model_proto
 from lab.files import UserError
 
 LINES = ["The cats chase the mice, and the mice hide.", "A dog  barks at 1024 trees!",
@@ -204,13 +206,13 @@ def test_models_that_cannot_serve_are_refused():
 
 
 def test_more_pieces_than_16_bits_are_refused(tok):
-    model = tokenizer.model_proto(tok.model_bytes)
-    for n in range(420, 65536):
-        model.pieces.add(piece=f"x{n}", score=-n)
-    assert tokenizer.Tokenizer(model.SerializeToString()).vocab_size == 65536
-    model.pieces.add(piece="one more", score=-65536)
+    def piece(n):                               # in field 1: field 1, its text, and field 2, its score
+        text = model_proto.short_message(1, b"x%06d" % n)
+        return model_proto.short_message(1, text + b"\x15" + struct.pack("<f", -n))
+    model = tok.model_bytes + b"".join(map(piece, range(420, 65536)))
+    assert tokenizer.Tokenizer(model).vocab_size == 65536
     with pytest.raises(UserError, match="65537"):
-        tokenizer.Tokenizer(model.SerializeToString())
+        tokenizer.Tokenizer(model + piece(65536))
 
 
 def test_a_model_without_byte_pieces_still_works():
