@@ -177,7 +177,7 @@ def cuts_at_spaces(tokenizer):
     """Is the encoding of a text that of its words, one after the other?"""
     try:
         _, trainer, normalizer = model_proto.read_model(tokenizer.model_bytes)
-    except (KeyError, IndexError):                                      # not as SentencePiece writes it
+    except ValueError:
         return False
     pieces = map(tokenizer.sp.id_to_piece, range(tokenizer.vocab_size))
     return (

@@ -15,7 +15,7 @@ def tokenizer_files(tokenizer, context):
     """{file name: content} by which AutoTokenizer gives the very ids of `tokenizer`, BOS in front. Raises UserError."""
     try:
         types, trainer, normalizer = read_model(tokenizer.model_bytes)
-    except (KeyError, IndexError):
+    except ValueError:
         raise UserError("the tokenizer is not written as SentencePiece writes it; it cannot be exported") from None
     texts = [tokenizer.sp.id_to_piece(i) for i in range(len(types))]
     texts = [text.replace(SPACE, " ") if kind == NORMAL else text for text, kind in zip(texts, types)]

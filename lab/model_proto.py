@@ -44,18 +44,24 @@ def fields(message, names):
 
 
 def read_model(model_bytes):
-    """(types of the pieces, trainer settings, normalizer settings) of a SentencePiece model, its defaults filled in."""
+    """(types of the pieces, trainer settings, normalizer settings) of a SentencePiece model, its defaults filled in.
+
+    ValueError: it is not written as SentencePiece writes it.
+    """
     types = []
     trainer = {"model_type": 1, "treat_whitespace_as_suffix": 0}
     normalizer = {"precompiled_charsmap": b"", "add_dummy_prefix": 1, "remove_extra_whitespaces": 1,
                   "escape_whitespaces": 1}
-    for name, value in fields(model_bytes, MODEL):
-        if name == "piece":
-            types.append(dict(fields(value, PIECE)).get("type", NORMAL))
-        elif name == "trainer_spec":
-            trainer.update(fields(value, TRAINER))
-        else:
-            normalizer.update(fields(value, NORMALIZER))
+    try:
+        for name, value in fields(model_bytes, MODEL):
+            if name == "piece":
+                types.append(dict(fields(value, PIECE)).get("type", NORMAL))
+            elif name == "trainer_spec":
+                trainer.update(fields(value, TRAINER))
+            else:
+                normalizer.update(fields(value, NORMALIZER))
+    except (KeyError, IndexError, TypeError) as e:
+        raise ValueError(f"not a SentencePiece model file: {e!r}") from None
     return types, trainer, normalizer
 
 
