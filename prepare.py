@@ -33,8 +33,8 @@ import tokenizer
 from lab import corpus, pocket_english
 from lab.cleaning import CLEANING, clean
 from lab.cores import Cores
-from lab.download import DownloadError, download, read_json, unpack
-from lab.files import UserError
+from lab.download import DownloadError, download, unpack
+from lab.files import UserError, read_json
 from lab.settings import parse_args
 from lab.sources import BABYLM, DOWNLOADS, PART, babylm_source, folder_source, pocket_source, sha256
 

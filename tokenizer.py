@@ -181,12 +181,8 @@ def cuts_at_spaces(tokenizer):
         return False
     pieces = map(tokenizer.sp.id_to_piece, range(tokenizer.vocab_size))
     return (
-        trainer["model_type"] == model_proto.BPE
-        and not trainer["treat_whitespace_as_suffix"]
+        model_proto.is_plain_bpe(trainer, normalizer)
         and normalizer["add_dummy_prefix"]
-        and normalizer["escape_whitespaces"]
-        and not normalizer["remove_extra_whitespaces"]
-        and not normalizer["precompiled_charsmap"]
         and not any(SPACE in piece.lstrip(SPACE) for piece in pieces)
     )
 

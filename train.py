@@ -165,7 +165,8 @@ def validate(model, data, limit, batch_size, autocast, distributed, device):
 
 def score_blimp(model, tokenizer, config, meta):
     """Accuracy on a fixed subset of minimal pairs, to watch; never used to choose anything."""
-    from eval_blimp import find_data, quick_accuracy
+    from eval_blimp import quick_accuracy
+    from lab.pairs import find_data
     folder, _ = find_data(config.eval.data, meta)
     return quick_accuracy(model, tokenizer, folder, config.eval.blimp_pairs)
 

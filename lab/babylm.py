@@ -25,7 +25,7 @@ import numpy as np
 
 from lab import checkpoint, commands, scoring
 from lab.files import UserError, atomic_write, file_sha256
-from lab.pairs import jsonl_files, read_bytes, read_json
+from lab.pairs import jsonl_files, parse_json, read_bytes
 from lab.submission import TRACKS, check, revisions
 
 # (task, folder of its data) as the pipeline calls them
@@ -98,7 +98,7 @@ def read_items(task, folder):
         stem = os.path.splitext(os.path.basename(file))[0]
         for number, line in enumerate(content.splitlines(), 1):
             try:
-                item = READERS[task](read_json(line), stem)
+                item = READERS[task](parse_json(line), stem)
             except (ValueError, LookupError, TypeError) as e:
                 raise UserError(f"{file}:{number}: not an item of {task} ({e}); fetch the file again") from None
             if item is not None:
@@ -205,7 +205,7 @@ def read_record(path):
     if not os.path.exists(path):
         return {}
     try:
-        return {revision: dict(tasks) for revision, tasks in read_json(read_bytes(path)).items()}
+        return {revision: dict(tasks) for revision, tasks in parse_json(read_bytes(path)).items()}
     except (ValueError, TypeError, AttributeError):
         raise UserError(f"{path}: damaged; remove it to score anew") from None
 

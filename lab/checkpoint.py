@@ -117,6 +117,11 @@ def check_weights(config, weights):
     needed = sum(parameter_counts(config).values())
     if held != needed:                  # found before a model of the declared size is built, whatever that is
         raise UserError(f"its settings need {needed:,} weights, it holds {held:,}")
+    check_finite(weights)
+
+
+def check_finite(weights):
+    """UserError unless every number is one, in float32."""
     for name, w in weights.items():
         if not w.float().isfinite().all():
             raise UserError(f"weight {name} holds NaN or infinite numbers")

@@ -7,8 +7,7 @@ import hashlib
 import json
 import os
 
-from lab.download import read_json
-from lab.files import atomic_write, file_sha256, sealed
+from lab.files import atomic_write, file_sha256, read_json, sealed
 
 
 def up_to_date(folder, settings_sha256):

@@ -20,16 +20,16 @@ class TokenDataset:
 
     def __init__(self, path, T, vocab_size, seed=0, sha256=None):
         try:
-            intact = os.path.getsize(path) % 2 == 0 and (sha256 is None or file_sha256(path) == sha256)
+            size = os.path.getsize(path)                                # bytes
+            intact = size % 2 == 0 and (sha256 is None or file_sha256(path) == sha256)
         except OSError as e:
             raise UserError(f"{path}: cannot be read ({e.strerror}); run prepare.py with the same preset") from None
         if not intact:
             raise UserError(f"{path}: damaged: it is not the file that meta.json describes; delete the folder and run "
                             "prepare.py again")
-        size = os.path.getsize(path) // 2
-        self.T, self.seed, self.count = T, seed, (size - 1) // T
+        self.T, self.seed, self.count = T, seed, (size // 2 - 1) // T
         if self.count < 1:
-            raise UserError(f"{path}: {size} tokens are less than one window of {T}; use more text or a smaller "
+            raise UserError(f"{path}: {size // 2} tokens are less than one window of {T}; use more text or a smaller "
                             "model.max_position_embeddings")
         self.tokens = np.memmap(path, dtype="<u2", mode="r")
         largest = int(self.tokens.max())

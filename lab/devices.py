@@ -9,7 +9,7 @@ import time
 import numpy as np
 import torch
 
-from lab.files import UserError
+from lab.files import UserError, first_line
 
 try:
     import resource
@@ -26,7 +26,7 @@ def pick_device(name, setting="--device", distributed=None):
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as e:
-        raise UserError(f"{setting} {name}: cannot be used here ({str(e).splitlines()[0]}); try auto") from None
+        raise UserError(f"{setting} {name}: cannot be used here ({first_line(e)}); try auto") from None
     return torch.device(name)
 
 
@@ -76,7 +76,8 @@ def pick_compile(device, setting, seconds):
     try:
         torch.compile(lambda x: (x + 1).relu())(torch.ones(64, device=device))
     except Exception as e:                                              # each backend has errors of its own
-        print(f"notice: torch.compile does not work here ({first_line(e)}); running without", flush=True)
+        reason = f"{type(e).__name__}: {first_line(e)}"[:200]
+        print(f"notice: torch.compile does not work here ({reason}); running without", flush=True)
         return False, "it does not work here"
     return True, why
 
@@ -96,11 +97,6 @@ def seconds_without_compiling(model, data, s, autocast, steps, distributed):
     per_window = (time.perf_counter() - start) / size
     total, = distributed.total(per_window * s.batch_size * s.gradient_accumulation_steps * steps)
     return total / distributed.size**2                                  # each process has its share of the batch
-
-
-def first_line(error):
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
 
 
 M_MXFAST, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = 1, -1, -3, -4          # glibc's malloc.h

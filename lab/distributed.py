@@ -5,7 +5,7 @@ import sys
 import torch
 import torch.distributed as dist
 
-from lab.files import UserError
+from lab.files import UserError, first_line
 
 
 class Distributed:
@@ -39,9 +39,8 @@ class Distributed:
         try:
             dist.all_reduce(tensor)
         except RuntimeError as e:
-            reason = str(e).strip().splitlines()[0]
-            raise UserError(f"another process of this run has ended, so this one ends too ({reason}); its own message "
-                            "says why. The same command continues from last.pt") from None
+            raise UserError(f"another process of this run has ended, so this one ends too ({first_line(e)}); its own "
+                            "message says why. The same command continues from last.pt") from None
 
     def mean(self, tensors):
         """Replaces each tensor by its mean over the processes, all in one message."""

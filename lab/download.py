@@ -11,7 +11,7 @@ import threading
 import time
 import zipfile
 
-from lab.files import UserError, atomic_write, file_sha256
+from lab.files import UserError, atomic_write, file_sha256, read_json
 
 TIMEOUT = 9         # seconds of silence: a host that cannot be reached is noticed within ten
 ATTEMPTS = 4        # tries per file
@@ -20,16 +20,6 @@ PAUSE = 2           # seconds before the second try, doubled before each further
 
 class DownloadError(UserError):
     """A file that cannot be had."""
-
-
-def read_json(path):
-    """The dictionary in a JSON file, {} if there is none."""
-    try:
-        with open(path, encoding="utf-8") as f:
-            tree = json.load(f)
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return tree if isinstance(tree, dict) else {}
 
 
 def download(url, path, known=None):

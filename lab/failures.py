@@ -3,7 +3,7 @@ import contextlib
 
 import torch
 
-from lab.files import UserError
+from lab.files import UserError, first_line
 
 
 class Diverged(Exception):
@@ -30,6 +30,6 @@ def explained(config, state):
         smaller = (f"train.batch_size={max(1, s.batch_size // 2)} "
                    f"train.gradient_accumulation_steps={2 * s.gradient_accumulation_steps}")
         checkpointing = "" if s.gradient_checkpointing else " or train.gradient_checkpointing=true"
-        reason = str(e).splitlines()[0][:200]
+        reason = first_line(e)[:200]
         raise UserError(f"step {state.step}: out of memory ({reason}). {saved}; the same steps in less memory: "
                         f"{smaller}{checkpointing}. The command so changed continues from last.pt") from None

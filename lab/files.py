@@ -10,6 +10,12 @@ class UserError(Exception):
     """A mistake the user can mend. Its text names the file or key, says what is wrong and what to do."""
 
 
+def first_line(error):
+    """What an error says in its first line, or its type if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 UMASK = os.umask(0)                                                     # there is no way to only ask
 os.umask(UMASK)
 
@@ -38,7 +44,7 @@ def atomic_write(path, content):
         cause = e.__context__ if isinstance(e, RuntimeError) and e.__context__ else e   # torch.save wraps what happened
         if not isinstance(cause, Exception):                            # Ctrl-C
             raise cause from None
-        reason = getattr(cause, "strerror", None) or str(cause).partition("\n")[0]
+        reason = getattr(cause, "strerror", None) or first_line(cause)
         raise UserError(f"{path}: cannot be written ({reason}); free some space or choose another folder, "
                         "what was there before is untouched") from None
     finally:
@@ -62,6 +68,16 @@ def file_sha256(path):
         while part := f.read(1 << 20):
             digest.update(part)
     return digest.hexdigest()
+
+
+def read_json(path):
+    """The dictionary in a JSON file, {} if there is none."""
+    try:
+        with open(path, encoding="utf-8") as f:
+            tree = json.load(f)
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
 
 
 def sealed(tree):

@@ -7,7 +7,7 @@ bytes; and text that looks like a special piece, "<s>", is text (split_special_t
 import json
 
 from lab.files import UserError
-from lab.model_proto import BPE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, read_model
+from lab.model_proto import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, is_plain_bpe, read_model
 from tokenizer import SPACE
 
 
@@ -19,17 +19,8 @@ def tokenizer_files(tokenizer, context):
         raise UserError("the tokenizer is not written as SentencePiece writes it; it cannot be exported") from None
     texts = [tokenizer.sp.id_to_piece(i) for i in range(len(types))]
     texts = [text.replace(SPACE, " ") if kind == NORMAL else text for text, kind in zip(texts, types)]
-    is_plain_bpe = (
-        trainer["model_type"] == BPE
-        and not trainer["treat_whitespace_as_suffix"]
-        and not normalizer["precompiled_charsmap"]
-        and not normalizer["remove_extra_whitespaces"]
-        and normalizer["escape_whitespaces"]
-        and USER_DEFINED not in types
-        and UNUSED not in types
-        and len(set(texts)) == tokenizer.vocab_size
-    )
-    if not is_plain_bpe:
+    by_hand = USER_DEFINED in types or UNUSED in types or len(set(texts)) != tokenizer.vocab_size
+    if by_hand or not is_plain_bpe(trainer, normalizer):
         raise UserError("the tokenizer is not plain byte-pair encoding (it is of another kind, normalises text or has "
                         "pieces defined by hand); it cannot be exported")
 

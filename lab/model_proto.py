@@ -65,6 +65,17 @@ def read_model(model_bytes):
     return types, trainer, normalizer
 
 
+def is_plain_bpe(trainer, normalizer):
+    """Whether a model with these settings is byte-pair encoding of the text as it is, with ▁ for a space."""
+    return (
+        trainer["model_type"] == BPE
+        and not trainer["treat_whitespace_as_suffix"]
+        and not normalizer["precompiled_charsmap"]
+        and not normalizer["remove_extra_whitespaces"]
+        and bool(normalizer["escape_whitespaces"])
+    )
+
+
 def without_input_format(model_bytes):
     """The model as training on lines of text writes it: in what form the text came is no part of what was learned."""
     spec = dict(fields(model_bytes, MODEL))["trainer_spec"]

@@ -3,7 +3,7 @@ import hashlib
 import json
 import os
 
-from lab.files import UserError
+from lab.files import UserError, read_json
 
 # BLiMP's 67 paradigms have 1000 pairs each. Beside each name: how many the BabyLM challenge's vocabulary filter keeps.
 SIZES = """
@@ -103,13 +103,13 @@ def read_file(file, content):
         if not line.strip():
             continue
         try:
-            pairs.append(read_pair(read_json(line), stem, index))
+            pairs.append(read_pair(parse_json(line), stem, index))
         except ValueError as e:
             raise UserError(f"{file}:{index + 1}: {e}; mend the line or fetch the file again") from None
     return pairs
 
 
-def read_json(line):
+def parse_json(line):
     """What a line of bytes says in JSON; ValueError with the reason if it is none."""
     try:
         return json.loads(line.decode("utf-8-sig"))
@@ -195,8 +195,5 @@ def recognise(pairs, path):
 
 def of_pocket_english(path):
     """Whether meta.json beside the folder says that the corpus is Pocket English."""
-    try:
-        with open(os.path.join(os.path.dirname(os.path.abspath(path)), "meta.json"), encoding="utf-8") as f:
-            return json.load(f)["source"] == "pocket"
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
+    meta = read_json(os.path.join(os.path.dirname(os.path.abspath(path)), "meta.json"))
+    return meta.get("source") == "pocket"

@@ -13,7 +13,7 @@ import yaml
 
 from lab import checkpoint
 from lab.devices import device_name, peak_memory_mb
-from lab.files import UserError, atomic_write
+from lab.files import UserError, atomic_write, first_line
 from lab.progress import bits_per_byte
 
 # Millions of words seen at which the BabyLM challenge wants a checkpoint; its small tracks end at 100.
@@ -144,10 +144,11 @@ class RunFolder:
         path, state = os.path.join(self.config.out_dir, name), self.state
         bits = bits_per_byte(val_loss, self.meta["val"])
         weights = dict(model.named_parameters())
-        for weight_name, w in weights.items():
-            if not torch.isfinite(w).all():
-                raise UserError(f"{path}: not written at step {state.step}, weight {weight_name} holds NaN or infinite "
-                                "numbers; what was there before is untouched. Try half the learning rate")
+        try:
+            checkpoint.check_finite(weights)
+        except UserError as e:
+            raise UserError(f"{path}: not written at step {state.step}, {e}; what was there before is untouched. "
+                            "Try half the learning rate") from None
         made = provenance(self.origin, state, self.plan, val_loss, bits)
         tree = checkpoint.make(self.config.model, weights, self.tokenizer.model_bytes, made)
         checkpoint.save(path, {**tree, **more})
@@ -213,6 +214,5 @@ def restore(path, tree, model, optimizers, scaler, ema):
         known = {f.name for f in dataclasses.fields(State)}
         return State(**{key: value for key, value in training.items() if key in known})
     except Exception as e:                                           # PyTorch raises nearly anything on a damaged state
-        reason = (str(e).splitlines() or [type(e).__name__])[0]
-        raise UserError(f"{path}: its training state is damaged ({reason}); go on from another copy, or start anew "
-                        "with train.resume=never") from None
+        raise UserError(f"{path}: its training state is damaged ({first_line(e)}); go on from another copy, or start "
+                        "anew with train.resume=never") from None

@@ -4,7 +4,7 @@ The pipeline's own collation replaces what is incomplete by nothing, with a warn
 missing. Sizes: its evaluation_pipeline/collate_preds.py.
 """
 from lab.files import UserError
-from lab.pairs import BLIMP, read_bytes, read_json
+from lab.pairs import BLIMP, parse_json, read_bytes
 from lab.resume import BABYLM_WORDS
 
 TRACKS = {"strict-small": [mark for mark in BABYLM_WORDS if mark <= 100], "strict": BABYLM_WORDS}
@@ -46,7 +46,7 @@ def revisions(track):
 def check(path, track="strict-small"):
     """Complaints about a collated file, each one line; [] if all is there. Raises UserError if it is no such file."""
     try:
-        tree = read_json(read_bytes(path))
+        tree = parse_json(read_bytes(path))
     except ValueError:
         tree = None
     if not isinstance(tree, dict):
