@@ -372,6 +372,8 @@ def main(argv=None):
     else:
         numbers = export_folder(args.source, args.target, **options)
         print(f"numbers: {numbers}\nfolder: {args.target}")
+        print("loads with: AutoModelForCausalLM.from_pretrained and AutoTokenizer.from_pretrained of that folder; "
+              "its README.md has an example")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ import json
 import os
 import random
 import re
+import shlex
+import sys
 import time
 from typing import NamedTuple
 
@@ -421,6 +423,8 @@ def main(argv=None):
         find_and_prepare(config)
     except OSError as e:                                                # whatever a disk can do
         raise UserError(f"{e.filename or config.data_dir}: {e.strerror or e}") from None
+    print(f"folder: {config.data_dir}")
+    print("next: " + shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)]))
 
 
 if __name__ == "__main__":

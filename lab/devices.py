@@ -67,7 +67,8 @@ def pick_compile(device, setting, seconds):
     if setting == "auto" and device.type in LONG_RUN:
         run = seconds()
         wanted = run > LONG_RUN[device.type]
-        why = "without, the run takes about " + (f"{run / 60:.0f} min" if run > 90 else f"{run:.0f} s")
+        length = f"{run / 60:.0f} min" if run > 90 else f"{run:.0f} s"
+        why = f"not compiled, the run would take about {length}" if wanted else f"the run takes about {length} without"
     else:
         wanted = setting is True
         why = f"train.compile={str(setting).lower()}"

@@ -43,7 +43,8 @@ def parameter_table(config):
     lines = [f"{'parameters':<12}{'this model':>12}{'plain LLaMA':>13}{'saved':>12}"]
     for part in ours:
         saved = theirs[part] - ours[part]
-        lines.append(f"{part:<12}{ours[part]:>12,}{theirs[part]:>13,}{saved:>12,}  {notes[part]}".rstrip())
+        saved = f"{saved:,}" if saved else "-"
+        lines.append(f"{part:<12}{ours[part]:>12,}{theirs[part]:>13,}{saved:>12}  {notes[part]}".rstrip())
     return lines
 
 
@@ -107,8 +108,8 @@ class Progress:
             self.say(outlook(plan, state, plan.tokens_per_step / elapsed, self.on_cpu))
             self.eta_shown = True
         if self.bar.disable and time.monotonic() - self.spoke > SILENCE:
-            self.say(f"step {state.step:,} of {plan.steps:,}  loss {loss:.3f}  learning rate {rate:.1e}  "
-                     + (f"{speed:,.0f} tokens/s  {time_left(plan, state, speed)} left" if speed else ""))
+            self.say(f"step {state.step:,} of {plan.steps:,}  loss {loss:.3f}  learning rate {rate:.1e}"
+                     + (f"  {speed:,.0f} tokens/s  {time_left(plan, state, speed)} left" if speed else ""))
 
     def evaluated(self, val_loss, blimp, sample):
         """After a validation: blimp, the accuracy on a subset of minimal pairs, and sample, a text, may be ""."""
@@ -277,6 +278,7 @@ def open_trackers(config):
 def closing_block(config, meta, plan, state, device, stopped):
     """What the run came to, one greppable `key: value` a line."""
     trained = [row["train_loss"] for row in state.rows if row["train_loss"] != ""]
+    best = os.path.join(config.out_dir, "ckpt.pt")
     numbers = {
         "steps": state.step,
         "tokens": state.step * plan.tokens_per_step,
@@ -289,8 +291,10 @@ def closing_block(config, meta, plan, state, device, stopped):
         "peak_memory_mb": f"{max(state.peak_memory_mb, peak_memory_mb(device)):.0f}",
         "skipped_steps": state.skipped,
         "corpus": meta["corpus"],
-        "checkpoint": os.path.join(config.out_dir, "ckpt.pt"),
+        "checkpoint": best,
     }
+    if not stopped:
+        numbers["next"] = f"python eval_blimp.py {best}"
     lines = [f"{key}: {value}" for key, value in numbers.items()]
     if stopped:
         last = os.path.join(config.out_dir, "last.pt")

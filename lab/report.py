@@ -15,7 +15,7 @@ def percent(share, digits=2):
 def table(results, show_paradigms=False):
     """The last of the results in at most WIDTH columns; the learning curve of several; the comparison if any."""
     result = results[-1]
-    lines = [f"{result['benchmark']}: {result['checkpoint']}", f"trained on {result['corpus']}"]
+    lines = [f"{result['checkpoint']}, trained on {result['corpus']}"]
     if show_paradigms or not result["phenomena"]:
         lines += section(result["paradigms"])
     lines += section(result["phenomena"])
@@ -23,6 +23,8 @@ def table(results, show_paradigms=False):
     total = {**result, "interval": result["accuracy_interval"]}
     lines += section({f"mean over {len(result['paradigms'])} paradigms": total})
     for key, name in VIEWS.items():
+        if "tie" in name and not result["ties"]:
+            continue
         lines.append(f"  {name:<50}{percent(result[f'accuracy_{key}']):>9}")
     lines += ["", "hardest pairs"]
     for pair in result["hardest"][:5]:
@@ -97,8 +99,6 @@ def block(result):
     lines.append(f"incomplete: {str(result['incomplete']).lower()}")
     lines.append(f"rule: {rule(result['conventions'])}")
     lines.append(f"seconds: {result['seconds']:.2f}")
-    for key, value in result["sha256"].items():
-        lines.append(f"sha256_{key}: {value}")
     for key in ("benchmark", "data", "corpus", "checkpoint"):
         lines.append(f"{key}: {result[key]}")
     return "\n".join(lines)

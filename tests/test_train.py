@@ -776,12 +776,12 @@ def test_compile_auto_is_chosen_by_the_length_of_the_run(project, monkeypatch, c
     monkeypatch.setattr(torch, "compile", lambda function: tried.append(function) or function)
     monkeypatch.setattr(devices, "seconds_without_compiling", lambda *_: asked.append(1) or 600.0)
     run("train.compile=auto", "train.max_steps=4", out="out/long")
-    assert "compile on (without, the run takes about 10 min)" in capsys.readouterr().out and len(tried) == 2
+    assert "compile on (not compiled, the run would take about 10 min)" in capsys.readouterr().out and len(tried) == 2
     run("train.compile=auto", "train.max_steps=6", out="out/long")
     assert "compile on" in capsys.readouterr().out and len(asked) == 1  # remembered, not measured again
     monkeypatch.setattr(devices, "seconds_without_compiling", lambda *_: 60.0)
     run("train.compile=auto", "train.max_steps=4", out="out/short")
-    assert "compile off (without, the run takes about 60 s)" in capsys.readouterr().out
+    assert "compile off (the run takes about 60 s without)" in capsys.readouterr().out
 
 
 def test_the_reckoned_length_of_a_run_changes_no_number(project):
