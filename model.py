@@ -480,6 +480,16 @@ def chunk_size(vocab, dtype, device):
 # The model
 
 
+def drop(x, p):
+    """Dropout. On a CPU PyTorch draws number after number, one for each element; random bytes are eight at a time."""
+    if not p or x.device.type != "cpu":
+        return F.dropout(x, p)
+    limit = round(256 * p)                                              # a byte below it drops: p is in 256ths
+    numbers = torch.randint(-2**63, 2**63 - 1, ((x.numel() + 7) // 8,))
+    kept = numbers.view(torch.uint8)[:x.numel()].view(x.shape) >= limit
+    return x * kept * (256 / (256 - limit))
+
+
 class Block(nn.Module):
     """What a layer has of its own: its norms. Attention and MLP belong to its group."""
 
@@ -489,8 +499,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x, attn, mlp, rope, mask, cache, dropout):
-        x = x + F.dropout(attn(self.input_layernorm(x), rope, mask, cache), dropout)
-        return x + F.dropout(mlp(self.post_attention_layernorm(x)), dropout)
+        x = x + drop(attn(self.input_layernorm(x), rope, mask, cache), dropout)
+        return x + drop(mlp(self.post_attention_layernorm(x)), dropout)
 
 
 class Model(nn.Module):
@@ -567,7 +577,7 @@ class Model(nn.Module):
             cache.next = 0
         dropout = self.config.dropout if self.training else 0.0
 
-        x = F.dropout(self.embed(ids, mask, cache), dropout)            # (B, T, h)
+        x = drop(self.embed(ids, mask, cache), dropout)                 # (B, T, h)
         for layer, group in self.order:
             args = (x, self.attention[group], self.mlp[group], (cos, sin), mask, cache, dropout)
             if self.gradient_checkpointing and torch.is_grad_enabled():

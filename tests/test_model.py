@@ -18,7 +18,7 @@ import export
 import model as model_file
 from conftest import ROOT
 from lab import checkpoint
-from model import KVCache, LinearCrossEntropy, Model, ModelConfig, apply_rotary_emb, parameter_counts, rope_table
+from model import KVCache, LinearCrossEntropy, Model, ModelConfig, apply_rotary_emb, drop, parameter_counts, rope_table
 
 SLLAMA = {"embedding": "repeat", "attention": "pwa", "mlp": "shared_projection", "layer_sharing": "share"}
 GOLDEN = os.path.join(os.path.dirname(__file__), "golden", "sllama_reference")
@@ -452,6 +452,22 @@ def test_model_loss_is_the_cross_entropy_of_its_logits():
 
 
 # --- options
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_dropout_drops_each_element_alone_and_keeps_the_mean(p):
+    torch.manual_seed(0)
+    x = torch.ones(100, 33, 31, requires_grad=True)                     # 102,300 elements: not a multiple of eight
+    y = drop(x, p)
+    y.sum().backward()
+    kept = (y != 0).float()
+    noise = 5 * math.sqrt(p * (1 - p) / x.numel())
+    assert kept.mean() == pytest.approx(1 - p, abs=noise + 1 / 512)
+    assert y.mean().item() == pytest.approx(1, abs=0.05)
+    assert torch.equal(x.grad, y) and len(y.unique()) == 2
+    for dim in range(3):                                                # whether a neighbour is kept says nothing
+        both = (kept * kept.roll(1, dim)).mean()
+        assert both == pytest.approx(kept.mean().item()**2, abs=2 * noise), dim
 
 
 def test_dropout_only_while_training():
