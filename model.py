@@ -188,20 +188,21 @@ def attention(q, k, v, mask=None, cache=None):
 
 def bfloat16_on_cpu(q, k, mask):
     """Whether PyTorch's fused kernel takes 2 to 3 times as long as the written-out one (bench/speed/attention.py)."""
-    one_mask_for_all = mask is None or mask.dim() == 2
     slow_there = q.dtype == torch.bfloat16 and q.device.type == "cpu" and 1 < q.shape[2] <= 1024
-    return slow_there and q.shape == k.shape and one_mask_for_all
+    return slow_there and q.shape == k.shape and (mask is None or mask.shape[-1] == mask.shape[-2])
 
 
 def attention_written_out(q, k, v, mask):
     """The same as two matrix products and a softmax, some heads at a time: their 8 MB of weights stay in the cache."""
     B, nh, T, hs = q.shape
     visible = torch.ones(T, T, dtype=torch.bool).tril() if mask is None else mask
-    bias = torch.zeros(T, T, dtype=q.dtype).masked_fill(~visible, -torch.inf)
+    bias = torch.zeros(visible.shape, dtype=q.dtype).masked_fill(~visible, -torch.inf)
     heads = max(1, 2**22 // T**2)
     q, k, v = (t.reshape(B * nh, T, -1).split(heads) for t in (q, k, v))       # lists of (heads, T, hs)
+    one_for_all = bias.dim() == 2
+    biases = [bias] * len(q) if one_for_all else bias.expand(B, nh, T, T).flatten(0, 1).split(heads)
     parts = []
-    for some_q, some_k, some_v in zip(q, k, v):
+    for some_q, some_k, some_v, bias in zip(q, k, v, biases):
         scores = torch.baddbmm(bias, some_q, some_k.mT, alpha=hs**-0.5)         # (heads, T, T)
         parts.append(scores.softmax(-1) @ some_v)                               # (heads, T, dv)
     return torch.cat(parts).view(B, nh, T, -1)
@@ -529,6 +530,7 @@ class Model(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
         self.gradient_checkpointing = False
         self.z_loss = 0.0
+        self.line_start = None                                          # a token that none may look past, if any
         self.init_weights()
 
     def init_weights(self):
@@ -571,6 +573,8 @@ class Model(nn.Module):
             positions = slice(past, past + T)
         cos = self.cos[positions].view(-1, T, 1, self.cos.shape[1])     # (B or 1, T, 1, hs)
         sin = self.sin[positions].view(-1, T, 1, self.sin.shape[1])     # the same
+        if mask is None and cache is None and self.line_start is not None:
+            mask = own_line(ids, self.line_start)
         if past and T > 1 and mask is None:
             mask = torch.ones(T, past + T, dtype=torch.bool, device=ids.device).tril(past)
         if cache is not None:
@@ -625,6 +629,14 @@ class Model(nn.Module):
             yield token, probabilities[token].item()
             ids.append(token)
             new = [token]
+
+
+def own_line(ids, start):
+    """ids (B, T) -> (B, 1, T, T), True where a token may look: back to the last `start`, and no further."""
+    T = ids.shape[1]
+    line = (ids == start).cumsum(1)                                     # (B, T): which line of its window it is in
+    same = line[:, None, :, None] == line[:, None, None, :]
+    return same & torch.ones(T, T, dtype=torch.bool, device=ids.device).tril()
 
 
 def sharing(config):

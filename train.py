@@ -209,6 +209,7 @@ def main(argv=None):
     torch.manual_seed(s.seed)
     model = Model(config.model).to(device)                    # initialised on the CPU: the same weights on every device
     model.gradient_checkpointing, model.z_loss = s.gradient_checkpointing, s.z_loss
+    model.line_start = tokenizer.bos_id if s.isolate else None
     remembered = last["provenance"].get("compiled", False) if last and s.compile == "auto" else s.compile
     estimate = functools.partial(devices.seconds_without_compiling, model, train_data, s, autocast, length.steps,
                                  distributed)

@@ -83,6 +83,7 @@ class TrainConfig:
     deterministic: bool
     # later settings have a default, so that older runs can be continued with their own config.yaml
     mntp: float = number(at_least=0, at_most=1, default=0.0)
+    isolate: bool = False
     max_words: float | None = number(above=0, default=None)
     log: Literal["none", "tensorboard", "wandb"] = "none"
 
