@@ -30,6 +30,7 @@ CASES = {                                                               # name: 
     "muon": ({}, {"optimizer": "muon", "grad_clip": 0.0}),
     "checkpointing, z_loss": (SLLAMA, {"gradient_checkpointing": True, "z_loss": 1e-4}),
     "mntp": ({}, {"mntp": 0.5}),
+    "isolate": ({}, {"isolate": True}),
 }
 DTYPES = ["bfloat16", "float16", "float32"]
 possible = pytest.mark.skipif(fakeguard.why_not() is not None, reason=str(fakeguard.why_not()))
@@ -48,6 +49,7 @@ def faults(model_settings, train_settings, dtype, device):
     s = load_config("quick", [f"train.{key}={value}" for key, value in train_settings.items()]).train
     model = fakeguard.build(Model, ModelConfig(**SHAPE, **model_settings), device)
     model.gradient_checkpointing, model.z_loss = s.gradient_checkpointing, s.z_loss
+    model.line_start = 1 if s.isolate else None
     autocast = functools.partial(torch.autocast, "cuda", dtype, enabled=dtype != torch.float32)
     ids = torch.zeros(4, 8, dtype=torch.int64, device=device)
     gaps = mntp.draw_gaps(s.mntp, ids.shape, [0])

@@ -454,6 +454,25 @@ def test_model_loss_is_the_cross_entropy_of_its_logits():
 # --- options
 
 
+@pytest.mark.parametrize("settings", [{}, SLLAMA, {"embedding": "attention"}, {"num_key_value_heads": 2}])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
+def test_a_line_that_is_isolated_is_as_it_is_alone(settings, dtype, tolerance):
+    model = random_model(tiny(**settings), scale=0.1)
+    window = torch.randint(2, 61, (2, 24))
+    starts = [[0, 5, 6, 17], [0, 9]]                                    # the first line of a window is the end of one
+    for row, places in enumerate(starts):
+        window[row, places[1:]] = 1
+    together = model.hidden(window)
+    model.line_start = 1
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        isolated = model.hidden(window)
+    for row, places in enumerate(starts):
+        for start, end in zip(places, [*places[1:], 24]):
+            alone = model.hidden(window[row:row + 1, start:end])[0]
+            torch.testing.assert_close(isolated[row, start:end].float(), alone, atol=tolerance, rtol=tolerance)
+            assert start == 0 or not torch.allclose(together[row, start:end], alone, atol=0.05)
+
+
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_dropout_drops_each_element_alone_and_keeps_the_mean(p):
     torch.manual_seed(0)

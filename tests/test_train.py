@@ -258,7 +258,7 @@ HARD = [
     "options",
     [
         [],
-        [*HARD, "train.optimizer=muon"],
+        [*HARD, "train.optimizer=muon", "train.isolate=true"],
         [*HARD, "train.dtype=bfloat16", "train.mntp=0.5", "model.layer_sharing=none", "train.save_every=3"],
     ],
     ids=["plain", "muon", "bfloat16"],
