@@ -10,7 +10,7 @@ import torch
 
 import tokenizer
 from conftest import command, refused
-from lab import checkpoint, pocket_english
+from lab import checkpoint, pocket_english, release
 from lab.files import UserError
 from model import Model, ModelConfig
 
@@ -51,6 +51,17 @@ def test_round_trip(good):
     assert ckpt.config == SHAPE and ckpt.provenance == {"corpus": "test", "steps": 3}
     assert ckpt.tokenizer.decode(ckpt.tokenizer.encode("The cat.")) == "The cat."
     assert ckpt.sha256 == checkpoint.file_sha256(path)
+
+
+def test_a_released_checkpoint_is_the_same_model_in_bfloat16(good, tmp_path):
+    path, tree = good
+    target = str(tmp_path / "models" / "small.pt")
+    release.main([path, target])
+    model, ckpt = checkpoint.load_model(target)
+    assert {w.dtype for w in ckpt.weights.values()} == {torch.bfloat16}
+    assert all(torch.equal(p, tree["weights"][name].bfloat16().float()) for name, p in model.named_parameters())
+    assert ckpt.config == SHAPE and ckpt.provenance == {
+        "corpus": "test", "steps": 3, "released_from_sha256": checkpoint.file_sha256(path)}
 
 
 class Payload:

@@ -89,6 +89,7 @@ def expanded(line, cwd):
 def walk(tmp_path, monkeypatch):
     """An empty folder with what the pages ask the reader to bring: texts, the challenge's data."""
     monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "models", tmp_path / "models")
     (tmp_path / "FOLDER").mkdir()
     (tmp_path / "my_texts").mkdir()
     for seed, name in enumerate(("simple_wiki", "bnc_spoken", "open_subtitles")):

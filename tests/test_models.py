@@ -1,0 +1,42 @@
+"""The model that comes with the repository is the one that its card describes, and knows some English."""
+import glob
+import os
+
+import pytest
+import torch
+
+from lab import checkpoint, scoring
+from lab.commands import ROOT
+
+FOLDER = os.path.join(ROOT, "models")
+PAIRS = """
+The cats are asleep. | The cats is asleep.
+She was very happy. | She were very happy.
+They were at home. | They was at home.
+I have seen him. | I has seen him.
+He can see these dogs. | He can see this dogs.
+I want to go home. | I want to goes home.
+This book is new. | These book is new.
+The boy hurt himself. | The boy hurt herself.
+She has gone away. | She has went away.
+There is a man at the door. | There is every man at the door.
+What did you see? | What did you saw?
+We do not know him. | We does not know him.
+"""
+
+
+@pytest.mark.parametrize("path", glob.glob(os.path.join(FOLDER, "*.pt")), ids=os.path.basename)
+def test_a_committed_model_is_what_its_card_says(path):
+    model, ckpt = checkpoint.load_model(path)
+    with open(os.path.join(FOLDER, "README.md"), encoding="utf-8") as f:
+        card = f.read()
+    assert os.path.basename(path) in card and ckpt.sha256 in card and f"{model.num_params():,}" in card
+    assert os.path.getsize(path) < 7e6 and model.num_params() <= 3e6
+    assert {w.dtype for w in ckpt.weights.values()} == {torch.bfloat16}
+    sentences = [sentence.strip() for pair in PAIRS.strip().splitlines() for sentence in pair.split("|")]
+    good, bad = scoring.score_sentences(model, ckpt.tokenizer, sentences).reshape(-1, 2).T
+    assert (good > bad).sum() >= 10, list(zip(PAIRS.strip().splitlines(), good > bad))
+
+
+def test_there_is_one():
+    assert glob.glob(os.path.join(FOLDER, "*.pt"))
