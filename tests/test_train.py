@@ -359,7 +359,7 @@ def test_epochs_as_the_budget(project):
 
 def test_closing_block(project):
     out = command("train.py", *TINY, cwd=project).stdout
-    block = dict(line.split(": ", 1) for line in out.splitlines()[-12:])
+    block = dict(line.split(": ", 1) for line in out.splitlines()[-13:])
     assert {
         "steps",
         "tokens",
