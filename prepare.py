@@ -231,16 +231,22 @@ def train_tokenizer(text_blocks, vocab_size, fallback, each):
 encoder = functools.lru_cache(1)(tokenizer.CorpusEncoder)               # one for all batches of a process
 
 
-def encode_batch(model_bytes, boundary, texts):
-    """The texts of some blocks -> BOS and the tokens of each document, as bytes of a .bin file."""
+def encode_batch(model_bytes, boundary, seed, texts):
+    """The texts of some blocks -> BOS and the tokens of each document, as bytes of a .bin file.
+
+    seed: of BPE dropout, or None for the usual tokens.
+    """
     every = [document for text in texts for document in documents(text.decode(), boundary)]
-    return encoder(model_bytes).encode(every)
+    return encoder(model_bytes).encode(every, seed and random.Random(seed))
 
 
-def encode(tok, text_blocks, boundary, each):
+def encode(tok, text_blocks, data, each, copies=1):
+    """The tokens of the blocks, `copies` times one after the other: the first time, and every second, as they are."""
     tokens = bytearray()
-    for part in each(functools.partial(encode_batch, tok.model_bytes, boundary), batches(text_blocks)):
-        tokens += part
+    for copy in range(copies):
+        seed = f"{data.seed} {copy}" if copy % 2 else None
+        for part in each(functools.partial(encode_batch, tok.model_bytes, data.boundary, seed), batches(text_blocks)):
+            tokens += part
     return tokens
 
 
@@ -275,14 +281,17 @@ def build(config, tok, texts, fallback=False):
         files = {"tokenizer.model": tok.model_bytes}
         meta = {"format": FORMAT, "name": config.data.name, "sources": rows}
         sizes = {key: sum(row[key] for row in rows) for key in ("bytes", "words", "lines")}
-        for name, text_blocks, counts in (("train", train, sizes), ("val", val, count(val))):
-            tokens = encode(tok, text_blocks, config.data.boundary, cores.map)
-            files[f"{name}.bin"] = tokens
+        copies = config.data.copies
+        files["train.bin"] = encode(tok, train, config.data, cores.map, copies)
+        files["val.bin"] = encode(tok, val, config.data, cores.map)
+        for name, counts in (("train", sizes), ("val", count(val))):
+            tokens = files[f"{name}.bin"]
             meta[name] = {**counts, "tokens": len(tokens) // 2, "sha256": sha256(tokens)}
     meta |= {
         "vocab_size": tok.vocab_size,
         "tokenizer_sha256": tok.sha256,
-        "tokens_per_word": meta["train"]["tokens"] / meta["train"]["words"],
+        "copies": copies,
+        "tokens_per_word": meta["train"]["tokens"] / (copies * meta["train"]["words"]),
         "seed": config.data.seed,
         "boundary": config.data.boundary,
         "clean": config.data.clean,
@@ -331,8 +340,11 @@ def prepare(config, source, fallback=False):
     if tok and tok.decode(tok.encode(PROBE)) != PROBE:
         print(f"NOTICE: {config.tokenizer.model} DOES NOT GIVE BACK EVERY TEXT IT IS GIVEN; "
               "bits per byte are of the text it keeps")
-    settings = [FORMAT, data.name, data.budget_mb, data.validation_kb, data.clean, data.boundary, data.seed,
-                tok.sha256 if tok else config.tokenizer.vocab_size, source.name, source.inputs, fallback]
+    if tok and data.copies > 1 and not tokenizer.cuts_at_spaces(tok):
+        raise UserError("data.copies: the other copies are cut by BPE within words, and this tokenizer.model works "
+                        "differently; leave tokenizer.model at null or data.copies at 1")
+    settings = [FORMAT, data.name, data.budget_mb, data.validation_kb, data.clean, data.boundary, data.copies,
+                data.seed, tok.sha256 if tok else config.tokenizer.vocab_size, source.name, source.inputs, fallback]
     digest = sha256(json.dumps(settings).encode())
     if meta := corpus.up_to_date(folder, digest):
         report(meta, time.time() - start)
@@ -363,7 +375,9 @@ def report(meta, seconds):
         print(f"{row['name']:<16}{row['bytes'] / 1e6:>8.2f}{row['words']:>12,}{row['lines']:>10,}{note}")
     for part in ("train", "val"):
         row = meta[part]
-        print(f"{part:<16}{row['bytes'] / 1e6:>8.2f}{row['words']:>12,}{row['lines']:>10,}  {row['tokens']:,} tokens")
+        copies = f" in {meta['copies']} copies" if part == "train" and meta["copies"] > 1 else ""
+        print(f"{part:<16}{row['bytes'] / 1e6:>8.2f}{row['words']:>12,}{row['lines']:>10,}  {row['tokens']:,} tokens"
+              f"{copies}")
     print(f"corpus: {meta['corpus']}")
     print(f"vocab_size: {meta['vocab_size']}")
     print(f"tokens_per_word: {meta['tokens_per_word']:.3f}")

@@ -30,6 +30,7 @@ SPACE = "\u2581"        # ▁, what SentencePiece writes for a space
 RESERVED = "\u2585"     # ▅, its sign for the unknown: it does not train on lines that hold one
 WORD = re.compile(r" +[^ ]*(?: \Z)?")   # with the spaces before it, and one at the end of the text
 MOST_PIECES = 65_536    # a token is stored in 16 bits
+DROPOUT = 0.1           # of BPE's merges
 
 
 class VocabularyError(UserError):
@@ -128,13 +129,14 @@ class CorpusEncoder:
         self.words = Words(self.tokenizer)
         self.by_word = bool(cuts_at_spaces(self.tokenizer))
 
-    def encode(self, texts):
-        """BOS and the tokens of each text."""
+    def encode(self, texts, rng=None):
+        """BOS and the tokens of each text; with a random.Random, the words of most texts are cut by BPE dropout."""
+        tokens_of = self.words.__getitem__ if rng is None else BpeDropout(self.tokenizer, rng)
         tokens = []
         for text in texts:
             tokens.append(self.bos)
             if self.by_word and SPACE not in text:
-                tokens.extend(map(self.words.__getitem__, split_words(text)))
+                tokens.extend(map(tokens_of, split_words(text)))
             else:
                 tokens.append(id_bytes(self.tokenizer.encode(text)))
         return b"".join(tokens)
@@ -155,6 +157,40 @@ class Words(dict):
         if len(word) <= self.LONGEST:
             self[word] = tokens
         return tokens
+
+
+class BpeDropout:
+    """A word -> its tokens as bytes, each time other ones.
+
+    BPE starts from single characters and merges the two neighbours whose piece was learnt first, until there is nothing
+    to merge. Here each possible merge is overlooked with probability `dropout`, every time anew, so that a model sees
+    what words are made of (Provilkov, Emelianenko and Voita 2020, arXiv:1910.13267).
+    """
+
+    def __init__(self, tokenizer, rng, dropout=DROPOUT):
+        self.tokenizer, self.rng, self.dropout = tokenizer, rng, dropout
+        sp = tokenizer.sp
+        normal = [i for i in range(tokenizer.vocab_size) if not (sp.is_byte(i) or sp.is_control(i) or sp.is_unknown(i))]
+        self.ids = {sp.id_to_piece(i): i for i in normal}
+        self.learnt = {piece: -sp.get_score(i) for piece, i in self.ids.items()}
+
+    def __call__(self, word):
+        parts = list(SPACE + word.replace(" ", SPACE))
+        while True:
+            pairs = [a + b for a, b in zip(parts, parts[1:])]
+            merges = [(self.learnt[pair], at) for at, pair in enumerate(pairs)
+                      if pair in self.learnt and self.rng.random() >= self.dropout]
+            if not merges:
+                break
+            _, at = min(merges)
+            parts[at:at + 2] = [pairs[at]]
+        return id_bytes([i for part in parts for i in self.ids_of(part)])
+
+    def ids_of(self, part):
+        """One id, or for a character that is no piece those of its bytes."""
+        if part in self.ids:
+            return [self.ids[part]]
+        return [self.tokenizer.sp.piece_to_id(f"<0x{byte:02X}>") for byte in part.encode()]
 
 
 def split_words(text):

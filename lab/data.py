@@ -101,7 +101,7 @@ class Plan:
 
 
 def plan(settings, T, windows, tokens_per_word):
-    """The Plan of train settings on a corpus of so many windows of T tokens."""
+    """The Plan of train settings on a text of so many windows of T tokens."""
     windows_per_step = settings.batch_size * settings.gradient_accumulation_steps
     tokens_per_step = windows_per_step * T
     words_per_step = tokens_per_step / tokens_per_word

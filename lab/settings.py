@@ -40,6 +40,7 @@ class DataConfig:
     validation_kb: float = number(above=0)
     clean: list[str]
     boundary: Literal["line", "sentence", "document"]
+    copies: int = number(at_least=1)
     pocket_words: int = number(at_least=1000)
     seed: int = number(at_least=0, at_most=2**60)
 

@@ -224,7 +224,7 @@ def make_good_files():
 # Trials
 
 
-def in_child(read):
+def in_child(read, limit=None):
     """(exit status or minus the signal, output) of `read` in a process of its own: 0 read, 2 refused, 1 a traceback."""
     pid = os.fork()
     if pid == 0:
@@ -235,7 +235,7 @@ def in_child(read):
             os.environ["PATH"] = ""                         # no git, which a checkpoint's provenance asks, each time
             sys.modules["matplotlib.figure"] = None         # nor curves.png
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(LIMIT)
+            signal.alarm(limit or LIMIT)
             with open("/proc/self/statm") as f:
                 used = int(f.read().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
@@ -285,7 +285,7 @@ def main(argv=None):
         try:
             os.mkdir(os.path.join(folder, "good"))
             os.chdir(os.path.join(folder, "good"))
-            status, output = in_child(make_good_files)      # here nothing is left of it: threads, modes, handlers
+            status, output = in_child(make_good_files, 20 * LIMIT)      # nothing is left of it here: threads, modes
             if status:
                 raise RuntimeError(output)
             os.chdir(folder)

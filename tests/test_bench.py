@@ -1,6 +1,7 @@
 """The benchmarks in their smallest form: each runs, and prints and writes what it says."""
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -62,7 +63,8 @@ def test_work_equals_a_hand_computation():
     {"mlp": "shared_projection"}, {"num_key_value_heads": 1},
 ], ids=str)
 def test_flops_are_those_that_pytorch_counts(change):
-    """Matrix products of a forward and backward pass; attention left out, of which PyTorch counts both halves."""
+    """Matrix products of a forward and backward pass; attention left out, of which PyTorch counts both halves: one
+    operation, or where the keys are shared, before 2.9, batched products."""
     shape = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
                  max_position_embeddings=8)
     c = ModelConfig(**{**shape, **PLAIN, **change})
@@ -70,7 +72,7 @@ def test_flops_are_those_that_pytorch_counts(change):
     with FlopCounterMode(display=False) as counter:
         model(ids, ids).backward()
     counts = counter.get_flop_counts()["Global"]
-    counted = sum(n for operation, n in counts.items() if "attention" not in str(operation))
+    counted = sum(n for operation, n in counts.items() if not re.search("attention|bmm", str(operation)))
     work = roofline.work(c, 24)
     expected = 24 * sum(work[part][0] for part in ("embedding", "attention matrices", "MLP", "head, loss"))
     assert counted == pytest.approx(expected, rel=1e-6)

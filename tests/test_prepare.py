@@ -11,6 +11,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -95,6 +96,34 @@ def test_everything_is_there_once(folder):
     assert meta["tokens_per_word"] == meta["train"]["tokens"] / meta["train"]["words"]
 
 
+def test_copies_are_the_text_in_other_pieces(folder, capsys):
+    once = make()
+    os.rename("data/t", "data/once")
+    meta = make("data.copies=3")
+    assert "in 3 copies" in capsys.readouterr().out
+    plain = np.fromfile("data/once/train.bin", "<u2")
+    copies = np.fromfile("data/t/train.bin", "<u2")
+    assert (copies[:len(plain)] == plain).all() and (copies[-len(plain):] == plain).all()
+    second = copies[len(plain):-len(plain)]
+    assert 1.05 < len(second) / len(plain) < 1.6                        # longer: pieces that were not merged
+    texts = texts_of("train")
+    assert texts == 3 * texts[:once["train"]["lines"]]
+    assert meta["tokens_per_word"] == meta["train"]["tokens"] / (3 * meta["train"]["words"])
+    for key in ("bytes", "words", "lines"):
+        assert meta["train"][key] == once["train"][key]
+    assert files("data/t")["val.bin"] == files("data/once")["val.bin"]
+
+
+def test_copies_follow_from_the_seed(folder):
+    make("data.copies=2")
+    first = files()["train.bin"]
+    shutil.rmtree("data/t")
+    result = command("prepare.py", "--preset", "sllama", *SMALL, "data.copies=2", cwd=folder)     # another process
+    assert result.returncode == 0 and files()["train.bin"] == first
+    make("data.copies=2", "data.seed=1")
+    assert files()["train.bin"] != first
+
+
 def test_same_settings_same_bytes(folder, capsys):
     make()
     first, before = files(), times()
@@ -110,7 +139,8 @@ def test_same_settings_same_bytes(folder, capsys):
 
 @pytest.mark.parametrize("change", [
     "corpus", "train.bin", "val.bin", "tokenizer.model", "meta.json", "no meta.json", "data.boundary=document",
-    "tokenizer.vocab_size=401", "data.validation_kb=1", "data.clean=[]", "data.budget_mb=0.1", "data.sources=[wiki]"])
+    "tokenizer.vocab_size=401", "data.validation_kb=1", "data.clean=[]", "data.budget_mb=0.1", "data.sources=[wiki]",
+    "data.copies=2"])
 def test_what_changed_is_made_again(folder, change, capsys):
     make()
     good = files()
@@ -192,6 +222,11 @@ def test_an_existing_tokenizer(folder):
     for bad, words in (("nothere.model", "cannot be read"), ("texts/wiki.train", "not a SentencePiece model")):
         with pytest.raises(UserError, match=words):
             make("tokenizer.model=" + bad)
+    with open("unigram.model", "wb") as f:
+        sentencepiece.SentencePieceTrainer.train(
+            input="texts/wiki.train", model_writer=f, vocab_size=200, minloglevel=2)
+    with pytest.raises(UserError, match="data.copies"):
+        make("tokenizer.model=unigram.model", "data.copies=2")
 
 
 def test_pocket(folder):

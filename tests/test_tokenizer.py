@@ -91,6 +91,27 @@ def test_a_corpus_is_encoded_like_its_texts(corpus_encoder, texts):
         assert np.frombuffer(corpus_encoder.encode(texts), "<u2").tolist() == expected
 
 
+def test_bpe_dropout(tok):
+    """Without dropout it is BPE, word for word; with it, all the text in more pieces, the same for the same seed."""
+    def tokens(dropout, seed=0):
+        cut = tokenizer.BpeDropout(tok, random.Random(seed), dropout)
+        return [np.frombuffer(cut(word), "<u2").tolist() for word in words]
+    words = [word for text in [*LINES, "🙂 Zürich  ab", "  aaaaaa"] for word in tokenizer.split_words(text)]
+    assert tokens(0.0) == tok.encode_batch(words)
+    some, every = tokens(0.3), tokens(1.0)
+    assert some == tokens(0.3) != tokens(0.3, seed=1)
+    assert sum(map(len, tokens(0.0))) < sum(map(len, some)) < sum(map(len, every))
+    assert [tok.decode(ids) for ids in some] == [tok.decode(ids) for ids in every] == words
+
+
+@given(texts=st.lists(anything, max_size=5))
+@settings(max_examples=50, deadline=None)
+def test_any_text_comes_back_from_other_pieces(tok, texts):
+    tokens = tokenizer.CorpusEncoder(tok.model_bytes).encode(texts, random.Random(0))
+    ids = np.frombuffer(tokens, "<u2")
+    assert [tok.decode(part[1:]) for part in np.split(ids, np.flatnonzero(ids == tok.bos_id))[1:]] == texts
+
+
 def test_few_words_are_remembered(tok, monkeypatch):
     monkeypatch.setattr(tokenizer.Words, "MOST", 3)
     encoder = tokenizer.CorpusEncoder(tok.model_bytes)

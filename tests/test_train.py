@@ -23,7 +23,7 @@ from kill import same as same_bits
 from lab import checkpoint, devices, interrupts, mntp, resume
 from lab.data import TokenDataset
 from lab.distributed import Distributed
-from lab.files import UserError
+from lab.files import UserError, sealed
 from lab.settings import load_config
 from model import Model
 from tests import fakeguard
@@ -355,6 +355,20 @@ def test_epochs_as_the_budget(project):
     windows = (tokens - 1) // 32
     _, last, _ = run("train.max_steps=null", "train.epochs=0.1", "model.max_position_embeddings=32")
     assert last["training"]["step"] == math.ceil(0.1 * windows / (4 * 2))
+
+
+def test_an_epoch_is_one_copy(project):
+    """Half of the file is the text, the other half the text again in other pieces."""
+    meta = json.load(open("data/tiny/meta.json"))
+    half = sealed({**meta, "name": "half", "copies": 2, "tokens_per_word": meta["tokens_per_word"] / 2})
+    shutil.copytree("data/tiny", "data/half")
+    with open("data/half/meta.json", "w") as f:
+        json.dump(half, f)
+    _, one, _ = run("train.max_steps=null", "train.epochs=0.1", out="out/one")
+    _, two, _ = run("train.max_steps=null", "train.epochs=0.2", "data.name=half", out="out/two")
+    assert one["training"]["step"] == two["training"]["step"]
+    assert two["provenance"]["epochs"] == pytest.approx(2 * one["provenance"]["epochs"])
+    assert two["provenance"]["words"] == pytest.approx(2 * one["provenance"]["words"], abs=1)
 
 
 def test_closing_block(project):
