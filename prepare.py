@@ -210,7 +210,7 @@ def batches(text_blocks):
 
 def count_words(texts):
     lines = b"\n".join(texts).decode().split("\n")
-    return tokenizer.count_words(filter(None, lines))
+    return tokenizer.count_words(lines)
 
 
 def train_tokenizer(text_blocks, vocab_size, fallback, each):

@@ -226,12 +226,12 @@ def cuts_at_spaces(tokenizer):
 # ---------------------------------------------------------------------------------------------------- training
 
 def count_words(lines):
-    """How often each word is in the lines, none of which is empty: all that BPE learns from.
+    """How often each word is in the lines: all that BPE learns from.
 
     >>> count_words(["the cat", "the  cat"])
     Counter({'the': 2, 'cat': 1, ' cat': 1})
     """
-    words = (split_words(line.replace(SPACE, " ")) for line in lines if RESERVED not in line)
+    words = (split_words(line.replace(SPACE, " ")) for line in lines if line and RESERVED not in line)
     return collections.Counter(itertools.chain.from_iterable(words))
 
 
