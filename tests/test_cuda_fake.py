@@ -138,7 +138,7 @@ def test_every_trick(dtype, folder):
 @possible
 def test_kernels_and_waits_of_a_step(folder):
     """Of the released model at its full size, and of Muon's launches; counted by bench/speed/kernels.py."""
-    done = fakeguard.start(["-m", "bench.speed.kernels", "--inside", "--preset", "sllama", "--preset", "tuned-2mb-3m"],
+    done = fakeguard.start(["-m", "bench.speed.kernels", "--inside", "--preset", "sllama", "--preset", "2mb-3m"],
                            folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     sllama, tuned = done.stdout.splitlines()
