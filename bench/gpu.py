@@ -173,9 +173,10 @@ def more(state, run, put):
     """If time is left: beside transformers, and part by part."""
     if QUICK:
         return
-    settings = ["--preset", "llama-66m", "--device", DEVICE, "--compile"]
-    put("transformers", run(module("bench.speed.throughput", *settings, "--batch", "16", "--steps", "20"), 90))
-    put("roofline", run(module("bench.speed.roofline", *settings, "--batch", "64"), 90))
+    settings = ["--preset", "llama-66m", "--device", DEVICE]
+    put("transformers", run(module("bench.speed.throughput", *settings, "--compile", "both", "--batch", "16",
+                                   "--steps", "20"), 90))
+    put("roofline", run(module("bench.speed.roofline", *settings, "--compile", "--batch", "64"), 90))
 
 
 # seconds of the whole script after which a stage starts nothing more; what one leaves goes to the next

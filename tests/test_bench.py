@@ -101,6 +101,42 @@ def test_throughput_beside_transformers(capsys):
         assert r[key] == sorted(r[key]) and r[key][0] > 0 and f"{key}: {r[key]}" in out
 
 
+NANOGPT = """
+from dataclasses import dataclass
+import torch
+
+@dataclass
+class GPTConfig:
+    block_size: int
+    vocab_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    dropout: float
+    bias: bool
+
+class GPT(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.table = torch.nn.Embedding(config.vocab_size, config.vocab_size)
+
+    def forward(self, ids, targets):
+        logits = self.table(ids)
+        return logits, torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+"""
+
+
+def test_throughput_beside_nanogpt(capsys):
+    """Here beside a stand-in with the interface of its model.py."""
+    os.mkdir("nano")
+    with open("nano/model.py", "w", encoding="utf-8") as f:
+        f.write(NANOGPT)
+    throughput.main([*SMALL, "--batch", "2", "--rounds", "1", "--steps", "1", "--threads", "1", "--nanogpt", "nano",
+                     "--same-allocator"])
+    out = capsys.readouterr().out
+    assert "peer: nanoGPT" in out and "our_allocator_for_both: True" in out and "ratio_min_median_max: [" in out
+
+
 def test_loss_curves_stay_together():
     throughput.main([*SMALL, "--batch", "2", "--curve", "12", "--json", "t.json"])
     r = json.load(open("t.json"))

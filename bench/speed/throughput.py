@@ -2,16 +2,20 @@
 
     python -m bench.speed.throughput --preset llama-26m --batch 4                   # peer: LlamaForCausalLM with SDPA
     python -m bench.speed.throughput --preset sllama --batch 32 --released PATH     # peer: ovasoft/sllama in PATH
+    python -m bench.speed.throughput --preset llama-26m --batch 4 --nanogpt PATH    # peer: nanoGPT's model.py in PATH
     python -m bench.speed.throughput --preset llama-26m --batch 1 --curve           # only the losses of 100 steps
 
 A step is forward, loss, backward, clipping and AdamW. Each round runs --steps steps of one, then of the other, and the
 next round begins with the other; the ratio of the rounds is printed as min / median / max, by the time of day and by
 the processor's time, which other programs on the machine hardly change. Both get the same windows of T tokens, of
 data/NAME or random ids, and are scored on T - 1. Each runs in a process of its own: ours keeps its freed memory, as
-train.py does, the peer is as its users run it, unless --same-allocator gives it that too. --curve compares float32 and
-bfloat16. The released code needs transformers 4.46.3.
+train.py does, the peer is as its users run it, unless --same-allocator gives it that too and --compile both compiles
+it. --curve compares float32 and bfloat16. The released code needs transformers 4.46.3. nanoGPT's model has the width,
+depth and heads of ours, but learned positions and an MLP of two matrices, four times as wide as the model, so weights
+and losses are its own.
 """
 import argparse
+import importlib.util
 import itertools
 import multiprocessing
 import os
@@ -19,6 +23,8 @@ import platform
 import statistics
 import sys
 import time
+from importlib import metadata
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -31,9 +37,34 @@ from lab import settings as configuration
 from lab.files import UserError
 from model import Model
 
+PEERS = {
+    "transformers": "transformers LlamaForCausalLM",
+    "released": "released SLlama",
+    "nanogpt": "nanoGPT",
+}
 
-def peer_model(config, released):
-    """The peer, built from the same settings; both take labels = ids and shift them themselves."""
+
+class NanoGPT(torch.nn.Module):
+    """nanoGPT's model with the interface of transformers' models."""
+
+    def __init__(self, config, folder):
+        super().__init__()
+        spec = importlib.util.spec_from_file_location("nanogpt", os.path.join(folder, "model.py"))
+        nanogpt = sys.modules["nanogpt"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(nanogpt)
+        self.gpt = nanogpt.GPT(nanogpt.GPTConfig(
+            block_size=config.max_position_embeddings, vocab_size=config.vocab_size, n_layer=config.num_hidden_layers,
+            n_head=config.num_attention_heads, n_embd=config.hidden_size, dropout=0.0, bias=False))
+
+    def forward(self, input_ids, labels):
+        targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-1)
+        return SimpleNamespace(loss=self.gpt(input_ids, targets)[1])
+
+
+def peer_model(config, kind, folder):
+    """The peer, built from the same settings; all take labels = ids and shift them themselves."""
+    if kind == "nanogpt":
+        return NanoGPT(config, folder)
     shape = dict(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
@@ -46,10 +77,10 @@ def peer_model(config, released):
         tie_word_embeddings=config.tie_word_embeddings,
         use_cache=False,
     )
-    if not released:
+    if kind == "transformers":
         from transformers import LlamaConfig, LlamaForCausalLM
         return LlamaForCausalLM(LlamaConfig(**shape, attn_implementation="sdpa"))
-    sys.path.append(released)
+    sys.path.append(folder)
     from src.configuration_sllama import SLLamaConfig
     from src.modeling_sllama import SLLamaForCausalLM
     their_names = {"full": None, "none": None, "attention": "attn"}
@@ -72,18 +103,21 @@ def copy_weights(ours, peer):
             p.copy_(source[name].view_as(p))
 
 
-def build(who, config, released, device, dtype, compiled):
+def build(who, config, peer, device, dtype, compiled):
     """A function that takes windows (B, T) through one training step of "ours" or the "peer" and returns the loss.
 
-    Both start from the same weights and follow the preset's schedule (of 1000 steps, if it is one in epochs).
+    peer: its kind and folder. Both start from the same weights, but for nanoGPT's, and follow the preset's schedule (of
+    1000 steps, if it is one in epochs).
     """
     torch.manual_seed(0)
     model = Model(config.model).to(device)
     if who == "ours":
         network, hidden = model, torch.compile(model.hidden) if compiled else model.hidden
     else:
-        network = peer_model(config.model, released).to(device)
-        copy_weights(model, network)
+        network = peer_model(config.model, *peer).to(device)
+        if peer[0] != "nanogpt":
+            copy_weights(model, network)
+        forward = torch.compile(network) if compiled == "both" else network
         del model
     s, steps = config.train, itertools.count()
     optimizer = torch.optim.AdamW(network.parameters(), betas=tuple(s.betas), weight_decay=s.weight_decay, fused=True)
@@ -95,7 +129,7 @@ def build(who, config, released, device, dtype, compiled):
                 targets = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-100)
                 loss = network.loss(hidden(ids), targets)
             else:
-                loss = network(input_ids=ids, labels=ids).loss
+                loss = forward(input_ids=ids, labels=ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
@@ -104,12 +138,12 @@ def build(who, config, released, device, dtype, compiled):
     return step
 
 
-def serve(pipe, who, device, same_allocator, threads, config, released, dtype, compiled):
+def serve(pipe, who, device, same_allocator, threads, config, peer, dtype, compiled):
     """A process of its own: takes lists of batches, sends back (losses, seconds, processor seconds)."""
     torch.set_num_threads(threads)
     if device.type == "cpu" and (who == "ours" or same_allocator):
         devices.keep_freed_memory()                                       # as train.py does
-    step = build(who, config, released, device, dtype, compiled)
+    step = build(who, config, peer, device, dtype, compiled)
     while (batches := pipe.recv()) is not None:
         wall, processor = time.perf_counter(), time.process_time()
         losses = [step(torch.from_numpy(ids).to(device)) for ids in batches]
@@ -169,6 +203,7 @@ def ratios(seconds):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--released", metavar="PATH", help="folder of the released SLlama code, to be the peer")
+    parser.add_argument("--nanogpt", metavar="PATH", help="folder of nanoGPT's model.py, to be the peer")
     parser.add_argument("--batch", type=int, default=8, help="windows per step")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2, help="steps per round of each")
@@ -177,12 +212,14 @@ def main(argv=None):
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="of the processor (default: PyTorch's)")
-    parser.add_argument("--compile", action="store_true", help="compile ours")
+    parser.add_argument("--compile", choices=["ours", "both"], help="torch.compile for ours, or for the peer too")
     parser.add_argument("--same-allocator", action="store_true",
                         help="also let the peer keep its freed memory, as train.py does (CPU)")
     parser.add_argument("--json", help="also write the figures here")
     args, config = configuration.parse_args(parser, argv)
     device, T = torch.device(args.device), config.model.max_position_embeddings
+    kind = "released" if args.released else "nanogpt" if args.nanogpt else "transformers"
+    folder = args.released or args.nanogpt
     threads = args.threads or torch.get_num_threads()
     try:
         tokens = np.fromfile(os.path.join(config.data_dir, "train.bin"), dtype="<u2").astype(np.int64)
@@ -197,19 +234,17 @@ def main(argv=None):
         return tokens[starts[:, None] + np.arange(T)]                   # (batch, T)
 
     def run(rounds, steps, dtype):
-        settings = args.same_allocator, threads, config, args.released, getattr(torch, dtype), args.compile
+        settings = args.same_allocator, threads, config, (kind, folder), getattr(torch, dtype), args.compile
         return in_turns(device, batch, rounds, steps, *settings)
 
-    import transformers
-    peer = "released SLlama" if args.released else "transformers LlamaForCausalLM"
     result = {
         "preset": config.preset,
-        "peer": f"{peer}, transformers {transformers.__version__}",
+        "peer": f"{PEERS[kind]}, transformers {metadata.version('transformers')}",
         "torch": str(torch.__version__),
         "python": platform.python_version(),
         "device": devices.device_name(device),
         "threads": threads,
-        "compiled": args.compile,
+        "compiled": args.compile or "none",
         "our_allocator_for_both": args.same_allocator,
         "batch": args.batch,
         "window": T,
