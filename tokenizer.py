@@ -30,7 +30,7 @@ SPACE = "\u2581"        # ▁, what SentencePiece writes for a space
 RESERVED = "\u2585"     # ▅, its sign for the unknown: it does not train on lines that hold one
 WORD = re.compile(r" +[^ ]*(?: \Z)?")   # with the spaces before it, and one at the end of the text
 MOST_PIECES = 65_536    # a token is stored in 16 bits
-DROPOUT = 0.2           # of BPE's merges
+DROPOUT = 0.1           # of BPE's merges
 
 
 class VocabularyError(UserError):
