@@ -11,8 +11,7 @@ Set up, optimisers, schedule, step, validate, loop. What it does:
 - Ctrl-C, a scheduler's SIGTERM, a full disk, a NaN: ends with a message and a checkpoint to go on from
 
 What is not a lesson in training lives in lab/: data.py (windows of tokens), distributed.py (processes), devices.py,
-resume.py (last.pt), interrupts.py (Ctrl-C), progress.py (everything shown), and two more things to learn from: mntp.py
-(gaps to fill), distil.py (teachers).
+resume.py (last.pt), interrupts.py (Ctrl-C), progress.py (everything shown), mntp.py (an objective that fills gaps).
 """
 from lab import commands  # isort: skip  first: from here on Ctrl-C is no traceback
 import argparse
@@ -25,7 +24,7 @@ import time
 import numpy as np
 import torch
 
-from lab import devices, distil, interrupts, mntp, progress, resume, settings
+from lab import devices, interrupts, mntp, progress, resume, settings
 from lab.data import load_data, plan
 from lab.distributed import Distributed
 from lab.failures import Diverged, explained
@@ -92,16 +91,14 @@ def seed_dropout(seed, step, rank):
     torch.manual_seed(int(state[0]))
 
 
-def batch_loss(model, hidden, ids, targets, gaps=None, teachers=()):
+def batch_loss(model, hidden, ids, targets, gaps=None):
     """Mean next-token loss; of the windows that have gaps, the loss of filling them. hidden: model.hidden."""
-    if teachers:
-        return distil.loss(model, hidden, ids, targets, teachers)
-    if gaps is not None:
-        return mntp.loss(model, hidden, ids, targets, gaps)
-    return model.loss(hidden(ids), targets)
+    if gaps is None:
+        return model.loss(hidden(ids), targets)
+    return mntp.loss(model, hidden, ids, targets, gaps)
 
 
-def train_step(model, hidden, batches, optimizers, scaler, autocast, rate, grad_clip, distributed, teachers=()):
+def train_step(model, hidden, batches, optimizers, scaler, autocast, rate, grad_clip, distributed):
     """One optimiser step at `rate` times the peak learning rate; returns (loss, gradient norm).
 
     The norm is infinite where float16 overflowed: then the step was left out, and the next has half the scale.
@@ -114,7 +111,7 @@ def train_step(model, hidden, batches, optimizers, scaler, autocast, rate, grad_
     total = 0.0
     for ids, targets, gaps in batches:
         with autocast():
-            loss = batch_loss(model, hidden, ids, targets, gaps, teachers) / len(batches)
+            loss = batch_loss(model, hidden, ids, targets, gaps) / len(batches)
         scaler.scale(loss).backward()
         total += loss.detach()
 
@@ -213,9 +210,7 @@ def main(argv=None):
     torch.manual_seed(s.seed)
     model = Model(config.model).to(device)                    # initialised on the CPU: the same weights on every device
     model.gradient_checkpointing, model.z_loss = s.gradient_checkpointing, s.z_loss
-    teachers = [teacher.to(device) for teacher in distil.load(s.teachers, tokenizer, train_data.T)]
-    for one in (model, *teachers):
-        one.line_start = tokenizer.bos_id if s.isolate else None
+    model.line_start = tokenizer.bos_id if s.isolate else None
     remembered = last["provenance"].get("compiled", False) if last and s.compile == "auto" else s.compile
     estimate = functools.partial(devices.seconds_without_compiling, model, train_data, s, autocast, length.steps,
                                  distributed)
@@ -273,7 +268,7 @@ def main(argv=None):
             rate = schedule(state.step, s, length.steps)
             batches = step_batches(train_data, state.step, s, distributed, device)
             loss, norm = train_step(model, hidden, batches, optimizers, scaler, autocast, rate, s.grad_clip,
-                                    distributed, teachers)
+                                    distributed)
             overflow = not math.isfinite(norm)
             skipped_in_a_row = skipped_in_a_row + 1 if overflow else 0
             if skipped_in_a_row > MOST_SKIPPED:

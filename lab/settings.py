@@ -85,7 +85,6 @@ class TrainConfig:
     # later settings have a default, so that older runs can be continued with their own config.yaml
     mntp: float = number(at_least=0, at_most=1, default=0.0)
     isolate: bool = False
-    teachers: list[str] = dataclasses.field(default_factory=list)
     max_words: float | None = number(above=0, default=None)
     log: Literal["none", "tensorboard", "wandb"] = "none"
 
@@ -96,8 +95,6 @@ class TrainConfig:
              f"betas: {self.betas} is not two numbers in [0, 1)"),
             (self.max_words or (self.max_steps is None) != (self.epochs is None),
              "max_steps: give the length of the run as either max_steps or epochs, and set the other to null"),
-            (not self.teachers or not (self.mntp or self.z_loss),
-             "teachers: mntp and z_loss are not for what is learned from teachers; set them to 0"),
             (self.min_learning_rate <= self.learning_rate,
              f"min_learning_rate: {self.min_learning_rate} is above learning_rate {self.learning_rate}"),
         ]
