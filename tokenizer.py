@@ -65,8 +65,12 @@ class Tokenizer:
         if self.vocab_size > MOST_PIECES:
             raise UserError(f"{where}: {self.vocab_size} pieces do not fit the 16 bits of a token; "
                             f"use a tokenizer of at most {MOST_PIECES}")
-        self.bytes_of_space = [self.sp.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
+        self.bytes_of_space = self.byte_ids(SPACE)
         self.has_bytes = all(self.sp.is_byte(i) for i in self.bytes_of_space)
+
+    def byte_ids(self, text):
+        """The pieces of the text's bytes."""
+        return [self.sp.piece_to_id(f"<0x{byte:02X}>") for byte in text.encode()]
 
     @functools.cached_property
     def byte_lengths(self):
@@ -98,7 +102,7 @@ class Tokenizer:
         that is not in the text, which becomes four byte pieces; then put the three bytes of ▁ there."""
         candidates = map(chr, range(0x10FFFD, 0xF0000, -1))
         stand_in = next(c for c in candidates if c not in text and self.sp.piece_to_id(c) == self.sp.unk_id())
-        four = [self.sp.piece_to_id(f"<0x{byte:02X}>") for byte in stand_in.encode()]
+        four = self.byte_ids(stand_in)
         ids = []
         for i in self.sp.encode(text.replace(SPACE, stand_in)):
             ids.append(i)
@@ -190,7 +194,7 @@ class BpeDropout:
         """One id, or for a character that is no piece those of its bytes."""
         if part in self.ids:
             return [self.ids[part]]
-        return [self.tokenizer.sp.piece_to_id(f"<0x{byte:02X}>") for byte in part.encode()]
+        return self.tokenizer.byte_ids(part)
 
 
 def split_words(text):
