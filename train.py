@@ -214,7 +214,8 @@ def main(argv=None):
     remembered = last["provenance"].get("compiled", False) if last and s.compile == "auto" else s.compile
     estimate = functools.partial(devices.seconds_without_compiling, model, train_data, s, autocast, length.steps,
                                  distributed)
-    compiled, why = devices.pick_compile(device, remembered, estimate)
+    step = config.model, s.batch_size // distributed.size, s.isolate, s.mntp, s.gradient_checkpointing, dtype
+    compiled, why = devices.pick_compile(device, remembered, estimate, step)
     hidden = torch.compile(model.hidden) if compiled else model.hidden  # validation and files use the model as it is
     optimizers = make_optimizers(model, s, device)
     scaler = torch.amp.GradScaler(device.type, enabled=scaled)

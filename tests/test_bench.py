@@ -229,7 +229,8 @@ def test_memory_table_leaves_out_what_does_not_fit(monkeypatch, capsys):
 # --- startup ---
 
 def test_startup(project):
-    r = startup.measure([*TINY, "train.compile=false"])
+    r, block = startup.measure([*TINY, "train.compile=false"])
+    assert block["steps"] == "2"
     assert list(r) == startup.POINTS and all(wall >= 0 and processor >= 0 for wall, processor in r.values())
     assert r["imports"][1] > 0.2
 

@@ -785,7 +785,11 @@ def test_a_compiler_that_does_not_work_is_found_before_the_first_step(project, t
 
 
 def test_compile_auto_is_chosen_by_the_length_of_the_run(project, monkeypatch, capsys):
-    """A run of ten minutes is compiled, one of a minute is not; the banner says why; a resumed run keeps the choice."""
+    """A run of ten minutes is compiled, one of a minute only where its step was before; the banner says why.
+
+    A resumed run keeps the choice.
+    """
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(project / "kept"))
     tried, asked = [], []
     monkeypatch.setattr(torch, "compile", lambda function: tried.append(function) or function)
     monkeypatch.setattr(devices, "seconds_without_compiling", lambda *_: asked.append(1) or 600.0)
@@ -794,7 +798,9 @@ def test_compile_auto_is_chosen_by_the_length_of_the_run(project, monkeypatch, c
     run("train.compile=auto", "train.max_steps=6", out="out/long")
     assert "compile on" in capsys.readouterr().out and len(asked) == 1  # remembered, not measured again
     monkeypatch.setattr(devices, "seconds_without_compiling", lambda *_: 60.0)
-    run("train.compile=auto", "train.max_steps=4", out="out/short")
+    run("train.compile=auto", "train.max_steps=4", out="out/again")
+    assert "compile on (not compiled, the run would take about 60 s)" in capsys.readouterr().out
+    run("train.compile=auto", "train.max_steps=4", "train.batch_size=2", out="out/other")
     assert "compile off (the run takes about 60 s without)" in capsys.readouterr().out
 
 

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 
-from bench.common import ENVIRONMENT, last_line, module, write_json
+from bench.common import ENVIRONMENT, closing_block, last_line, module, write_json
 
 POINTS = ["python", "imports", "model, data", "first validation", "first step", "second step"]
 
@@ -47,13 +47,13 @@ def watched(arguments):
     train.commands.run(lambda: train.main(arguments))
 
 
-def measure(arguments):
-    """{point: (seconds, processor's seconds) since the point before} of a run of two steps."""
+def measure(arguments, steps=2, environment=ENVIRONMENT):
+    """A short run: {point: (seconds, processor's seconds) since the point before}, and its closing block."""
     with tempfile.TemporaryDirectory() as out:
         began = time.time()
-        short = ["train.max_steps=2", "train.epochs=null", f"train.out={out}"]
+        short = [f"train.max_steps={steps}", "train.epochs=null", f"train.out={out}"]
         command = module("bench.speed.startup", "--watched", *arguments, *short)
-        done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         sys.exit(last_line(done.stderr))
     spent, last = {}, (began, 0.0)
@@ -63,7 +63,7 @@ def measure(arguments):
             now = float(wall), float(processor)
             spent[point] = now[0] - last[0], now[1] - last[1]
             last = now
-    return spent
+    return spent, closing_block(done.stdout)
 
 
 def main(argv=None):
@@ -76,7 +76,9 @@ def main(argv=None):
     parser.add_argument("--set", nargs="+", default=[], metavar="section.key=value")
     parser.add_argument("--json", help="also write the figures here")
     args = parser.parse_args(argv)
-    runs = {kind: measure(["--preset", args.preset, f"train.compile={kind}", *args.set]) for kind in args.compile}
+    runs = {}
+    for kind in args.compile:
+        runs[kind], _ = measure(["--preset", args.preset, f"train.compile={kind}", *args.set])
     print(" " * 24 + "".join(f"{'compile=' + kind:>24}" for kind in runs))
     print(f"{'until the end of':<24}" + f"{'seconds':>12}{'processor':>12}" * len(runs))
     for point in POINTS:
