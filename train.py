@@ -199,8 +199,7 @@ def main(argv=None):
     # data
     train_data, val_data, meta, tokenizer = load_data(config)
     config.model.vocab_size = meta["vocab_size"]
-    one_copy = len(train_data) / meta.get("copies", 1)
-    length = plan(s, config.model.max_position_embeddings, one_copy, meta["tokens_per_word"])
+    length = plan(config, train_data, meta)
 
     # go on from last.pt, if there is one
     identity = resume.same_run(config, meta, length)

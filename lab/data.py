@@ -100,11 +100,12 @@ class Plan:
         return step * self.words_per_step
 
 
-def plan(settings, T, windows, tokens_per_word):
-    """The Plan of train settings on a text of so many windows of T tokens."""
+def plan(config, data, meta):
+    """The Plan of a run on a prepared corpus; an epoch is one copy of the text, however many train.bin has."""
+    settings, T, windows = config.train, data.T, len(data) / meta.get("copies", 1)
     windows_per_step = settings.batch_size * settings.gradient_accumulation_steps
     tokens_per_step = windows_per_step * T
-    words_per_step = tokens_per_step / tokens_per_word
+    words_per_step = tokens_per_step / meta["tokens_per_word"]
     if settings.max_words:
         steps = max(1, int(settings.max_words / words_per_step))        # not one word more
     elif settings.max_steps:

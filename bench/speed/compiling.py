@@ -9,11 +9,11 @@ files are not in it.
 """
 import argparse
 import os
-import sys
 import tempfile
 
 from bench.common import ENVIRONMENT, write_json
 from bench.speed import startup
+from lab import commands
 from lab.data import load_data, plan
 from lab.settings import load_config
 
@@ -24,8 +24,7 @@ def steps_of(preset, overrides):
     """Optimiser steps of the preset's whole run, on the corpus that is prepared for it."""
     config = load_config(preset, overrides)
     data, _, meta, _ = load_data(config)
-    copy = len(data) / meta.get("copies", 1)
-    return plan(config.train, config.model.max_position_embeddings, copy, meta["tokens_per_word"]).steps
+    return plan(config, data, meta).steps
 
 
 def measure(preset, threads, steps, overrides):
@@ -64,4 +63,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    commands.run(main)
