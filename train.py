@@ -210,11 +210,11 @@ def main(argv=None):
     model = Model(config.model).to(device)                    # initialised on the CPU: the same weights on every device
     model.gradient_checkpointing, model.z_loss = s.gradient_checkpointing, s.z_loss
     model.line_start = tokenizer.bos_id if s.isolate else None
-    remembered = last["provenance"].get("compiled", False) if last and s.compile == "auto" else s.compile
+    as_before = last["provenance"].get("compiled", False) if last else None
     estimate = functools.partial(devices.seconds_without_compiling, model, train_data, s, autocast, length.steps,
                                  distributed)
     step = config.model, s.batch_size // distributed.size, s.isolate, s.mntp, s.gradient_checkpointing, dtype
-    compiled, why = devices.pick_compile(device, remembered, estimate, step)
+    compiled, why = devices.pick_compile(device, s.compile, as_before, estimate, step)
     hidden = torch.compile(model.hidden) if compiled else model.hidden  # validation and files use the model as it is
     optimizers = make_optimizers(model, s, device)
     scaler = torch.amp.GradScaler(device.type, enabled=scaled)

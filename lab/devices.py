@@ -60,15 +60,20 @@ LONG_RUN = {"cpu": 150, "cuda": 120}                                    # second
 LONG_RUN_AGAIN = 30                                                     # the same where PyTorch has kept the result
 
 
-def pick_compile(device, setting, seconds, step):
-    """(whether to compile, why). seconds(): how long the run would take without; step: what decides on its code.
+def pick_compile(device, setting, as_before, seconds, step):
+    """(whether to compile, why).
+
+    as_before: whether the run that goes on was compiled, None for a new one; seconds(): how long the run would take
+    without; step: what decides on its code.
 
     Compiling takes 25 to 60 seconds, 3 where the same was compiled before, and makes a step 1.15 to 1.4 times as fast
     on a CPU: `auto` does it where the run ends sooner so. A compiler that does not work (none installed, no Triton, a
     card too old for it) is found out here, on a tiny function, and not in the first step.
     """
     mark = compiled_mark(device, step)
-    if setting == "auto" and device.type in LONG_RUN:
+    if setting == "auto" and as_before is not None:
+        wanted, why = as_before, "as this run began"
+    elif setting == "auto" and device.type in LONG_RUN:
         again = os.path.exists(mark)                                    # asked before processes wait for each other
         run = seconds()
         wanted = run > (LONG_RUN_AGAIN if again else LONG_RUN[device.type])

@@ -796,7 +796,7 @@ def test_compile_auto_is_chosen_by_the_length_of_the_run(project, monkeypatch, c
     run("train.compile=auto", "train.max_steps=4", out="out/long")
     assert "compile on (not compiled, the run would take about 10 min)" in capsys.readouterr().out and len(tried) == 2
     run("train.compile=auto", "train.max_steps=6", out="out/long")
-    assert "compile on" in capsys.readouterr().out and len(asked) == 1  # remembered, not measured again
+    assert "compile on (as this run began)" in capsys.readouterr().out and len(asked) == 1
     monkeypatch.setattr(devices, "seconds_without_compiling", lambda *_: 60.0)
     run("train.compile=auto", "train.max_steps=4", out="out/again")
     assert "compile on (not compiled, the run would take about 60 s)" in capsys.readouterr().out
