@@ -86,6 +86,8 @@ def test_roofline_table(monkeypatch, capsys):
     assert set(r["parts"]) == set(roofline.PARTS) and len(r["ceilings"]) == 8
     assert r["mfu"] == pytest.approx(r["model_flops"] * r["tokens_per_second"] / 1e12)
     assert all(p["measured"] > 0 and p["least"] > 0 for p in r["parts"].values())
+    multiply = {part for part, p in r["parts"].items() if p["bounds"]["products"] > 0}
+    assert multiply == {"attention matrices", "attention", "MLP", "head, loss"}         # not the norms, nor AdamW
 
 
 # --- throughput, attention, loss ---

@@ -9,8 +9,12 @@ matrix products, memory, exp. The least time of a part is then (Williams et al. 
     max(FLOPs / rate of products + exponentials / rate of exp, bytes / bandwidth)
 
 and `of ceiling` is that over the time which model.py's own module takes by itself, forward and backward at its real
-size, not compiled. MFU (Chowdhery et al. 2022) is the FLOPs of the products over time and peak. We count the causal
-half of attention only, and nothing recomputed.
+size, not compiled. The second table says what holds a part back, as shares of that time: its own matrix products, each
+done alone at its shapes, where they are slower than the machine's fastest; its exponentials; its bytes. The largest of
+the three is what it is `bound by`.
+
+MFU (Chowdhery et al. 2022) is the FLOPs of the products over time and peak. We count the causal half of attention only,
+and nothing recomputed.
 """
 import argparse
 import dataclasses
@@ -18,6 +22,7 @@ import platform
 import time
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import model as models
 import train
@@ -163,8 +168,37 @@ def name_of(dtype):
     return str(dtype).removeprefix("torch.")
 
 
+PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm)
+
+
+class Products(TorchDispatchMode):
+    """Notes the matrix products that run meanwhile, with what they multiply."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in PRODUCTS:
+            self.found.append((function, args, kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+def product_seconds(once, device):
+    """How long the matrix products of once() take, each done alone."""
+    with Products() as products:
+        once()
+    alike = {}                                                          # products of equal shapes, in equal layouts
+    for function, args, kwargs in products.found:
+        key = function, *((a.shape, a.stride()) for a in args)
+        alike.setdefault(key, []).append((function, args, kwargs))
+    with torch.no_grad():
+        return sum(len(calls) * seconds(lambda call=calls[0]: call[0](*call[1], **call[2]), device)
+                   for calls in alike.values())
+
+
 def part_times(model, optimizers, batch, dtype, device):
-    """{part: seconds} of a forward and backward pass, as often as the model runs the part."""
+    """{part: (seconds, of its products alone)} of a forward and backward pass, as often as the model runs the part."""
     c, T = model.config, model.config.max_position_embeddings
     runs, h, heads, hs = len(model.order), c.hidden_size, c.num_attention_heads, c.hidden_size // c.num_attention_heads
     kv_heads = c.num_key_value_heads or heads
@@ -201,7 +235,9 @@ def part_times(model, optimizers, batch, dtype, device):
                         (runs, both(lambda: [models.apply_rotary_emb(t, *rope) for t in (q, k)], q, k))],
         "head, loss": [(1, both(lambda: [model.loss(x, ids)], x))],
     }
-    times = {part: sum(n * seconds(once, device) for n, once in several) for part, several in functions.items()}
+    times = {part: (sum(n * seconds(once, device) for n, once in several),
+                    sum(n * product_seconds(once, device) for n, once in several))
+             for part, several in functions.items()}
 
     def update():
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -209,7 +245,7 @@ def part_times(model, optimizers, batch, dtype, device):
             optimizer.step()
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
-    times["optimiser"] = seconds(update, device)
+    times["optimiser"] = seconds(update, device), product_seconds(update, device)
     return times
 
 
@@ -242,13 +278,13 @@ def measure(config, batch, dtype, device, compiled=False, flops_peak=None, small
     products, memory, exp = fastest(f"products, {name_of(dtype)}"), fastest("memory"), fastest("exp")
     whole = pass_time(model, batch, dtype, device, compiled)
     times = part_times(model, train.make_optimizers(model, config.train, device), batch, dtype, device)
-    times["optimiser"] /= passes
     parts = {}
     for part, (flops, moved, exps) in work(c, tokens, dtype.itemsize, passes).items():
         least = max(flops / products + exps / exp, moved / memory)
-        measured = times[part] / tokens
+        measured, alone = (t / tokens / (passes if part == "optimiser" else 1) for t in times[part])
+        bounds = {"products": alone / measured, "exp": exps / exp / measured, "memory": moved / memory / measured}
         parts[part] = {"flops": flops, "bytes": moved, "exps": exps, "least": least, "measured": measured,
-                       "of_ceiling": least / measured}
+                       "of_ceiling": least / measured, "bounds": bounds}
     step = whole / tokens + parts["optimiser"]["measured"]
     best = flops_peak or peak(devices.device_name(device)) or products
     return {
@@ -300,6 +336,11 @@ def table(r):
     lines.append(f"{'sums, copies, fusion':<59}{rest * 1e6:>13.3f}{rest / step:>8.1%}")
     total = {key: sum(p[key] for p in parts.values()) for key in ("flops", "bytes", "exps", "least")}
     lines.append(row("whole step", total, step, 1, r["least"] / step))
+    lines += ["", f"{'share of the time':<20}{'products, alone':>17}{'exp':>10}{'memory':>10}    bound by"]
+    for name, p in parts.items():
+        bounds = p["bounds"]
+        lines.append(f"{name:<20}{bounds['products']:>17.1%}{bounds['exp']:>10.1%}{bounds['memory']:>10.1%}    "
+                     f"{max(bounds, key=bounds.get)}")
     lines.append("")
     lines.append(f"tokens_per_second: {r['tokens_per_second']:.0f}")
     lines.append(f"model_flops_per_token: {r['model_flops']:.0f}")
