@@ -389,12 +389,10 @@ class AttentionProjector(nn.Module):
 class LinearCrossEntropy(torch.autograd.Function):
     """Mean of -log softmax(x W^T)[target], and its gradients, a chunk of tokens at a time.
 
-    A chunk's logits (n, V) are made, used for the loss and for both gradients while they are in the cache, and
-    overwritten by the next. There is one pass of exp per chunk, and the division by the normaliser s is done on the
-    small side of each product:
-        dx = (e W) / s - W[target]        dW = e^T (x / s) - onehot^T x        with e = exp(logits - shift), s = sum(e)
-    The shift, a row's largest logit, keeps exp from overflowing. z_loss adds z_loss (log of the normaliser)^2 per
-    token, which pulls it towards 1 (PaLM, section 5).
+    A chunk's logits (n, V) become its probabilities p, are used for the loss and for both gradients while they are in
+    the cache, and are overwritten by the next:
+        dx = p W - W[target]        dW = p^T x - onehot^T x
+    z_loss adds z_loss (log s)^2 per token, s = sum(exp(logits)), which pulls s towards 1 (PaLM, section 5).
     """
 
     @staticmethod
@@ -405,31 +403,25 @@ class LinearCrossEntropy(torch.autograd.Function):
         (N, h), V = x.shape, len(w)
         size = min(N, chunk_size(V, dtype, x.device))
         buffer = torch.empty(size, V, dtype=dtype, device=x.device)
+        least = 2**-24 if dtype == torch.float16 else torch.finfo(dtype).tiny           # what p = 0 counts as
         if need_grad:
             dx = torch.empty(N, h, dtype=torch.float32, device=x.device)
             dw = torch.zeros(V, h, dtype=torch.float32, device=x.device)
-        safe = cannot_overflow(x, weight, dtype)
-        rows = []                                                       # of each chunk: shift, target's logit, s
+        rows = []                                                       # of each chunk: log p[target], log s
         for start in range(0, N, size):
             chunk = slice(start, start + size)
             logits = torch.mm(xs[chunk], w.T, out=buffer[:len(xs[chunk])])              # (n, V)
             target_logit = logits.gather(1, target[chunk])                              # (n, 1)
-            shift = torch.zeros_like(target_logit) if safe else logits.amax(1, keepdim=True)        # (n, 1)
-            shifted = logits if safe else logits.sub_(shift)                            # in the place of logits
-            e, s = exp_and_sum(shifted)                                                 # in the same place; (n, 1)
-            rows.append((shift, target_logit, s))
+            p = torch.softmax(logits, 1, out=logits if x.device.type == "cpu" else None)        # (n, V)
+            log_p = p.gather(1, target[chunk]).clamp(min=least).float().log()           # (n, 1)
+            log_s = target_logit - log_p                                                # (n, 1)
+            rows.append((log_p, log_s))
             if need_grad:
-                d_log_s = scored[chunk]                                                 # the loss by log s (n, 1)
-                if z_loss:
-                    d_log_s = d_log_s * (1 + 2 * z_loss * (s.log() + shift))
-                d_s = d_log_s / s                                                       # the loss by s (n, 1)
-                torch.mul(e @ w, d_s, out=dx[chunk])
-                dw += e.T @ (xs[chunk] * d_s).to(dtype)
-        shift, target_logit, s = (torch.cat(parts).float() for parts in zip(*rows))     # (N, 1) each
-        log_s = s.log()
-        losses = log_s - (target_logit - shift)
-        if z_loss:
-            losses += z_loss * (log_s + shift).square()
+                d_log_s = scored[chunk] * (1 + 2 * z_loss * log_s)                      # the loss by log s (n, 1)
+                torch.mul(p @ w, d_log_s, out=dx[chunk])
+                dw += p.T @ (xs[chunk] * d_log_s).to(dtype)
+        log_p, log_s = (torch.cat(parts) for parts in zip(*rows))       # (N, 1) each
+        losses = z_loss * log_s.square() - log_p
         total = torch.where(scored, losses, 0).sum()
         count = scored.sum().clamp(min=1)
         if need_grad:
@@ -447,33 +439,9 @@ class LinearCrossEntropy(torch.autograd.Function):
         return (dx * scale).to(ctx.dtypes[0]), (dw * scale).to(ctx.dtypes[1]), None, None, None, None
 
 
-def cannot_overflow(x, w, dtype):
-    """Whether no exp(x . w) can overflow, as |x . w| <= |x| |w|: true of most models, and worth a pass on a CPU.
-
-    On a GPU it is not asked: it would have to be waited for.
-    """
-    if x.device.type != "cpu" or dtype == torch.float16:
-        return False
-    return bool(x.float().norm(dim=1).max() * w.float().norm(dim=1).max() < 60)
-
-
-def exp_and_sum(logits):
-    """exp(logits (n, V)), in the same place, and the sums of its rows (n, 1) in float32."""
-    if logits.device.type != "cpu":
-        e = logits.exp_()
-        return e, e.sum(1, keepdim=True, dtype=torch.float32)
-    sums = []
-    few = max(1, 2**17 * torch.get_num_threads() // logits.shape[1])    # rows that stay in the cores' caches
-    for rows in logits.split(few):
-        e = rows.float().exp_()                                         # a CPU is faster at it than in bfloat16
-        sums.append(e.sum(1, keepdim=True))
-        rows.copy_(e)
-    return logits, torch.cat(sums)
-
-
 def chunk_size(vocab, dtype, device):
-    """Tokens per chunk: logits of about 32 MB on a CPU (its cache), 512 MB elsewhere (enough work per kernel)."""
-    memory = 2**25 if device.type == "cpu" else 2**29
+    """Tokens per chunk: logits of about 32 MB on a CPU (its cache), 256 MB elsewhere (enough work per kernel)."""
+    memory = 2**25 if device.type == "cpu" else 2**28
     return max(64, memory // (vocab * dtype.itemsize))
 
 
