@@ -440,8 +440,8 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 
 def chunk_size(vocab, dtype, device):
-    """Tokens per chunk: logits of about 32 MB on a CPU (its cache), 256 MB elsewhere (enough work per kernel)."""
-    memory = 2**25 if device.type == "cpu" else 2**28
+    """Tokens per chunk: logits of about 32 MB on a CPU (its cache), 512 MB elsewhere (enough work per kernel)."""
+    memory = 2**25 if device.type == "cpu" else 2**29
     return max(64, memory // (vocab * dtype.itemsize))
 
 

@@ -7,7 +7,6 @@ another one follows, a few hundred at a time. That leaves 59 % of BLiMP's tokens
 padding.
 """
 import contextlib
-import math
 from dataclasses import dataclass
 from operator import itemgetter
 
@@ -40,36 +39,33 @@ def log_likelihoods(model, sequences, starts, dtype="float32", batch_tokens=None
     scores = np.zeros(len(sequences))
     with evaluation_mode(model), half, products, bar:
         for batch in batches(sequences, starts, batch_tokens):
-            log2_p = token_log2_probabilities(model, batch)
-            np.add.at(scores, batch.sequence, math.log(2) * log2_p.cpu().double().numpy())
+            log_p = token_log_probabilities(model, batch)
+            np.add.at(scores, batch.sequence, log_p.cpu().double().numpy())
             bar.update(len(np.unique(batch.sequence)))                  # a sequence is in one batch, whole
             if not np.isfinite(scores[batch.sequence]).all():
                 break
     return scores
 
 
-def token_log2_probabilities(model, batch):
-    """log2 p of each scored token of a Batch given those before it: float32 (m). exp2 takes a quarter of exp's time."""
+def token_log_probabilities(model, batch):
+    """log p of each scored token of a Batch given those before it, in nats: float32 (m)."""
     weight = model.lm_head.weight                                       # (V, h)
     device = weight.device
     ids, depth, last = (torch.from_numpy(array).to(device) for array in (batch.ids, batch.depth, batch.last))
     key = torch.arange(ids.shape[1], device=device)                     # (T)
     query = key[:, None]                                                # (T, 1)
     descends = (key <= query) & (query <= last[:, None, None])          # (B, 1, T, T): query is key or its descendant
-    hidden = model.hidden(ids, depth, descends)[batch.followed].float()         # (n, h)
-    hidden *= math.log2(math.e)                                         # p = 2^logit / sum of 2^logits
+    hidden = model.hidden(ids, depth, descends)[batch.followed]         # (n, h)
 
-    logits_at_once = 2**21 if device.type == "cpu" else 2**28           # 8 MB, a CPU's cache; else 1 GB
+    logits_at_once = 2**21 if device.type == "cpu" else 2**27           # 8 MB, a CPU's cache; else 512 MB
     size = max(1, logits_at_once // len(weight) // 64) * 64             # tokens in a chunk
     parts = []
     for start in range(0, len(hidden), size):
-        logits = F.linear(hidden[start:start + size], weight).float()   # (chunk, V)
-        logits -= logits.amax(1, keepdim=True)
+        log_p = F.linear(hidden[start:start + size], weight).float().log_softmax(1)     # (chunk, V)
         first, end = np.searchsorted(batch.node, [start, start + size])         # the scored tokens that follow these
         node = torch.from_numpy(batch.node[first:end] - start).to(device)
-        target_logit = logits[node, torch.from_numpy(batch.target[first:end]).to(device)]
-        log_sum = logits.exp2_().sum(1).log2()
-        parts.append(target_logit - log_sum[node])
+        target = torch.from_numpy(batch.target[first:end]).to(device)
+        parts.append(log_p[node, target])
     return torch.cat(parts)
 
 

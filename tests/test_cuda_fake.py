@@ -96,7 +96,7 @@ def inference_faults(model, device):
     from lab import tries
     with fakeguard.Watch() as watch, torch.no_grad():
         batch = next(tries.batches([[1, 5, 6, 7], [1, 5, 6, 8], [1, 9, 6]], [1, 1, 1], 64))
-        scores = tries.token_log2_probabilities(model, batch)
+        scores = tries.token_log_probabilities(model, batch)
         tokens = list(model.generate([1, 2, 3, 4, 5], 5))               # and past the context of 8
     found = [f"inference: CPU tensor in {name}" for name in watch.strays]
     if scores.device != device or scores.dtype != torch.float32:
