@@ -199,7 +199,7 @@ def evaluation_mode(model):
 
 def mkl_is_slow():
     """On AMD processors with AVX-512 it takes twice as long as oneDNN, on Intel's nine tenths."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as f:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as f:
         return "AuthenticAMD" in f.read()
     return False
 
