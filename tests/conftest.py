@@ -14,7 +14,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:                 # as in the background: children would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and the tests run side by side
+os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny, the tests run side by side, and some fork: more threads hang
 TINY = """
 data.name=tiny tokenizer.vocab_size=1000
 model.hidden_size=32 model.num_hidden_layers=2 model.num_attention_heads=2 model.intermediate_size=48
