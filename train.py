@@ -48,7 +48,8 @@ def make_optimizers(model, s, device):
     fused = device.type in ("cuda", "cpu")
     optimizers = [torch.optim.AdamW(groups, lr=s.learning_rate, betas=tuple(s.betas), fused=fused)]
     if hidden:
-        optimizers.append(Muon(hidden, lr=s.muon_learning_rate, weight_decay=s.weight_decay))
+        dtype = torch.bfloat16 if devices.best_precision(device) == "bfloat16" else torch.float32
+        optimizers.append(Muon(hidden, lr=s.muon_learning_rate, weight_decay=s.weight_decay, dtype=dtype))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]

@@ -12,11 +12,10 @@ ITERATIONS = 5
 
 
 def orthogonalized(x):
-    """x (n, rows, columns) -> about U V^T of each U S V^T, in bfloat16, by Newton-Schulz iterations."""
-    x = x.bfloat16()
+    """x (n, rows, columns) -> about U V^T of each U S V^T, by Newton-Schulz iterations."""
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
-    x /= torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=1e-7)          # x is a copy by now
+    x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(ITERATIONS):
         gram = x @ x.mT                                                 # the smaller of both ways to multiply
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)
@@ -27,10 +26,12 @@ class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised, and decoupled weight decay; a tall matrix moves sqrt(rows / columns) as far.
 
     params: matrices. The state is torch.optim.Muon's: a momentum_buffer of each.
+    dtype: of the products; torch.optim.Muon's is bfloat16, which is slow where the hardware does not multiply it.
     """
 
-    def __init__(self, params, lr, weight_decay=0.1, momentum=0.95):
+    def __init__(self, params, lr, weight_decay=0.1, momentum=0.95, dtype=torch.bfloat16):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self):
@@ -42,7 +43,7 @@ class Muon(torch.optim.Optimizer):
                     if "momentum_buffer" not in self.state[p]:
                         self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             for (rows, columns), params in by_shape.items():
-                update = orthogonalized(self.nesterov(params, group["momentum"]))
+                update = orthogonalized(self.nesterov(params, group["momentum"]).to(self.dtype))
                 step = group["lr"] * math.sqrt(max(1, rows / columns))
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(params, update.unbind(), alpha=-step)
