@@ -1,8 +1,15 @@
 """lab/muon.py is torch.optim.Muon, in batches."""
+import os
+
 import pytest
 import torch
 
+import train
+from conftest import ROOT
+from lab import devices
 from lab.muon import Muon
+from lab.settings import load_config
+from model import Model
 
 SHAPES = [(32, 32)] * 3 + [(48, 32), (32, 48), (48, 32), (6, 32)]        # square, tall, wide, and one of its own
 theirs = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon is new in PyTorch 2.9")
@@ -45,14 +52,38 @@ def test_goes_on_from_a_state_of_pytorchs():
         torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-3)
 
 
-def test_an_update_has_singular_values_around_one_and_tall_matrices_move_further():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_an_update_has_singular_values_around_one_and_tall_matrices_move_further(dtype):
     params = parameters()
     before = [p.detach().clone() for p in params]
     generator = torch.Generator().manual_seed(1)
     for p in params:
         p.grad = torch.randn(p.shape, generator=generator)
-    Muon(params, lr=0.01, weight_decay=0.0).step()
+    Muon(params, lr=0.01, weight_decay=0.0, dtype=dtype).step()
     for p, old in zip(params, before):
         rows, columns = p.shape
         values = torch.linalg.svdvals((old - p).detach()) / (0.01 * max(1, rows / columns) ** 0.5)
         assert 0.3 < values.median() < 1.3 and values.max() < 1.4
+
+
+def test_in_float32_an_update_is_the_polynomial_of_its_singular_values():
+    """Newton-Schulz moves each singular value as it would move alone, and no singular vector."""
+    p, gradient = torch.nn.Parameter(torch.zeros(48, 32)), torch.randn(48, 32, generator=torch.manual_seed(0))
+    p.grad = gradient.clone()
+    Muon([p], lr=1.0, weight_decay=0.0, dtype=torch.float32).step()
+    u, values, v = torch.linalg.svd(gradient.double(), full_matrices=False)
+    values = values / values.norm()
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values ** 3 + 2.0315 * values ** 5
+    expected = -(48 / 32) ** 0.5 * (u * values) @ v
+    torch.testing.assert_close(p.detach().double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision, dtype", [("bfloat16", torch.bfloat16), ("float16", torch.float32),
+                                              ("float32", torch.float32)])
+def test_a_run_multiplies_in_bfloat16_where_the_hardware_does(monkeypatch, precision, dtype):
+    monkeypatch.setattr(devices, "best_precision", lambda device: precision)
+    config = load_config("10m-words-3m", ["model.num_hidden_layers=1"], os.path.join(ROOT, "config.yaml"))
+    config.model.vocab_size = 64
+    model = Model(config.model)
+    assert train.make_optimizers(model, config.train, torch.device("cpu"))[1].dtype == dtype
