@@ -52,6 +52,7 @@ def fake_cuda():
     """New tensors hold no numbers, and autocast and the gradient scaler take CUDA for present."""
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     torch.cuda.is_bf16_supported = lambda *args, **kwargs: True
+    torch.cuda.get_device_capability = lambda device: (9, 0)
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield torch.device("cuda:0")
 
