@@ -1,6 +1,4 @@
 """lab/muon.py is torch.optim.Muon, in batches."""
-import os
-
 import pytest
 import torch
 
@@ -83,7 +81,7 @@ def test_in_float32_an_update_is_the_polynomial_of_its_singular_values():
                                               ("float32", torch.float32)])
 def test_a_run_multiplies_in_bfloat16_where_the_hardware_does(monkeypatch, precision, dtype):
     monkeypatch.setattr(devices, "best_precision", lambda device: precision)
-    config = load_config("10m-words-3m", ["model.num_hidden_layers=1"], os.path.join(ROOT, "config.yaml"))
+    config = load_config("10m-words-3m", ["model.num_hidden_layers=1"], str(ROOT / "config.yaml"))
     config.model.vocab_size = 64
     model = Model(config.model)
     assert train.make_optimizers(model, config.train, torch.device("cpu"))[1].dtype == dtype
