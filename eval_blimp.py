@@ -19,6 +19,7 @@ The forward pass is in float32, the sums are in float64. `score_plainly` below i
 command takes lab/scoring.py, which gives the same numbers and computes what sentences have in common only once.
 `--compat` changes the rule to what another evaluator computes.
 """
+
 from lab import commands  # isort: skip  first: from here on Ctrl-C is no traceback
 import argparse
 import json
@@ -42,12 +43,12 @@ from lab.pairs import find_data, read_pairs
 def score_plainly(model, tokenizer, sentences):
     """log p(sentence | BOS) of each sentence, in nats: float64 (N). The model is in float32 and in evaluation mode."""
     sequences = [torch.tensor([tokenizer.bos_id, *ids]) for ids in tokenizer.encode_batch(sentences)]
-    lengths = torch.tensor([len(ids) for ids in sequences])             # (N)
-    ids = pad_sequence(sequences, batch_first=True)                     # (N, T)
-    logits = model(ids[:, :-1])                                         # (N, T - 1, V): at t, of the token after t
+    lengths = torch.tensor([len(ids) for ids in sequences])  # (N)
+    ids = pad_sequence(sequences, batch_first=True)  # (N, T)
+    logits = model(ids[:, :-1])  # (N, T - 1, V): at t, of the token after t
     logp = logits.log_softmax(-1)
-    logp = logp.gather(-1, ids[:, 1:, None]).squeeze(-1)                # (N, T - 1): of the token that does come
-    padding = torch.arange(1, ids.shape[1]) >= lengths[:, None]         # (N, T - 1)
+    logp = logp.gather(-1, ids[:, 1:, None]).squeeze(-1)  # (N, T - 1): of the token that does come
+    padding = torch.arange(1, ids.shape[1]) >= lengths[:, None]  # (N, T - 1)
     return logp.double().masked_fill(padding, 0).sum(1)
 
 
@@ -63,7 +64,7 @@ def evaluate(model, tokenizer, pairs, leading_space=False, ties_correct=False, t
     for pair in pairs:
         sentences += [pair["good"], pair["bad"]]
     sequences = scoring.tokenize(tokenizer, sentences, leading_space)
-    tokens = np.array([len(ids) - 1 for ids in sequences]).reshape(-1, 2)       # (N, 2), BOS not counted
+    tokens = np.array([len(ids) - 1 for ids in sequences]).reshape(-1, 2)  # (N, 2), BOS not counted
 
     context = scoring.context_of(model)
     fits = (tokens <= context).all(1)
@@ -91,8 +92,10 @@ def evaluate(model, tokenizer, pairs, leading_space=False, ties_correct=False, t
         warnings.append(f"{(~fits).sum()} pairs left out: longer than the model's context of {context} tokens")
     result["incomplete"] = bool(warnings)
     if result["ties"] - result["identical_pairs"] > 0.01 * result["pairs"]:
-        warnings.append(f"{result['ties']:,} ties in {result['pairs']:,} pairs: "
-                        "the model or the precision is degenerate, and the accuracy means little")
+        warnings.append(
+            f"{result['ties']:,} ties in {result['pairs']:,} pairs: "
+            "the model or the precision is degenerate, and the accuracy means little"
+        )
     result["warnings"] = warnings
     return result, {"pairs": pairs, "scores": scores, "tokens": tokens, "correct": correct}
 
@@ -109,44 +112,71 @@ def quick_accuracy(model, tokenizer, folder, pairs_per_paradigm):
 
 # The rule as --json records it, and what each --compat changes
 RULE = {"method": "full", "bos": True, "leading_space": False, "eos": False, "mean": False, "ties_correct": False}
-COMPAT = {"babylm-2025": {"ties_correct": True},                        # the first of equal scores wins, the good one
-          "babylm-2026": {"ties_half": True},                           # a coin decides
-          "lm-eval": {"ties_correct": True, "leading_space": True}}
+COMPAT = {
+    "babylm-2025": {"ties_correct": True},  # the first of equal scores wins, the good one
+    "babylm-2026": {"ties_half": True},  # a coin decides
+    "lm-eval": {"ties_correct": True, "leading_space": True},
+}
 NEWEST = "babylm-2026"
 
 
 def parse_arguments(argv):
     p = argparse.ArgumentParser(description="Score checkpoints on minimal pairs.")
-    p.add_argument("checkpoints", nargs="*", metavar="CKPT",
-                   help="several give a learning curve; default: ckpt.pt of the preset's run. "
-                        "section.key=value settings may follow")
+    p.add_argument(
+        "checkpoints",
+        nargs="*",
+        metavar="CKPT",
+        help="several give a learning curve; default: ckpt.pt of the preset's run. "
+        "section.key=value settings may follow",
+    )
     p.add_argument("--preset", help="a preset of config.yaml")
     p.add_argument("--config", default="config.yaml", help="settings file (default: config.yaml)")
-    p.add_argument("--data", metavar="DIR", help="folder of *.jsonl with sentence_good and sentence_bad "
-                                                 "(default: eval.data, else the corpus's own pairs)")
+    p.add_argument(
+        "--data",
+        metavar="DIR",
+        help="folder of *.jsonl with sentence_good and sentence_bad (default: eval.data, else the corpus's own pairs)",
+    )
     p.add_argument("--max-pairs-per-paradigm", type=int, metavar="N", help="only the first N pairs of each")
-    p.add_argument("--allow-incomplete", action="store_true",
-                   help="score a BLiMP of which paradigms or pairs are missing; the JSON then says incomplete")
-    p.add_argument("--split", choices=["all", "dev", "test"], default="all",
-                   help="dev: pairID a multiple of 10, for choosing recipes; test: the others")
-    p.add_argument("--compat", choices=[*COMPAT, "babylm"],
-                   help="another evaluator's rule. babylm-2025: a tie is correct; babylm-2026 (also: babylm): a coin "
-                        "decides a tie, it counts as half; lm-eval: a tie is correct, ' ' + sentence is scored")
+    p.add_argument(
+        "--allow-incomplete",
+        action="store_true",
+        help="score a BLiMP of which paradigms or pairs are missing; the JSON then says incomplete",
+    )
+    p.add_argument(
+        "--split",
+        choices=["all", "dev", "test"],
+        default="all",
+        help="dev: pairID a multiple of 10, for choosing recipes; test: the others",
+    )
+    p.add_argument(
+        "--compat",
+        choices=[*COMPAT, "babylm"],
+        help="another evaluator's rule. babylm-2025: a tie is correct; babylm-2026 (also: babylm): a coin "
+        "decides a tie, it counts as half; lm-eval: a tie is correct, ' ' + sentence is scored",
+    )
     p.add_argument("--compare", metavar="CKPT2", help="another checkpoint, on the same pairs")
-    p.add_argument("--surprisal", metavar="FILE", help="no pairs: the surprisal of each word of FILE, which holds a "
-                                                       "sentence a line, goes to --csv")
+    p.add_argument(
+        "--surprisal",
+        metavar="FILE",
+        help="no pairs: the surprisal of each word of FILE, which holds a sentence a line, goes to --csv",
+    )
     p.add_argument("--paradigms", action="store_true", help="print every paradigm")
     p.add_argument("--device", default="auto", help="auto | cpu | cuda | mps")
-    p.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32",
-                   help="of the matrix products (default: float32)")
+    p.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="of the matrix products (default: float32)"
+    )
     files = p.add_argument_group("files")
     files.add_argument("--json", metavar="FILE", help="all results")
     files.add_argument("--csv", metavar="FILE", help="sentences, scores and decision of every pair; or the words")
     files.add_argument("--predictions", metavar="FILE", help="decisions, in the BabyLM challenge's submission format")
-    files.add_argument("--plot", metavar="FILE.png",
-                       help="bars by phenomenon; of several checkpoints, accuracy against words seen")
-    files.add_argument("--html", metavar="FILE.html",
-                       help="a page that compares the checkpoints with the first one, or with that of --compare")
+    files.add_argument(
+        "--plot", metavar="FILE.png", help="bars by phenomenon; of several checkpoints, accuracy against words seen"
+    )
+    files.add_argument(
+        "--html",
+        metavar="FILE.html",
+        help="a page that compares the checkpoints with the first one, or with that of --compare",
+    )
     args = p.parse_args(argv)
     if args.max_pairs_per_paradigm is not None and args.max_pairs_per_paradigm < 1:
         raise UserError("--max-pairs-per-paradigm: must be at least 1")
@@ -173,7 +203,7 @@ def main(argv=None):
     args = parse_arguments(argv)
     overrides = [word for word in args.checkpoints if "=" in word and not os.path.exists(word)]
     paths = [word for word in args.checkpoints if word not in overrides]
-    settings = None                                                     # needed only where something is left to them
+    settings = None  # needed only where something is left to them
     if overrides or not (args.data or args.surprisal) or not paths:
         settings = configuration.load_config(args.preset, overrides, args.config)
     paths = paths or [os.path.join(settings.out_dir, "ckpt.pt")]
@@ -187,10 +217,13 @@ def main(argv=None):
     result, details = evaluations[-1]
     if other:
         require_same_pairs([other, evaluations[-1]], "--compare")
-        result["comparison"] = {"with": args.compare, "accuracy": other[0]["accuracy"],
-                                **statistics.compare(details["pairs"], details["correct"], other[1]["correct"])}
+        result["comparison"] = {
+            "with": args.compare,
+            "accuracy": other[0]["accuracy"],
+            **statistics.compare(details["pairs"], details["correct"], other[1]["correct"]),
+        }
     if args.html:
-        on_page = [other, *evaluations] if other else evaluations       # each is compared with the first
+        on_page = [other, *evaluations] if other else evaluations  # each is compared with the first
         require_same_pairs(on_page, "--html")
     result["seconds"] = time.perf_counter() - began
 
@@ -206,9 +239,11 @@ def main(argv=None):
         atomic_write(args.predictions, json.dumps(report.predictions(details["pairs"], details["correct"])))
     if args.plot:
         from lab import plots
+
         atomic_write(args.plot, lambda f: plots.plot(results, f))
     if args.html:
         from lab import compare_page
+
         atomic_write(args.html, compare_page.page(on_page))
 
 
@@ -217,7 +252,7 @@ def evaluate_checkpoints(args, paths, settings, device):
     pairs, evaluations = None, []
     for path in paths + ([args.compare] if args.compare else []):
         model, ckpt = checkpoint.load_model(path, device)
-        ckpt.weights = None                                             # the model has its own
+        ckpt.weights = None  # the model has its own
         if pairs is None:
             pairs, data = read_data(args, settings, ckpt.provenance)
         evaluations.append(evaluate_checkpoint(model, ckpt, pairs, data, args, device))
@@ -233,8 +268,9 @@ def read_data(args, settings, provenance):
         folder, why = find_data(settings.eval.data, provenance.get("data") or {})
     pairs, data = read_pairs(folder, args.max_pairs_per_paradigm, args.split)
     if data["incomplete"] and not args.allow_incomplete:
-        raise UserError(f"{folder}: {'; '.join(data['warnings'])}. "
-                        "Mend the folder, or score what is there with --allow-incomplete")
+        raise UserError(
+            f"{folder}: {'; '.join(data['warnings'])}. Mend the folder, or score what is there with --allow-incomplete"
+        )
     print(f"{data['benchmark']}: {len(pairs):,} pairs of {folder} ({why})", flush=True)
     return pairs, data
 
@@ -246,14 +282,29 @@ def evaluate_checkpoint(model, ckpt, pairs, data, args, device):
     result, details = evaluate(model, ckpt.tokenizer, pairs, dtype=args.dtype, progress=True, **changes)
     origin = ckpt.provenance
     result.update(
-        checkpoint=ckpt.path, corpus=origin.get("corpus"), words=origin.get("words"), steps=origin.get("steps"),
-        parameters=sum(p.numel() for p in model.parameters()), bits_per_byte=origin.get("val_bits_per_byte"),
-        benchmark=data["benchmark"], data=data["data"], warnings=data["warnings"] + result["warnings"],
+        checkpoint=ckpt.path,
+        corpus=origin.get("corpus"),
+        words=origin.get("words"),
+        steps=origin.get("steps"),
+        parameters=sum(p.numel() for p in model.parameters()),
+        bits_per_byte=origin.get("val_bits_per_byte"),
+        benchmark=data["benchmark"],
+        data=data["data"],
+        warnings=data["warnings"] + result["warnings"],
         incomplete=data["incomplete"] or result["incomplete"],
-        conventions={**RULE, **changes, "compat": args.compat, "dtype": args.dtype, "split": args.split,
-                     "max_pairs_per_paradigm": args.max_pairs_per_paradigm},
+        conventions={
+            **RULE,
+            **changes,
+            "compat": args.compat,
+            "dtype": args.dtype,
+            "split": args.split,
+            "max_pairs_per_paradigm": args.max_pairs_per_paradigm,
+        },
         sha256={"checkpoint": ckpt.sha256, "tokenizer": ckpt.tokenizer.sha256, "data": data["sha256"]},
-        device=str(device), torch=torch.__version__, scoring_seconds=time.perf_counter() - start)
+        device=str(device),
+        torch=torch.__version__,
+        scoring_seconds=time.perf_counter() - start,
+    )
     return result, details
 
 
@@ -268,6 +319,7 @@ def require_same_pairs(evaluations, flag):
 def write_surprisals(args, paths, device):
     """--surprisal: no pairs, but the words of a file."""
     from lab import surprisal
+
     if len(paths) > 1:
         raise UserError("--surprisal: takes one checkpoint; run the command once for each")
     lines = surprisal.read_lines(args.surprisal)

@@ -9,6 +9,7 @@ table is tiled to its full width, the picked or repeated rows of the attention a
 up_proj, shared layers are copied. No custom code is needed to load the result. Only what a LLaMA cannot compute is
 refused: an embedding that attends (`attention`), and normalised queries and keys (`qk_norm`).
 """
+
 from lab import commands  # isort: skip  first: from here on Ctrl-C is no traceback
 import argparse
 import json
@@ -20,7 +21,7 @@ import torch
 
 try:
     import safetensors.torch as safetensors
-except ImportError:                     # training needs it not
+except ImportError:  # training needs it not
     safetensors = None
 
 from lab import checkpoint
@@ -31,7 +32,7 @@ from lab.model_card import model_card, read_babylm, read_json, read_scores
 from model import Model, parameter_counts, sharing
 from tokenizer import load as load_tokenizer
 
-WRITER = "sllama-lab"                   # in config.json: the folder is ours and may be replaced
+WRITER = "sllama-lab"  # in config.json: the folder is ours and may be replaced
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Unfolding: our weights -> those of a plain LLaMA
@@ -44,14 +45,16 @@ def unfold(model):
     """
     c = model.config
     if c.embedding == "attention":
-        raise UserError("embedding `attention` looks at the tokens before, which no table of a plain LLaMA does; "
-                        "it cannot be exported")
+        raise UserError(
+            "embedding `attention` looks at the tokens before, which no table of a plain LLaMA does; "
+            "it cannot be exported"
+        )
     if c.qk_norm:
         raise UserError("qk_norm normalises queries and keys, which a plain LLaMA does not; it cannot be exported")
     with torch.no_grad():
-        every_token = torch.arange(c.vocab_size)[None]                          # (1, V)
+        every_token = torch.arange(c.vocab_size)[None]  # (1, V)
         weights = {
-            "model.embed_tokens.weight": model.embed(every_token)[0],           # (V, h)
+            "model.embed_tokens.weight": model.embed(every_token)[0],  # (V, h)
             "model.norm.weight": model.norm.weight,
             "lm_head.weight": model.lm_head.weight,
         }
@@ -61,7 +64,7 @@ def unfold(model):
             parts["mlp.gate_proj.weight"] = mlp.gate_proj.weight
             parts["mlp.down_proj.weight"] = mlp.down_proj.weight
             parts["mlp.up_proj.weight"] = mlp.down_proj.weight.T if mlp.shared else mlp.up_proj.weight
-            parts |= dict(model.layers[layer].named_parameters())               # the two norms
+            parts |= dict(model.layers[layer].named_parameters())  # the two norms
             weights |= {f"model.layers.{i}.{name}": w for name, w in parts.items()}
     settings = {
         "architectures": ["LlamaForCausalLM"],
@@ -97,14 +100,14 @@ def unfold_attention(attention, config):
     """The matrices q, k, v (h_kv, h) and o (h, h) that this attention multiplies by, and for `rra` their biases."""
     names = ("q_proj", "k_proj", "v_proj", "o_proj")
     out = {}
-    if config.attention == "rra":                                               # a quarter of the rows, four times
+    if config.attention == "rra":  # a quarter of the rows, four times
         for name in names:
             quarter = getattr(attention, name)
             out[f"self_attn.{name}.weight"] = quarter.weight.repeat(4, 1)
             out[f"self_attn.{name}.bias"] = quarter.bias.repeat(4)
         return out
-    unit = torch.eye(config.hidden_size)[None]                                  # (1, h, h): h tokens, the unit vectors
-    images = (*attention.project(unit), attention.output(unit))                 # a matrix is what it makes of them
+    unit = torch.eye(config.hidden_size)[None]  # (1, h, h): h tokens, the unit vectors
+    images = (*attention.project(unit), attention.output(unit))  # a matrix is what it makes of them
     for name, image in zip(names, images):
         out[f"self_attn.{name}.weight"] = image[0].T
     return out
@@ -127,7 +130,7 @@ def names(config):
     if config.mlp == "shared_projection":
         leaves["down_proj.weight"] = ["down_proj.weight", "up_proj.weight"]
     blocks = {"attention": "self_attn", "mlp": "mlp"}
-    order = dict.fromkeys(sharing(config)[2])                                   # (layer, group), each once
+    order = dict.fromkeys(sharing(config)[2])  # (layer, group), each once
     with torch.device("meta"):
         ours = [name for name, _ in Model(config).named_parameters()]
     out = {}
@@ -136,8 +139,11 @@ def names(config):
         if part in blocks:
             group, _, leaf = rest.partition(".")
             members = [layer for layer, its_group in order if its_group == int(group)]
-            out[name] = [f"model.layers.{layer}.{blocks[part]}.{place}"
-                         for layer in members for place in leaves.get(leaf, [leaf])]
+            out[name] = [
+                f"model.layers.{layer}.{blocks[part]}.{place}"
+                for layer in members
+                for place in leaves.get(leaf, [leaf])
+            ]
         elif name == "lm_head.weight":
             out[name] = [name, "model.embed_tokens.weight"] if config.tie_word_embeddings else [name]
         else:
@@ -156,17 +162,28 @@ def fold(config, held, where):
         used.update(found)
         for place in found[1:]:
             if not torch.equal(held[place], out[name]):
-                raise UserError(f"{where}: {found[0]} and {place} are one weight in this model, but differ here; "
-                                "the released code loses shared weights on loading and then saves random ones: "
-                                "take the first file it wrote")
+                raise UserError(
+                    f"{where}: {found[0]} and {place} are one weight in this model, but differ here; "
+                    "the released code loses shared weights on loading and then saves random ones: "
+                    "take the first file it wrote"
+                )
     left = [name for name in held if name not in used and not name.endswith("rotary_emb.inv_freq")]
     if left:
         raise UserError(f"{where}: {left[0]} has no place in this model")
     return out
 
 
-SAME = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-        "intermediate_size", "rms_norm_eps", "tie_word_embeddings", "hidden_act")       # keys that mean the same to us
+SAME = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+    "hidden_act",
+)  # keys that mean the same to us
 
 
 def our_config(settings, where):
@@ -211,8 +228,8 @@ def read_weights(folder):
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such file; save the model again as one, with transformers' save_pretrained")
     try:
-        weights = safetensors.load_file(path)                                   # its tensors must fill the file exactly
-    except Exception as e:                                                      # of several kinds
+        weights = safetensors.load_file(path)  # its tensors must fill the file exactly
+    except Exception as e:  # of several kinds
         reason = " ".join(str(e).split())[:100]
         raise UserError(f"{path}: is damaged ({reason}); copy it again") from None
     for name, w in weights.items():
@@ -234,15 +251,19 @@ def import_folder(folder, path, force=False):
         raise UserError(f"{folder}: no tokenizer.model in it; only SentencePiece tokenizers can be converted")
     tokenizer = load_tokenizer(os.path.join(folder, "tokenizer.model"))
     if tokenizer.vocab_size != config.vocab_size:
-        raise UserError(f"{where}: vocab_size is {config.vocab_size}, the tokenizer has {tokenizer.vocab_size} pieces; "
-                        "they must agree")
+        raise UserError(
+            f"{where}: vocab_size is {config.vocab_size}, the tokenizer has {tokenizer.vocab_size} pieces; "
+            "they must agree"
+        )
     weights = fold(config, read_weights(folder), folder)
     with checkpoint.reading(folder):
         checkpoint.check_weights(config, weights)
         checkpoint.build_model(config, weights)
     if config.embedding == "attention":
-        print("note: the released attention embedding sees the future; here it is causal, so this model computes "
-              "something else")
+        print(
+            "note: the released attention embedding sees the future; here it is causal, so this model computes "
+            "something else"
+        )
     corpus = f"unknown (converted from {os.path.basename(os.path.abspath(folder))})"
     provenance = {"corpus": corpus, "versions": {"torch": str(torch.__version__)}}
     checkpoint.save(path, checkpoint.make(config, weights, tokenizer.model_bytes, provenance))
@@ -288,8 +309,10 @@ def check_target(folder, force):
     except UserError:
         ours = False
     if not ours:
-        raise UserError(f"{folder}: is not empty and was not written by export.py; choose another folder, or "
-                        "--force to write into it")
+        raise UserError(
+            f"{folder}: is not empty and was not written by export.py; choose another folder, or "
+            "--force to write into it"
+        )
 
 
 def write_folder(folder, files):
@@ -326,7 +349,7 @@ def export_run(run, folder, **options):
     for revision, target in targets.items():
         name = "ckpt.pt" if revision == "main" else revision + ".pt"
         export_folder(os.path.join(run, name), target, **options)
-        options |= {"blimp": None, "babylm": None}              # the scores are those of main
+        options |= {"blimp": None, "babylm": None}  # the scores are those of main
     return list(targets.values())
 
 
@@ -338,17 +361,25 @@ Given a folder, the BabyLM pipeline ignores --revision_name but for the place of
 
 def main(argv=None):
     p = argparse.ArgumentParser(description="Checkpoint to Hugging Face folder, and back.")
-    p.add_argument("source", metavar="CKPT",
-                   help="a checkpoint; with --all-checkpoints a run folder; with --from-hf a Hugging Face folder")
+    p.add_argument(
+        "source",
+        metavar="CKPT",
+        help="a checkpoint; with --all-checkpoints a run folder; with --from-hf a Hugging Face folder",
+    )
     p.add_argument("target", metavar="DIR", help="the folder to write; with --from-hf the checkpoint to write")
-    p.add_argument("--from-hf", action="store_true",
-                   help="convert a LLaMA folder, or SLlama as released, into a checkpoint")
-    p.add_argument("--all-checkpoints", action="store_true",
-                   help="ckpt.pt and every chck_NM.pt of a run, each into DIR/REVISION/DIR")
+    p.add_argument(
+        "--from-hf", action="store_true", help="convert a LLaMA folder, or SLlama as released, into a checkpoint"
+    )
+    p.add_argument(
+        "--all-checkpoints",
+        action="store_true",
+        help="ckpt.pt and every chck_NM.pt of a run, each into DIR/REVISION/DIR",
+    )
     p.add_argument("--blimp", metavar="FILE", help="what eval_blimp.py --json wrote, for the model card")
     p.add_argument("--babylm", metavar="FILE", help="the scores.json of lab.babylm, for the model card")
-    p.add_argument("--license", default="unknown", metavar="ID",
-                   help="licence of the weights for the model card, such as mit")
+    p.add_argument(
+        "--license", default="unknown", metavar="ID", help="licence of the weights for the model card, such as mit"
+    )
     p.add_argument("--force", action="store_true", help="write even where something else is")
     args = p.parse_args(argv)
     if safetensors is None:
@@ -363,7 +394,8 @@ def main(argv=None):
         "blimp": read_scores(args.blimp) if args.blimp else None,
         "babylm": read_babylm(args.babylm) if args.babylm else None,
         "license": args.license,
-        "force": args.force}
+        "force": args.force,
+    }
     if args.all_checkpoints:
         for folder in export_run(args.source, args.target, **options):
             print("folder: " + folder)
@@ -372,8 +404,10 @@ def main(argv=None):
     else:
         numbers = export_folder(args.source, args.target, **options)
         print(f"numbers: {numbers}\nfolder: {args.target}")
-        print("loads with: AutoModelForCausalLM.from_pretrained and AutoTokenizer.from_pretrained of that folder; "
-              "its README.md has an example")
+        print(
+            "loads with: AutoModelForCausalLM.from_pretrained and AutoTokenizer.from_pretrained of that folder; "
+            "its README.md has an example"
+        )
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ The loss over the vocabulary never holds a (tokens x V) tensor: see LinearCrossE
     model(ids, targets).backward()                                      # ids, targets: (B, T); targets one token ahead
     for token, probability in model.generate([1], max_tokens=20): ...
 """
+
 import dataclasses
 import itertools
 import typing
@@ -39,32 +40,43 @@ from torch.utils.checkpoint import checkpoint
 @dataclass
 class ModelConfig:
     """Shape and tricks of a model, under Hugging Face's names where they have one. The defaults are a plain LLaMA's."""
+
     vocab_size: int
     hidden_size: int
     num_hidden_layers: int
     num_attention_heads: int
-    intermediate_size: int                                              # width of the MLP
-    num_key_value_heads: int | None = None                              # None: as many as attention heads
-    max_position_embeddings: int = 256                                  # context, tokens
+    intermediate_size: int  # width of the MLP
+    num_key_value_heads: int | None = None  # None: as many as attention heads
+    max_position_embeddings: int = 256  # context, tokens
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
-    tie_word_embeddings: bool = False                                   # one matrix for embedding and head
+    tie_word_embeddings: bool = False  # one matrix for embedding and head
     embedding: Literal["full", "repeat", "linear", "attention"] = "full"
-    embedding_factor: int = 4                                           # the narrow tables' rows are hidden_size / this
-    attention: str = "mha"                                              # a name in ATTENTION below
+    embedding_factor: int = 4  # the narrow tables' rows are hidden_size / this
+    attention: str = "mha"  # a name in ATTENTION below
     mlp: Literal["full", "shared_projection"] = "full"
     layer_sharing: Literal["none", "share", "reuse"] = "none"
-    num_groups: int = 1                                                 # of layers with their own weights, for `share`
+    num_groups: int = 1  # of layers with their own weights, for `share`
     hidden_act: Literal["silu", "relu2"] = "silu"
-    qk_norm: bool = False                                               # RMSNorm of queries and keys, per head
-    dropout: float = 0.0                                                # on the embedding and both residual branches
+    qk_norm: bool = False  # RMSNorm of queries and keys, per head
+    dropout: float = 0.0  # on the embedding and both residual branches
 
     def problems(self):
         """What cannot be built, each as `key: reason`; an empty list for a model that can."""
-        limits = {"vocab_size": (2, 2**20), "hidden_size": (1, 2**16), "num_hidden_layers": (1, 1024),
-                  "num_attention_heads": (1, 1024), "intermediate_size": (1, 2**18), "num_key_value_heads": (1, 1024),
-                  "max_position_embeddings": (2, 2**17), "rms_norm_eps": (1e-12, 0.1), "rope_theta": (1e-3, 1e12),
-                  "embedding_factor": (1, 1024), "num_groups": (1, 1024), "dropout": (0, 0.9)}
+        limits = {
+            "vocab_size": (2, 2**20),
+            "hidden_size": (1, 2**16),
+            "num_hidden_layers": (1, 1024),
+            "num_attention_heads": (1, 1024),
+            "intermediate_size": (1, 2**18),
+            "num_key_value_heads": (1, 1024),
+            "max_position_embeddings": (2, 2**17),
+            "rms_norm_eps": (1e-12, 0.1),
+            "rope_theta": (1e-3, 1e12),
+            "embedding_factor": (1, 1024),
+            "num_groups": (1, 1024),
+            "dropout": (0, 0.9),
+        }
         choices = {field.name: typing.get_args(field.type) for field in dataclasses.fields(self)}
         choices["attention"] = tuple(ATTENTION)
         found = []
@@ -82,25 +94,37 @@ class ModelConfig:
         kv_heads = self.num_key_value_heads or heads
         head_dim = h // heads
         narrow = self.embedding != "full"
-        rules = [                                                       # (what must hold, what to say if it does not)
-            (h % heads == 0,
-             f"num_attention_heads: {heads} does not divide hidden_size {h}"),
-            (head_dim % 2 == 0 or h % heads,
-             f"num_attention_heads: hidden_size/heads = {head_dim} must be even, RoPE turns pairs of numbers"),
-            (heads % kv_heads == 0,
-             f"num_key_value_heads: {kv_heads} does not divide num_attention_heads {heads}"),
-            (kv_heads == heads or self.attention != "skqa",
-             "num_key_value_heads: `skqa` uses one matrix for queries and keys, so these need as many heads"),
-            (not narrow or h % self.embedding_factor == 0,
-             f"embedding_factor: {self.embedding_factor} does not divide hidden_size {h}"),
-            (not narrow or not self.tie_word_embeddings,
-             f"tie_word_embeddings: the table of embedding `{self.embedding}` is narrower than the head; set false"),
-            (self.attention != "rra" or head_dim * kv_heads % 4 == 0,
-             f"attention: `rra` repeats a quarter of the width, and {head_dim * kv_heads} is not a multiple of 4"),
-            (self.layer_sharing != "share" or self.num_groups <= layers,
-             f"num_groups: {self.num_groups} groups for {layers} layers"),
-            (self.layer_sharing != "reuse" or layers % 2 == 0,
-             f"layer_sharing: `reuse` runs L/2 layers twice each, so num_hidden_layers {layers} must be even"),
+        rules = [  # (what must hold, what to say if it does not)
+            (h % heads == 0, f"num_attention_heads: {heads} does not divide hidden_size {h}"),
+            (
+                head_dim % 2 == 0 or h % heads,
+                f"num_attention_heads: hidden_size/heads = {head_dim} must be even, RoPE turns pairs of numbers",
+            ),
+            (heads % kv_heads == 0, f"num_key_value_heads: {kv_heads} does not divide num_attention_heads {heads}"),
+            (
+                kv_heads == heads or self.attention != "skqa",
+                "num_key_value_heads: `skqa` uses one matrix for queries and keys, so these need as many heads",
+            ),
+            (
+                not narrow or h % self.embedding_factor == 0,
+                f"embedding_factor: {self.embedding_factor} does not divide hidden_size {h}",
+            ),
+            (
+                not narrow or not self.tie_word_embeddings,
+                f"tie_word_embeddings: the table of embedding `{self.embedding}` is narrower than the head; set false",
+            ),
+            (
+                self.attention != "rra" or head_dim * kv_heads % 4 == 0,
+                f"attention: `rra` repeats a quarter of the width, and {head_dim * kv_heads} is not a multiple of 4",
+            ),
+            (
+                self.layer_sharing != "share" or self.num_groups <= layers,
+                f"num_groups: {self.num_groups} groups for {layers} layers",
+            ),
+            (
+                self.layer_sharing != "reuse" or layers % 2 == 0,
+                f"layer_sharing: `reuse` runs L/2 layers twice each, so num_hidden_layers {layers} must be even",
+            ),
         ]
         return [reason for holds, reason in rules if not holds]
 
@@ -136,15 +160,15 @@ def rope_table(positions, head_dim, theta):
     Pair i is the numbers i and i + hs/2 of a head: (a, b) becomes (a cos - b sin, b cos + a sin). Both have their cos
     here, and their sin with the sign that it has there.
     """
-    frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)      # (hs/2)
-    angles = np.outer(np.arange(positions), frequencies)                # (positions, hs/2)
+    frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)  # (hs/2)
+    angles = np.outer(np.arange(positions), frequencies)  # (positions, hs/2)
     cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
     return torch.from_numpy(np.hstack((cos, cos))), torch.from_numpy(np.hstack((-sin, sin)))
 
 
 def apply_rotary_emb(x, cos, sin):
     """Turns the pairs of each head, in float32. x (B, T, nh, hs); cos, sin (B or 1, T, 1, hs)."""
-    swapped = x.roll(x.shape[-1] // 2, dims=-1)                         # (b, a) where x has (a, b)
+    swapped = x.roll(x.shape[-1] // 2, dims=-1)  # (b, a) where x has (a, b)
     return (x * cos + swapped * sin).to(x.dtype)
 
 
@@ -156,9 +180,9 @@ class KVCache:
     """Keys and values of the tokens so far, one pair for each attention of a pass, in the order in which they come."""
 
     def __init__(self):
-        self.pairs = []                                                 # (k, v), each (B, nkv, length, hs)
-        self.length = 0                                                 # tokens
-        self.next = 0                                                   # which pair the pass comes to next
+        self.pairs = []  # (k, v), each (B, nkv, length, hs)
+        self.length = 0  # tokens
+        self.next = 0  # which pair the pass comes to next
 
     def extend(self, k, v):
         """Appends k, v (B, nkv, T, hs) of the new tokens and returns those of all tokens."""
@@ -198,13 +222,13 @@ def attention_written_out(q, k, v, mask):
     visible = torch.ones(T, T, dtype=torch.bool).tril() if mask is None else mask
     bias = torch.zeros(visible.shape, dtype=q.dtype).masked_fill(~visible, -torch.inf)
     heads = max(1, 2**22 // T**2)
-    q, k, v = (t.reshape(B * nh, T, -1).split(heads) for t in (q, k, v))       # lists of (heads, T, hs)
+    q, k, v = (t.reshape(B * nh, T, -1).split(heads) for t in (q, k, v))  # lists of (heads, T, hs)
     one_for_all = bias.dim() == 2
     biases = [bias] * len(q) if one_for_all else bias.expand(B, nh, T, T).flatten(0, 1).split(heads)
     parts = []
     for some_q, some_k, some_v, bias in zip(q, k, v, biases):
-        scores = torch.baddbmm(bias, some_q, some_k.mT, alpha=hs**-0.5)         # (heads, T, T)
-        parts.append(scores.softmax(-1) @ some_v)                               # (heads, T, dv)
+        scores = torch.baddbmm(bias, some_q, some_k.mT, alpha=hs**-0.5)  # (heads, T, T)
+        parts.append(scores.softmax(-1) @ some_v)  # (heads, T, dv)
     return torch.cat(parts).view(B, nh, T, -1)
 
 
@@ -247,16 +271,16 @@ class Attention(nn.Module):
     def forward(self, x, rope, mask=None, cache=None):
         B, T, h = x.shape
         q, k, v = self.project(x)
-        q = q.view(B, T, self.heads, self.head_dim)                     # (B, T, nh, hs)
-        k = k.view(B, T, self.kv_heads, self.head_dim)                  # (B, T, nkv, hs)
-        v = v.view(B, T, self.kv_heads, self.head_dim)                  # (B, T, nkv, hs)
+        q = q.view(B, T, self.heads, self.head_dim)  # (B, T, nh, hs)
+        k = k.view(B, T, self.kv_heads, self.head_dim)  # (B, T, nkv, hs)
+        v = v.view(B, T, self.kv_heads, self.head_dim)  # (B, T, nkv, hs)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        qk = apply_rotary_emb(torch.cat((q, k), dim=2), *rope)          # (B, T, nh + nkv, hs)
+        qk = apply_rotary_emb(torch.cat((q, k), dim=2), *rope)  # (B, T, nh + nkv, hs)
         q, k = qk.split((self.heads, self.kv_heads), dim=2)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)       # (B, nh or nkv, T, hs)
-        y = attention(q, k, v, mask, cache)                             # (B, nh, T, hs)
-        y = y.transpose(1, 2).reshape(B, T, h)                          # (B, T, h): heads side by side
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, nh or nkv, T, hs)
+        y = attention(q, k, v, mask, cache)  # (B, nh, T, hs)
+        y = y.transpose(1, 2).reshape(B, T, h)  # (B, T, h): heads side by side
         return self.output(y)
 
 
@@ -289,7 +313,7 @@ class PermutatedWeights(Attention):
         self.shared_weights = nn.Parameter(torch.empty(6, h))
         numbers = itertools.cycle(itertools.chain.from_iterable(itertools.permutations(range(6), 4)))
         picks = torch.tensor(list(itertools.islice(numbers, h + 2 * h_kv)))
-        self.register_buffer("picks", picks, persistent=False)          # (h + 2 h_kv): which row of the six
+        self.register_buffer("picks", picks, persistent=False)  # (h + 2 h_kv): which row of the six
         self.widths = (h, h_kv, h_kv)
 
     @staticmethod
@@ -297,7 +321,7 @@ class PermutatedWeights(Attention):
         return 6 * h
 
     def project(self, x):
-        weight = self.shared_weights[self.picks]                        # (h + 2 h_kv, h)
+        weight = self.shared_weights[self.picks]  # (h + 2 h_kv, h)
         return F.linear(x, weight).split(self.widths, dim=-1)
 
     def output(self, y):
@@ -349,8 +373,8 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(f, h, bias=False)
 
     def forward(self, x):
-        up = x @ self.down_proj.weight if self.shared else self.up_proj(x)      # (B, T, f)
-        return self.down_proj(self.act(self.gate_proj(x)) * up)                 # (B, T, h)
+        up = x @ self.down_proj.weight if self.shared else self.up_proj(x)  # (B, T, f)
+        return self.down_proj(self.act(self.gate_proj(x)) * up)  # (B, T, h)
 
 
 class LinearProjector(nn.Module):
@@ -377,9 +401,9 @@ class AttentionProjector(nn.Module):
         self.v = nn.Linear(e, h)
 
     def forward(self, x, mask, cache):
-        q, k, v = self.q(x), self.k(x), self.v(x)                       # (B, T, e), (B, T, e), (B, T, h)
-        one_head = (t.unsqueeze(1) for t in (q, k, v))                  # (B, 1, T, e or h)
-        return F.silu(attention(*one_head, mask, cache).squeeze(1))     # (B, T, h)
+        q, k, v = self.q(x), self.k(x), self.v(x)  # (B, T, e), (B, T, e), (B, T, h)
+        one_head = (t.unsqueeze(1) for t in (q, k, v))  # (B, 1, T, e or h)
+        return F.silu(attention(*one_head, mask, cache).squeeze(1))  # (B, T, h)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -398,29 +422,29 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, targets, z_loss, dtype, need_grad):
         """x (N, h), weight (V, h), targets (N) with -100 = not scored; dtype of the matrix products."""
-        scored, target = (targets >= 0)[:, None], targets.clamp(min=0)[:, None]         # (N, 1) each
+        scored, target = (targets >= 0)[:, None], targets.clamp(min=0)[:, None]  # (N, 1) each
         xs, w = x.to(dtype), weight.to(dtype)
         (N, h), V = x.shape, len(w)
         size = min(N, chunk_size(V, dtype, x.device))
         buffer = torch.empty(size, V, dtype=dtype, device=x.device)
-        least = 2**-24 if dtype == torch.float16 else torch.finfo(dtype).tiny           # what p = 0 counts as
+        least = 2**-24 if dtype == torch.float16 else torch.finfo(dtype).tiny  # what p = 0 counts as
         if need_grad:
             dx = torch.empty(N, h, dtype=torch.float32, device=x.device)
             dw = torch.zeros(V, h, dtype=torch.float32, device=x.device)
-        rows = []                                                       # of each chunk: log p[target], log s
+        rows = []  # of each chunk: log p[target], log s
         for start in range(0, N, size):
             chunk = slice(start, start + size)
-            logits = torch.mm(xs[chunk], w.T, out=buffer[:len(xs[chunk])])              # (n, V)
-            target_logit = logits.gather(1, target[chunk])                              # (n, 1)
-            p = torch.softmax(logits, 1, out=logits if x.device.type == "cpu" else None)        # (n, V)
-            log_p = p.gather(1, target[chunk]).clamp(min=least).float().log()           # (n, 1)
-            log_s = target_logit - log_p                                                # (n, 1)
+            logits = torch.mm(xs[chunk], w.T, out=buffer[: len(xs[chunk])])  # (n, V)
+            target_logit = logits.gather(1, target[chunk])  # (n, 1)
+            p = torch.softmax(logits, 1, out=logits if x.device.type == "cpu" else None)  # (n, V)
+            log_p = p.gather(1, target[chunk]).clamp(min=least).float().log()  # (n, 1)
+            log_s = target_logit - log_p  # (n, 1)
             rows.append((log_p, log_s))
             if need_grad:
-                d_log_s = scored[chunk] * (1 + 2 * z_loss * log_s)                      # the loss by log s (n, 1)
+                d_log_s = scored[chunk] * (1 + 2 * z_loss * log_s)  # the loss by log s (n, 1)
                 torch.mul(p @ w, d_log_s, out=dx[chunk])
                 dw += p.T @ (xs[chunk] * d_log_s).to(dtype)
-        log_p, log_s = (torch.cat(parts) for parts in zip(*rows))       # (N, 1) each
+        log_p, log_s = (torch.cat(parts) for parts in zip(*rows))  # (N, 1) each
         losses = z_loss * log_s.square() - log_p
         total = torch.where(scored, losses, 0).sum()
         count = scored.sum().clamp(min=1)
@@ -453,9 +477,9 @@ def drop(x, p):
     """Dropout. On a CPU PyTorch draws number after number, one for each element; random bytes are eight at a time."""
     if not p or x.device.type != "cpu":
         return F.dropout(x, p)
-    limit = round(256 * p)                                              # a byte below it drops: p is in 256ths
-    numbers = torch.randint(-2**63, 2**63 - 1, ((x.numel() + 7) // 8,))
-    kept = numbers.view(torch.uint8)[:x.numel()].view(x.shape) >= limit
+    limit = round(256 * p)  # a byte below it drops: p is in 256ths
+    numbers = torch.randint(-(2**63), 2**63 - 1, ((x.numel() + 7) // 8,))
+    kept = numbers.view(torch.uint8)[: x.numel()].view(x.shape) >= limit
     return x * kept * (256 / (256 - limit))
 
 
@@ -483,7 +507,7 @@ class Model(nn.Module):
         h, V, e = config.hidden_size, config.vocab_size, config.hidden_size // config.embedding_factor
         layers, groups, self.order = sharing(config)
         self.lm_head = nn.Linear(h, V, bias=False)
-        if not config.tie_word_embeddings:                              # a tied model reads the head's rows
+        if not config.tie_word_embeddings:  # a tied model reads the head's rows
             self.embed_tokens = nn.Embedding(V, h if config.embedding == "full" else e)
         if config.embedding == "linear":
             self.projector = LinearProjector(e, h)
@@ -494,16 +518,16 @@ class Model(nn.Module):
         self.mlp = nn.ModuleList(MLP(config) for _ in range(groups))
         self.norm = RMSNorm(h, config.rms_norm_eps)
         cos, sin = rope_table(config.max_position_embeddings, h // config.num_attention_heads, config.rope_theta)
-        self.register_buffer("cos", cos, persistent=False)              # (max positions, hs)
+        self.register_buffer("cos", cos, persistent=False)  # (max positions, hs)
         self.register_buffer("sin", sin, persistent=False)
         self.gradient_checkpointing = False
         self.z_loss = 0.0
-        self.line_start = None                                          # a token that none may look past, if any
+        self.line_start = None  # a token that none may look past, if any
         self.init_weights()
 
     def init_weights(self):
         """All matrices from N(0, 0.02), norms 1, biases 0, as LLaMA in Hugging Face's library."""
-        if self.lm_head.weight.is_meta:                                 # shapes only: nothing to initialise
+        if self.lm_head.weight.is_meta:  # shapes only: nothing to initialise
             return
         for name, p in self.named_parameters():
             if p.dim() > 1:
@@ -519,11 +543,11 @@ class Model(nn.Module):
     def embed(self, ids, mask=None, cache=None):
         """ids (B, T) -> (B, T, h), the start of the residual stream: in the weights' type, whatever autocast is."""
         table = self.lm_head.weight if self.config.tie_word_embeddings else self.embed_tokens.weight
-        x = F.embedding(ids, table)                                     # (B, T, h) or (B, T, h/4)
+        x = F.embedding(ids, table)  # (B, T, h) or (B, T, h/4)
         if self.config.embedding == "full":
             return x
         if self.config.embedding == "repeat":
-            return x.repeat(1, 1, self.config.embedding_factor)         # RRHP: [e e e e]
+            return x.repeat(1, 1, self.config.embedding_factor)  # RRHP: [e e e e]
         return self.projector(x, mask, cache).to(table.dtype)
 
     def hidden(self, ids, positions=None, mask=None, cache=None):
@@ -536,11 +560,12 @@ class Model(nn.Module):
         past = cache.length if cache is not None else 0
         if positions is None:
             if past + T > self.config.max_position_embeddings:
-                raise ValueError(f"{past + T} tokens do not fit into the context of "
-                                 f"{self.config.max_position_embeddings}")
+                raise ValueError(
+                    f"{past + T} tokens do not fit into the context of {self.config.max_position_embeddings}"
+                )
             positions = slice(past, past + T)
-        cos = self.cos[positions].view(-1, T, 1, self.cos.shape[1])     # (B or 1, T, 1, hs)
-        sin = self.sin[positions].view(-1, T, 1, self.sin.shape[1])     # the same
+        cos = self.cos[positions].view(-1, T, 1, self.cos.shape[1])  # (B or 1, T, 1, hs)
+        sin = self.sin[positions].view(-1, T, 1, self.sin.shape[1])  # the same
         if mask is None and cache is None and self.line_start is not None:
             mask = own_line(ids, self.line_start)
         if past and T > 1 and mask is None:
@@ -549,7 +574,7 @@ class Model(nn.Module):
             cache.next = 0
         dropout = self.config.dropout if self.training else 0.0
 
-        x = drop(self.embed(ids, mask, cache), dropout)                 # (B, T, h)
+        x = drop(self.embed(ids, mask, cache), dropout)  # (B, T, h)
         for layer, group in self.order:
             args = (x, self.attention[group], self.mlp[group], (cos, sin), mask, cache, dropout)
             if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -567,7 +592,7 @@ class Model(nn.Module):
 
     def loss(self, x, targets):
         """Mean loss of hidden states x (B, T, h) against targets (B, T), which are the ids one step ahead."""
-        x, targets, weight = x.flatten(0, 1), targets.flatten(), self.lm_head.weight    # (N, h), (N), (V, h)
+        x, targets, weight = x.flatten(0, 1), targets.flatten(), self.lm_head.weight  # (N, h), (N), (V, h)
         dtype, need_grad = product_dtype(x), torch.is_grad_enabled()
         with torch.autocast(x.device.type, enabled=False):
             return LinearCrossEntropy.apply(x, weight, targets, self.z_loss, dtype, need_grad)
@@ -589,8 +614,8 @@ class Model(nn.Module):
         new, cache = ids[-context:], KVCache()
         for _ in range(max_tokens):
             if cache.length + len(new) > context:
-                new, cache = ids[-(context // 2):], KVCache()
-            logits = self.step(torch.tensor([new], device=device), cache)[0]            # (V)
+                new, cache = ids[-(context // 2) :], KVCache()
+            logits = self.step(torch.tensor([new], device=device), cache)[0]  # (V)
             probabilities = logits.softmax(-1)
             chances = probabilities if pick is None else pick(logits, ids)
             token = torch.multinomial(chances.cpu(), 1, generator=generator).item()
@@ -602,7 +627,7 @@ class Model(nn.Module):
 def own_line(ids, start):
     """ids (B, T) -> (B, 1, T, T), True where a token may look: back to the last `start`, and no further."""
     T = ids.shape[1]
-    line = (ids == start).cumsum(1)                                     # (B, T): which line of its window it is in
+    line = (ids == start).cumsum(1)  # (B, T): which line of its window it is in
     same = line[:, None, :, None] == line[:, None, None, :]
     return same & torch.ones(T, T, dtype=torch.bool, device=ids.device).tril()
 
@@ -627,11 +652,18 @@ def parameter_counts(config):
     head_dim = h // config.num_attention_heads
     h_kv = (config.num_key_value_heads or config.num_attention_heads) * head_dim
     layers, groups, _ = sharing(config)
-    embedding = {"full": 0 if config.tie_word_embeddings else V * h,
-                 "repeat": V * e,
-                 "linear": V * e + (e + 1) * h,
-                 "attention": V * e + 2 * (e + 1) * e + (e + 1) * h}
+    embedding = {
+        "full": 0 if config.tie_word_embeddings else V * h,
+        "repeat": V * e,
+        "linear": V * e + (e + 1) * h,
+        "attention": V * e + 2 * (e + 1) * e + (e + 1) * h,
+    }
     per_group = ATTENTION[config.attention].count(h, h_kv) + (2 * head_dim if config.qk_norm else 0)
     mlp = (3 if config.mlp == "full" else 2) * h * f
-    return {"embedding": embedding[config.embedding], "attention": groups * per_group, "mlp": groups * mlp,
-            "norms": (2 * layers + 1) * h, "head": V * h}
+    return {
+        "embedding": embedding[config.embedding],
+        "attention": groups * per_group,
+        "mlp": groups * mlp,
+        "norms": (2 * layers + 1) * h,
+        "head": V * h,
+    }

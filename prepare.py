@@ -15,6 +15,7 @@ Any budget takes the same blocks in the same order, so 2 MB of a corpus are the 
 share one validation text, of which no line occurs in the training text of any budget. The same settings give the same
 bytes.
 """
+
 from lab import commands  # isort: skip  first: from here on Ctrl-C is no traceback
 import argparse
 import collections
@@ -40,9 +41,9 @@ from lab.files import UserError, read_json
 from lab.settings import parse_args
 from lab.sources import BABYLM, DOWNLOADS, PART, babylm_source, folder_source, pocket_source, sha256
 
-FORMAT = 1                  # of meta.json
-BLOCK = 4000                # bytes of consecutive lines that stay together: some windows of context
-SENTENCE_END = re.compile(r"(?<=[.!?]) (?=[\"'A-Z])")       # rough: it also cuts after "Mr."
+FORMAT = 1  # of meta.json
+BLOCK = 4000  # bytes of consecutive lines that stay together: some windows of context
+SENTENCE_END = re.compile(r"(?<=[.!?]) (?=[\"'A-Z])")  # rough: it also cuts after "Mr."
 PROBE = "  Two  spaces,\ta tab, ▁ and 🙂\n"
 BLIMP_COMMIT = "3e56b06fcabca9b30822fc66435fca6b1aa40bb1"
 BLIMP_URL = f"https://raw.githubusercontent.com/alexwarstadt/blimp/{BLIMP_COMMIT}/BLiMP.zip"
@@ -52,11 +53,13 @@ BLIMP_SHA256 = "172a1a714d72e72a89e8384dd531483f3d0f8a9aee3d33dccaf7992d8cecbb73
 # 1. find is lab/sources.py, 2. clean is lab/cleaning.py.
 # ---------------------------------------------------------------------------------------------------- 3. split
 
+
 class Block(NamedTuple):
     """Consecutive lines of UTF-8, joined by newlines; an empty one is a boundary of documents.
 
     size: bytes of the lines with their newlines; a boundary has none.
     """
+
     text: bytes
     size: int
 
@@ -86,7 +89,7 @@ def blocks(parts):
     done, lines, size = [], [], 0
     for part in itertools.chain(first, parts):
         for line in part.removesuffix(b"\n").split(b"\n"):
-            if line or (lines and lines[-1]):                           # no boundary at the start or after another
+            if line or (lines and lines[-1]):  # no boundary at the start or after another
                 lines.append(line)
                 size += line_size(line)
             if size and (size >= 2 * goal or (size >= goal and not line)):
@@ -137,6 +140,7 @@ def without(text_blocks, lines):
 
 # ---------------------------------------------------------------------------------------------------- 4. mix
 
+
 def take(text_blocks, budget):
     """Whole lines from the start of the blocks, up to `budget` bytes (null: all).
 
@@ -163,11 +167,10 @@ def take(text_blocks, budget):
 
 
 def interleave(sources):
-    """Lists of blocks -> one list; the next block is always of the list that has given the smallest share of its bytes.
-    """
+    """Lists of blocks -> one list; the next is always of the list that has given the smallest share of its bytes."""
     totals = [sum(block.size for block in source) for source in sources]
     rests = [iter(source) for source in sources]
-    queue = [(0.0, i, 0) for i in range(len(sources))]                  # share given, which list, bytes given
+    queue = [(0.0, i, 0) for i in range(len(sources))]  # share given, which list, bytes given
     mixed = []
     while queue:
         _, i, given = queue[0]
@@ -182,6 +185,7 @@ def interleave(sources):
 
 
 # ---------------------------------------------------------------------------------------------------- 5. tokenise
+
 
 def documents(text, boundary):
     """A block's text -> the texts that get a BOS each: its lines, the sentences of its lines, or the lines between two
@@ -228,7 +232,7 @@ def train_tokenizer(text_blocks, vocab_size, fallback, each):
         return tokenizer.train_on_counts(counts, e.possible)
 
 
-encoder = functools.lru_cache(1)(tokenizer.CorpusEncoder)               # one for all batches of a process
+encoder = functools.lru_cache(1)(tokenizer.CorpusEncoder)  # one for all batches of a process
 
 
 def encode_batch(model_bytes, boundary, seed, texts):
@@ -252,6 +256,7 @@ def encode(tok, text_blocks, data, each, copies=1):
 
 # ---------------------------------------------------------------------------------------------------- all of it
 
+
 def count(text_blocks):
     return {
         "bytes": sum(block.size for block in text_blocks),
@@ -270,8 +275,10 @@ def build(config, tok, texts, fallback=False):
         seen = seen_lines(sum(held_out, []), pools.values())
         val = interleave([without(text_blocks, seen) for text_blocks in held_out])
         if not val:
-            raise UserError("data.source: too little text, a twentieth of it (or data.validation_kb) holds no line "
-                            "that the rest does not have; nothing is left to validate on")
+            raise UserError(
+                "data.source: too little text, a twentieth of it (or data.validation_kb) holds no line "
+                "that the rest does not have; nothing is left to validate on"
+            )
         parts, rows = budgeted(config.data, pools, hashes)
         train = interleave(parts)
         if tok is None:
@@ -307,13 +314,16 @@ def clean_and_split(data, texts, each):
         parts, digest = read()
         for other in hashes:
             if hashes[other] == digest:
-                raise UserError(f"data.source: `{other}` and `{name}` are the same text; "
-                                "remove one or leave it out of data.sources")
+                raise UserError(
+                    f"data.source: `{other}` and `{name}` are the same text; remove one or leave it out of data.sources"
+                )
         hashes[name] = digest
         text_blocks = blocks(clean(parts, data.clean, each))
         if not text_blocks:
-            raise UserError(f"data.source: nothing of `{name}` is left after cleaning; "
-                            "leave it out of data.sources or change data.clean")
+            raise UserError(
+                f"data.source: nothing of `{name}` is left after cleaning; "
+                "leave it out of data.sources or change data.clean"
+            )
         held, pools[name] = split(text_blocks, data.validation_kb, data.seed, name)
         held_out.append(held)
     return held_out, pools, hashes
@@ -338,21 +348,39 @@ def prepare(config, source, fallback=False):
     data, folder = config.data, config.data_dir
     tok = tokenizer.load(config.tokenizer.model) if config.tokenizer.model else None
     if tok and tok.decode(tok.encode(PROBE)) != PROBE:
-        print(f"NOTICE: {config.tokenizer.model} DOES NOT GIVE BACK EVERY TEXT IT IS GIVEN; "
-              "bits per byte are of the text it keeps")
+        print(
+            f"NOTICE: {config.tokenizer.model} DOES NOT GIVE BACK EVERY TEXT IT IS GIVEN; "
+            "bits per byte are of the text it keeps"
+        )
     if tok and data.copies > 1 and not tokenizer.cuts_at_spaces(tok):
-        raise UserError("data.copies: the other copies are cut by BPE within words, and this tokenizer.model works "
-                        "differently; leave tokenizer.model at null or data.copies at 1")
-    settings = [FORMAT, data.name, data.budget_mb, data.validation_kb, data.clean, data.boundary, data.copies,
-                data.seed, tok.sha256 if tok else config.tokenizer.vocab_size, source.name, source.inputs, fallback]
+        raise UserError(
+            "data.copies: the other copies are cut by BPE within words, and this tokenizer.model works "
+            "differently; leave tokenizer.model at null or data.copies at 1"
+        )
+    settings = [
+        FORMAT,
+        data.name,
+        data.budget_mb,
+        data.validation_kb,
+        data.clean,
+        data.boundary,
+        data.copies,
+        data.seed,
+        tok.sha256 if tok else config.tokenizer.vocab_size,
+        source.name,
+        source.inputs,
+        fallback,
+    ]
     digest = sha256(json.dumps(settings).encode())
     if meta := corpus.up_to_date(folder, digest):
         report(meta, time.time() - start)
         print(f"{folder}: up to date")
         return
     if fallback and read_json(os.path.join(folder, "meta.json")).get("source") in BABYLM:
-        raise UserError(f"{folder}: made from BabyLM, which cannot be downloaded now; "
-                        "Pocket English does not replace it: set another data.name, or data.source=pocket")
+        raise UserError(
+            f"{folder}: made from BabyLM, which cannot be downloaded now; "
+            "Pocket English does not replace it: set another data.name, or data.source=pocket"
+        )
 
     files, meta = build(config, tok, source.texts, fallback)
     pocket = source.name == "pocket"
@@ -376,8 +404,10 @@ def report(meta, seconds):
     for part in ("train", "val"):
         row = meta[part]
         copies = f" in {meta['copies']} copies" if part == "train" and meta["copies"] > 1 else ""
-        print(f"{part:<16}{row['bytes'] / 1e6:>8.2f}{row['words']:>12,}{row['lines']:>10,}  {row['tokens']:,} tokens"
-              f"{copies}")
+        print(
+            f"{part:<16}{row['bytes'] / 1e6:>8.2f}{row['words']:>12,}{row['lines']:>10,}  {row['tokens']:,} tokens"
+            f"{copies}"
+        )
     print(f"corpus: {meta['corpus']}")
     print(f"vocab_size: {meta['vocab_size']}")
     print(f"tokens_per_word: {meta['tokens_per_word']:.3f}")
@@ -396,8 +426,10 @@ def get_blimp(folder):
         download(os.environ.get("SLLAMA_LAB_BLIMP_URL", BLIMP_URL), archive, BLIMP_SHA256)
         unpack(archive, folder)
     except UserError as e:
-        print(f"NOTICE: THERE IS NO BLIMP IN {folder}, AND EVAL_BLIMP.PY NEEDS IT.\n  {e}\n"
-              f"  Run prepare.py again, or put the archive's data/*.jsonl into {folder} yourself: {BLIMP_URL}")
+        print(
+            f"NOTICE: THERE IS NO BLIMP IN {folder}, AND EVAL_BLIMP.PY NEEDS IT.\n  {e}\n"
+            f"  Run prepare.py again, or put the archive's data/*.jsonl into {folder} yourself: {BLIMP_URL}"
+        )
 
 
 def find_and_prepare(config):
@@ -416,8 +448,10 @@ def find_and_prepare(config):
     except DownloadError as e:
         if name != "auto":
             raise UserError(f"{e}. Without a network: data.source=pocket, or a folder of text") from None
-        print(f"{e}\n\nNOTICE: BABYLM CANNOT BE DOWNLOADED. "
-              f"POCKET ENGLISH, A SYNTHETIC LANGUAGE, TAKES ITS PLACE IN {config.data_dir}.\n")
+        print(
+            f"{e}\n\nNOTICE: BABYLM CANNOT BE DOWNLOADED. "
+            f"POCKET ENGLISH, A SYNTHETIC LANGUAGE, TAKES ITS PLACE IN {config.data_dir}.\n"
+        )
         prepare(config, pocket_source(config), fallback=True)
         return
     get_blimp(config.eval.data)
@@ -431,11 +465,13 @@ def main(argv=None):
             raise UserError(f"data.clean: no step `{step}`; known: {', '.join(CLEANING)}")
     taken = [os.path.abspath(path) for path in (DOWNLOADS, config.eval.data)]
     if not re.fullmatch(r"[\w-][\w.-]*", config.data.name) or os.path.abspath(config.data_dir) in taken:
-        raise UserError(f"data.name: `{config.data.name}` must be the name of a new folder in data/: "
-                        "letters, digits, - _ . and not that of the downloads or of eval.data")
+        raise UserError(
+            f"data.name: `{config.data.name}` must be the name of a new folder in data/: "
+            "letters, digits, - _ . and not that of the downloads or of eval.data"
+        )
     try:
         find_and_prepare(config)
-    except OSError as e:                                                # whatever a disk can do
+    except OSError as e:  # whatever a disk can do
         raise UserError(f"{e.filename or config.data_dir}: {e.strerror or e}") from None
     print(f"folder: {config.data_dir}")
     print("next: " + shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)]))

@@ -6,6 +6,7 @@ Same checkpoint, prompt and seed, same text. The loop that writes, with its key-
 here are the ways to pick the next token. In the training text every line starts with BOS, so a predicted BOS (or EOS)
 is the end of a line.
 """
+
 from lab import commands  # isort: skip  first: from here on Ctrl-C is no traceback
 import argparse
 import sys
@@ -15,8 +16,15 @@ import torch
 from lab import checkpoint
 from lab.files import UserError
 
-RANGES = {"max_tokens": (1, 10**9), "num_samples": (1, 10**9), "temperature": (0, 100), "top_k": (0, 10**9),
-          "top_p": (1e-6, 1), "repetition_penalty": (0.1, 10), "seed": (0, 2**60)}
+RANGES = {
+    "max_tokens": (1, 10**9),
+    "num_samples": (1, 10**9),
+    "temperature": (0, 100),
+    "top_k": (0, 10**9),
+    "top_p": (1e-6, 1),
+    "repetition_penalty": (0.1, 10),
+    "seed": (0, 2**60),
+}
 
 
 def adjust(logits, seen, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0):
@@ -40,14 +48,14 @@ def adjust(logits, seen, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty
     if top_p < 1:
         ordered, index = p.sort(descending=True)
         before = ordered.cumsum(0) - ordered
-        p[index[before >= top_p]] = 0                               # a token goes if those before it reach p already
+        p[index[before >= top_p]] = 0  # a token goes if those before it reach p already
     return p / p.sum()
 
 
 def stream(tokens, tokenizer, prompt, write, stop_at_line=False):
     """Writes the prompt and the text of `tokens`, (id, probability) one by one: whole characters only, as they come."""
     write(prompt)
-    line, text = [tokenizer.bos_id, *tokenizer.encode(prompt)], prompt          # ids and text since the line began
+    line, text = [tokenizer.bos_id, *tokenizer.encode(prompt)], prompt  # ids and text since the line began
     for token, _ in tokens:
         if token in (tokenizer.bos_id, tokenizer.eos_id):
             if stop_at_line:
@@ -57,11 +65,11 @@ def stream(tokens, tokenizer, prompt, write, stop_at_line=False):
             continue
         line.append(token)
         now = tokenizer.decode(line[1:])
-        if stop_at_line and "\n" in now[len(text):]:                # where a document holds several lines
-            write(now[len(text):].partition("\n")[0])
+        if stop_at_line and "\n" in now[len(text) :]:  # where a document holds several lines
+            write(now[len(text) :].partition("\n")[0])
             break
-        if not now.endswith("\ufffd"):                              # the bytes of a character come one by one
-            write(now[len(text):])
+        if not now.endswith("\ufffd"):  # the bytes of a character come one by one
+            write(now[len(text) :])
             text = now
     write("\n")
 
@@ -71,7 +79,7 @@ def list_tokens(tokens, tokenizer, prompt, write, stop_at_line=False):
     write(prompt)
     for token, p in tokens:
         ended = token in (tokenizer.bos_id, tokenizer.eos_id)
-        after_point = tokenizer.decode([*tokenizer.encode("."), token])         # alone, a word would lose its space
+        after_point = tokenizer.decode([*tokenizer.encode("."), token])  # alone, a word would lose its space
         write(f"\n{p:8.4f}  {'end of line' if ended else repr(after_point[1:])}")
         if ended and stop_at_line:
             break
@@ -83,12 +91,12 @@ def read_prompts(args):
     prompts = list(args.prompt or [])
     if args.prompt_file:
         try:
-            with (sys.stdin if args.prompt_file == "-" else open(args.prompt_file, encoding="utf-8")) as f:
+            with sys.stdin if args.prompt_file == "-" else open(args.prompt_file, encoding="utf-8") as f:
                 prompts += [line.rstrip("\n") for line in f]
         except (OSError, UnicodeDecodeError) as e:
             reason = getattr(e, "strerror", None) or "not UTF-8 text"
             raise UserError(f"{args.prompt_file}: cannot be read ({reason})") from None
-    if any("\ud800" <= c <= "\udfff" for c in "".join(prompts)):    # what Python makes of other bytes in a command line
+    if any("\ud800" <= c <= "\udfff" for c in "".join(prompts)):  # what Python makes of other bytes in a command line
         raise UserError("the prompt is not UTF-8 text; convert it, for instance with iconv")
     return prompts or [""]
 

@@ -11,6 +11,7 @@ Llama 2's layout and options, so that a trained model converts to Hugging Face's
 No normalisation; a space in front of the text is part of the first piece, as it is of any other word ("▁The"), and
 decoding takes it away again.
 """
+
 import collections
 import functools
 import hashlib
@@ -25,12 +26,12 @@ import sentencepiece
 from lab import model_proto
 from lab.files import UserError
 
-LONGEST_LINE = 16_384   # characters: SentencePiece's trainer counts the characters of a word in 16 bits
-SPACE = "\u2581"        # ▁, what SentencePiece writes for a space
-RESERVED = "\u2585"     # ▅, its sign for the unknown: it does not train on lines that hold one
-WORD = re.compile(r" +[^ ]*(?: \Z)?")   # with the spaces before it, and one at the end of the text
-MOST_PIECES = 65_536    # a token is stored in 16 bits
-DROPOUT = 0.1           # of BPE's merges
+LONGEST_LINE = 16_384  # characters: SentencePiece's trainer counts the characters of a word in 16 bits
+SPACE = "\u2581"  # ▁, what SentencePiece writes for a space
+RESERVED = "\u2585"  # ▅, its sign for the unknown: it does not train on lines that hold one
+WORD = re.compile(r" +[^ ]*(?: \Z)?")  # with the spaces before it, and one at the end of the text
+MOST_PIECES = 65_536  # a token is stored in 16 bits
+DROPOUT = 0.1  # of BPE's merges
 
 
 class VocabularyError(UserError):
@@ -60,11 +61,15 @@ class Tokenizer:
         self.bos_id = self.sp.bos_id()
         self.eos_id = self.sp.eos_id()
         if self.bos_id < 0:
-            raise UserError(f"{where}: the tokenizer has no BOS piece, and every line starts with one; "
-                            "use a model trained with bos_id >= 0")
+            raise UserError(
+                f"{where}: the tokenizer has no BOS piece, and every line starts with one; "
+                "use a model trained with bos_id >= 0"
+            )
         if self.vocab_size > MOST_PIECES:
-            raise UserError(f"{where}: {self.vocab_size} pieces do not fit the 16 bits of a token; "
-                            f"use a tokenizer of at most {MOST_PIECES}")
+            raise UserError(
+                f"{where}: {self.vocab_size} pieces do not fit the 16 bits of a token; "
+                f"use a tokenizer of at most {MOST_PIECES}"
+            )
         self.bytes_of_space = self.byte_ids(SPACE)
         self.has_bytes = all(self.sp.is_byte(i) for i in self.bytes_of_space)
 
@@ -120,6 +125,7 @@ class Tokenizer:
 
 # ---------------------------------------------------------------------------------------------------- whole corpora
 
+
 class CorpusEncoder:
     """Tokenizer.encode for millions of texts, to bytes: uint16, little-endian, as a .bin file holds them.
 
@@ -148,8 +154,9 @@ class CorpusEncoder:
 
 class Words(dict):
     """{word: its tokens as bytes}, filled as they are asked for."""
-    MOST = 500_000          # words, about 100 MB
-    LONGEST = 40            # characters: where nothing is written between words, a "word" is a line, and comes once
+
+    MOST = 500_000  # words, about 100 MB
+    LONGEST = 40  # characters: where nothing is written between words, a "word" is a line, and comes once
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
@@ -182,12 +189,15 @@ class BpeDropout:
         parts = list(SPACE + word.replace(" ", SPACE))
         while True:
             pairs = [a + b for a, b in zip(parts, parts[1:])]
-            merges = [(self.learnt[pair], at) for at, pair in enumerate(pairs)
-                      if pair in self.learnt and self.rng.random() >= self.dropout]
+            merges = [
+                (self.learnt[pair], at)
+                for at, pair in enumerate(pairs)
+                if pair in self.learnt and self.rng.random() >= self.dropout
+            ]
             if not merges:
                 break
             _, at = min(merges)
-            parts[at:at + 2] = [pairs[at]]
+            parts[at : at + 2] = [pairs[at]]
         return id_bytes([i for part in parts for i in self.ids_of(part)])
 
     def ids_of(self, part):
@@ -204,7 +214,7 @@ def split_words(text):
     (['the', 'cat'], ['the', ' cat'])
     """
     words = text.split(" ")
-    if "" in words:                                                     # several spaces together, or one at an end
+    if "" in words:  # several spaces together, or one at an end
         words = [word[1:] for word in WORD.findall(" " + text)]
     return words
 
@@ -229,6 +239,7 @@ def cuts_at_spaces(tokenizer):
 
 # ---------------------------------------------------------------------------------------------------- training
 
+
 def count_words(lines):
     """How often each word is in the lines: all that BPE learns from.
 
@@ -250,7 +261,7 @@ def train(lines, vocab_size):
 
 def train_on_counts(counts, vocab_size):
     """train() on count_words() of the lines. SentencePiece's model is the same as from the lines themselves."""
-    if any("\t" in word for word in counts):                        # a tab separates word and count below: so repeat
+    if any("\t" in word for word in counts):  # a tab separates word and count below: so repeat
         sentences = itertools.chain.from_iterable(map(itertools.repeat, counts.keys(), counts.values()))
         form = {}
     else:
@@ -272,9 +283,13 @@ def train_on_counts(counts, vocab_size):
             remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True,
             max_sentence_length=LONGEST_LINE * 4,
-            unk_id=0, bos_id=1, eos_id=2, pad_id=-1,
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
             num_threads=1,
-            minloglevel=2)
+            minloglevel=2,
+        )
     except (RuntimeError, OSError) as e:
         raise training_error(str(e), vocab_size) from None
     return Tokenizer(model_proto.without_input_format(model.getvalue()))
@@ -282,14 +297,19 @@ def train_on_counts(counts, vocab_size):
 
 def training_error(message, vocab_size):
     """What to raise for an error of SentencePiece's trainer."""
-    if "KeyboardInterrupt" in message:      # Ctrl-C while it was asking for the next line comes back as its own error
+    if "KeyboardInterrupt" in message:  # Ctrl-C while it was asking for the next line comes back as its own error
         return KeyboardInterrupt()
     if most := re.search(r"too high .*<= (\d+)", message):
-        return VocabularyError(f"tokenizer.vocab_size: {vocab_size} is more than this text supports; "
-                               f"the largest possible is {most[1]}", int(most[1]))
+        return VocabularyError(
+            f"tokenizer.vocab_size: {vocab_size} is more than this text supports; the largest possible is {most[1]}",
+            int(most[1]),
+        )
     if least := re.search(r"smaller than required_chars. \d+ vs (\d+)", message):
-        return VocabularyError(f"tokenizer.vocab_size: {vocab_size} is less than bytes and characters alone need; "
-                               f"the smallest possible is {least[1]}", int(least[1]))
+        return VocabularyError(
+            f"tokenizer.vocab_size: {vocab_size} is less than bytes and characters alone need; "
+            f"the smallest possible is {least[1]}",
+            int(least[1]),
+        )
     return UserError(f"tokenizer: SentencePiece cannot train on this text: {message}")
 
 

@@ -13,6 +13,7 @@ Set up, optimisers, schedule, step, validate, loop. What it does:
 What is not a lesson in training lives in lab/: data.py (windows of tokens), distributed.py (processes), devices.py,
 resume.py (last.pt), interrupts.py (Ctrl-C), progress.py (everything shown), mntp.py (an objective that fills gaps).
 """
+
 from lab import commands  # isort: skip  first: from here on Ctrl-C is no traceback
 import argparse
 import contextlib
@@ -42,8 +43,10 @@ def make_optimizers(model, s, device):
     for name, p in model.named_parameters():
         is_hidden = p.dim() == 2 and name.startswith(("attention.", "mlp."))
         (hidden if is_hidden and s.optimizer == "muon" else others).append(p)
-    groups = [{"params": [p for p in others if p.dim() > 1], "weight_decay": s.weight_decay},
-              {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0}]          # norms and biases
+    groups = [
+        {"params": [p for p in others if p.dim() > 1], "weight_decay": s.weight_decay},
+        {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0},
+    ]  # norms and biases
     groups = [group for group in groups if group["params"]]
     fused = device.type in ("cuda", "cpu")
     optimizers = [torch.optim.AdamW(groups, lr=s.learning_rate, betas=tuple(s.betas), fused=fused)]
@@ -121,7 +124,7 @@ def train_step(model, hidden, batches, optimizers, scaler, autocast, rate, grad_
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(params, grad_clip or math.inf)
-    loss, norm = torch.stack((total, norm)).tolist()                    # here, and only here, we wait for the device
+    loss, norm = torch.stack((total, norm)).tolist()  # here, and only here, we wait for the device
 
     overflow = scaler.is_enabled() and math.isfinite(loss) and not math.isfinite(norm)
     if not math.isfinite(loss + norm) and not overflow:
@@ -154,10 +157,10 @@ def averaged_weights(model, ema):
 def validate(model, data, limit, batch_size, autocast, distributed, device):
     """Mean loss over at most `limit` fixed windows, which are spread evenly over the held-out text."""
     model.eval()
-    mine = data.spread(limit)[distributed.rank::distributed.size]
+    mine = data.spread(limit)[distributed.rank :: distributed.size]
     total = 0.0
     for i in range(0, len(mine), batch_size):
-        ids, targets = (t.to(device) for t in data.take(mine[i:i + batch_size]))
+        ids, targets = (t.to(device) for t in data.take(mine[i : i + batch_size]))
         with autocast():
             total += model(ids, targets).item() * len(ids)
     total, windows = distributed.total(total, len(mine))
@@ -168,6 +171,7 @@ def score_blimp(model, tokenizer, config, meta):
     """Accuracy on a fixed subset of minimal pairs, to watch; never used to choose anything."""
     from eval_blimp import quick_accuracy
     from lab.pairs import find_data
+
     folder, _ = find_data(config.eval.data, meta)
     return quick_accuracy(model, tokenizer, folder, config.eval.blimp_pairs)
 
@@ -175,14 +179,14 @@ def score_blimp(model, tokenizer, config, meta):
 # ---------------------------------------------------------------------------------------------------------------------
 # The run
 
-MOST_SKIPPED = 20                                    # steps in a row: a millionth of the scale, so it was not the scale
+MOST_SKIPPED = 20  # steps in a row: a millionth of the scale, so it was not the scale
 
 
 def main(argv=None):
     _, config = settings.parse_args(argparse.ArgumentParser(description="Train a model on a prepared corpus."), argv)
     s = config.train
     distributed = Distributed()
-    held = interrupts.lock(config.out_dir) if distributed.main else None        # noqa: F841  held open until the end
+    held = interrupts.lock(config.out_dir) if distributed.main else None  # noqa: F841  held open until the end
 
     # device and precision
     device = devices.pick_device(s.device, "train.device", distributed)
@@ -190,10 +194,11 @@ def main(argv=None):
     autocast = functools.partial(torch.autocast, device.type, dtype, enabled=dtype != torch.float32)
     distributed.connect(device)
     if s.batch_size % distributed.size:
-        raise UserError(f"train.batch_size: {s.batch_size} windows cannot be shared equally by {distributed.size} "
-                        "processes")
+        raise UserError(
+            f"train.batch_size: {s.batch_size} windows cannot be shared equally by {distributed.size} processes"
+        )
     if device.type == "cpu":
-        devices.keep_freed_memory(12 if s.gradient_checkpointing else None)     # MB: holes of larger ones add up
+        devices.keep_freed_memory(12 if s.gradient_checkpointing else None)  # MB: holes of larger ones add up
     if s.deterministic:
         devices.strict_mode()
 
@@ -208,12 +213,13 @@ def main(argv=None):
 
     # model and optimisers
     torch.manual_seed(s.seed)
-    model = Model(config.model).to(device)                    # initialised on the CPU: the same weights on every device
+    model = Model(config.model).to(device)  # initialised on the CPU: the same weights on every device
     model.gradient_checkpointing, model.z_loss = s.gradient_checkpointing, s.z_loss
     model.line_start = tokenizer.bos_id if s.isolate else None
     as_before = last["provenance"].get("compiled", False) if last else None
-    estimate = functools.partial(devices.seconds_without_compiling, model, train_data, s, autocast, length.steps,
-                                 distributed)
+    estimate = functools.partial(
+        devices.seconds_without_compiling, model, train_data, s, autocast, length.steps, distributed
+    )
     step = config.model, s.batch_size // distributed.size, s.isolate, s.mntp, s.gradient_checkpointing, dtype
     compiled, why = devices.pick_compile(device, s.compile, as_before, estimate, step)
     hidden = torch.compile(model.hidden) if compiled else model.hidden  # validation and files use the model as it is
@@ -235,7 +241,7 @@ def main(argv=None):
     signals = interrupts.Signals()
     shown = progress.Progress(config, meta, length, state, device, show=distributed.main)
     with contextlib.closing(shown), explained(config, state):
-        while True:                                          # one round more than steps: the end is evaluated and saved
+        while True:  # one round more than steps: the end is evaluated and saved
             last_step = state.step >= length.steps
 
             # evaluate
@@ -268,8 +274,9 @@ def main(argv=None):
                 seed_dropout(s.seed, state.step, distributed.rank)
             rate = schedule(state.step, s, length.steps)
             batches = step_batches(train_data, state.step, s, distributed, device)
-            loss, norm = train_step(model, hidden, batches, optimizers, scaler, autocast, rate, s.grad_clip,
-                                    distributed)
+            loss, norm = train_step(
+                model, hidden, batches, optimizers, scaler, autocast, rate, s.grad_clip, distributed
+            )
             overflow = not math.isfinite(norm)
             skipped_in_a_row = skipped_in_a_row + 1 if overflow else 0
             if skipped_in_a_row > MOST_SKIPPED:

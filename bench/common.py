@@ -1,4 +1,5 @@
 """What the benchmarks share: commands in processes of their own, timing in turns, how ratios are printed."""
+
 import json
 import os
 import statistics
@@ -8,7 +9,7 @@ import time
 from lab.files import atomic_write
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-ENVIRONMENT = {**os.environ, "PYTHONPATH": ROOT}                        # lets `python -m bench...` start in any folder
+ENVIRONMENT = {**os.environ, "PYTHONPATH": ROOT}  # lets `python -m bench...` start in any folder
 
 
 def script(name, *arguments):

@@ -6,6 +6,7 @@ few steps), STAGES (names, to run only those), SECONDS_ALLOWED (default 520). Ea
 and under a time limit; one that fails or runs out of time is recorded and the next one starts. All goes into one JSON
 file, written anew after every command, so that whatever ends the script loses nothing.
 """
+
 import contextlib
 import csv
 import json
@@ -21,15 +22,22 @@ from bench.common import ENVIRONMENT, ROOT, closing_block, module, script, write
 
 DEVICE, QUICK = os.environ.get("DEVICE", "cuda"), os.environ.get("QUICK") == "1"
 BEGAN = time.time()
-SLOWER = float(os.environ.get("SECONDS_ALLOWED", 520)) / 520            # every limit below is meant for 520 seconds
+SLOWER = float(os.environ.get("SECONDS_ALLOWED", 520)) / 520  # every limit below is meant for 520 seconds
 
 CORPORA = {"sllama": "babylm-10m", "llama-26m": "babylm-2mb", "llama-66m": "babylm-10mb"}
-TINY, LARGE = [], {}                                                    # settings of every run, and by preset
+TINY, LARGE = [], {}  # settings of every run, and by preset
 if QUICK:
-    TINY = ["model.hidden_size=32", "model.num_hidden_layers=2", "model.num_attention_heads=2",
-            "model.intermediate_size=48", "model.max_position_embeddings=64", "tokenizer.vocab_size=600",
-            "train.batch_size=4", "train.gradient_accumulation_steps=1"]
-else:                       # the card's 16 x 4 windows with checkpointing are for small GPUs; these are the same steps
+    TINY = [
+        "model.hidden_size=32",
+        "model.num_hidden_layers=2",
+        "model.num_attention_heads=2",
+        "model.intermediate_size=48",
+        "model.max_position_embeddings=64",
+        "tokenizer.vocab_size=600",
+        "train.batch_size=4",
+        "train.gradient_accumulation_steps=1",
+    ]
+else:  # the card's 16 x 4 windows with checkpointing are for small GPUs; these are the same steps
     ONE_PASS = "train.gradient_accumulation_steps=1"
     LARGE["sllama"] = ["train.batch_size=256", ONE_PASS]
     LARGE["llama-26m"] = ["train.batch_size=64", ONE_PASS, "train.gradient_checkpointing=false"]
@@ -128,11 +136,18 @@ def throughput(state, run, put):
     """Tokens a second, peak memory, and the seconds of the first step (compiling), on random tokens."""
     from bench.speed import roofline
     from lab.settings import load_config
+
     gpu = state["environment"].get("gpu", {})
     peak = roofline.peak(gpu.get("tail", ""))
     for preset in ("llama-66m", "llama-26m", "sllama"):
-        length = ["train.max_steps=6" if QUICK else "train.max_steps=40", "train.epochs=null", "train.eval_windows=1",
-                  "train.sample_tokens=0", "train.eval_every=1000", "train.save_every=1000"]
+        length = [
+            "train.max_steps=6" if QUICK else "train.max_steps=40",
+            "train.epochs=null",
+            "train.eval_windows=1",
+            "train.sample_tokens=0",
+            "train.eval_every=1000",
+            "train.save_every=1000",
+        ]
         compiled = "train.compile=false" if QUICK else "train.compile=true"
         settings = [*length, *TINY, *LARGE.get(preset, []), compiled, f"train.device={DEVICE}"]
         cell = module("bench.speed.memory", "--cell", "chunked", "--preset", preset)
@@ -174,21 +189,42 @@ def more(state, run, put):
     if QUICK:
         return
     settings = ["--preset", "llama-66m", "--device", DEVICE]
-    put("transformers", run(module("bench.speed.throughput", *settings, "--compile", "both", "--batch", "16",
-                                   "--steps", "20"), 90))
+    put(
+        "transformers",
+        run(module("bench.speed.throughput", *settings, "--compile", "both", "--batch", "16", "--steps", "20"), 90),
+    )
     put("roofline", run(module("bench.speed.roofline", *settings, "--compile", "--batch", "64"), 90))
 
 
 # seconds of the whole script after which a stage starts nothing more; what one leaves goes to the next
-STAGES = {environment: 60, data: 90, tests: 180, correctness: 270, throughput: 390, recipes: 490, evaluation: 520,
-          more: 520}
+STAGES = {
+    environment: 60,
+    data: 90,
+    tests: 180,
+    correctness: 270,
+    throughput: 390,
+    recipes: 490,
+    evaluation: 520,
+    more: 520,
+}
 
 SHORT = [
-    "--preset", "quick", "train.max_steps=20", "train.decay_steps=20", "train.eval_every=10", "train.save_every=10",
-    "train.eval_windows=16", "train.sample_tokens=0", "train.warmup=2", "train.gradient_accumulation_steps=2",
-    f"train.device={DEVICE}", "train.compile=false", "train.dtype=float32", *TINY,
+    "--preset",
+    "quick",
+    "train.max_steps=20",
+    "train.decay_steps=20",
+    "train.eval_every=10",
+    "train.save_every=10",
+    "train.eval_windows=16",
+    "train.sample_tokens=0",
+    "train.warmup=2",
+    "train.gradient_accumulation_steps=2",
+    f"train.device={DEVICE}",
+    "train.compile=false",
+    "train.dtype=float32",
+    *TINY,
 ]
-KINDS = {                   # settings of a run, and the largest difference from the float32 losses that still agrees
+KINDS = {  # settings of a run, and the largest difference from the float32 losses that still agrees
     "float32 again": ([], 1e-4),
     "bfloat16": (["train.dtype=bfloat16"], 0.05),
     "checkpointing": (["train.gradient_checkpointing=true"], 1e-4),
@@ -203,6 +239,7 @@ CUDA_KINDS = {
 def short_run(name, *options):
     """The training losses of a short run into out/NAME."""
     import train
+
     out = f"out/{name.replace(' ', '-')}"
     with contextlib.redirect_stdout(sys.stderr):
         train.main([*SHORT, *options, f"train.out={out}"])
@@ -218,7 +255,7 @@ def compare_runs():
         try:
             gap = max(abs(a - b) for a, b in zip(*losses(), strict=True))
             found[kind] = {"largest_difference": gap, "tolerance": tolerance, "agrees": gap <= tolerance}
-        except BaseException as e:                                      # one that fails must not hide the others
+        except BaseException as e:  # one that fails must not hide the others
             found[kind] = {"failed": f"{type(e).__name__}: {e}"[:500]}
         print(json.dumps(found), flush=True)
 
@@ -227,6 +264,7 @@ def compare_runs():
         whole = short_run("whole", strict)
         short_run("parts", strict, "train.max_steps=10")
         return whole, short_run("parts", strict)
+
     base = short_run("float32")
     kinds = KINDS | CUDA_KINDS if DEVICE == "cuda" else KINDS
     for kind, (options, tolerance) in kinds.items():
@@ -255,9 +293,10 @@ def main():
                 print(f"{time.time() - BEGAN:6.0f} s  {name}: {key} {status}", flush=True)
                 result["seconds"] = round(time.time() - BEGAN, 1)
                 write_json(target, result)
+
             try:
                 stage(result["stages"], run, put)
-            except Exception as e:                                      # a mistake in one stage must not end the script
+            except Exception as e:  # a mistake in one stage must not end the script
                 put("failed", f"{type(e).__name__}: {e}")
         os.chdir(ROOT)
     print(f"{target}: {result['seconds']:.0f} s")

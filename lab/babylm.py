@@ -10,6 +10,7 @@ entity tracking, COMPS and GlobalPIQA, for ckpt.pt in full, for chck_1M.pt, ... 
 named and skipped, what has been scored is not scored again. Reading times, age of acquisition and fine-tuning are left
 to the pipeline. docs/babylm.md is the whole walk.
 """
+
 import argparse
 import functools
 import hashlib
@@ -30,10 +31,21 @@ from lab.submission import TRACKS, check, revisions
 
 # (task, folder of its data) as the pipeline calls them
 PIQA = [("global_piqa_parallel", "global_piqa_parallel"), ("global_piqa_nonparallel", "global_piqa_nonparallel")]
-FULL = [("blimp", "blimp_filtered"), ("blimp", "supplement_filtered"), ("ewok", "ewok_filtered"),
-        ("entity_tracking", "entity_tracking"), ("comps", "comps"), *PIQA]
-FAST = [("blimp", "blimp_fast"), ("blimp", "supplement_fast"), ("ewok", "ewok_fast"),
-        ("entity_tracking", "entity_tracking_fast"), *PIQA]
+FULL = [
+    ("blimp", "blimp_filtered"),
+    ("blimp", "supplement_filtered"),
+    ("ewok", "ewok_filtered"),
+    ("entity_tracking", "entity_tracking"),
+    ("comps", "comps"),
+    *PIQA,
+]
+FAST = [
+    ("blimp", "blimp_fast"),
+    ("blimp", "supplement_fast"),
+    ("ewok", "ewok_fast"),
+    ("entity_tracking", "entity_tracking_fast"),
+    *PIQA,
+]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading the tasks: a line of a file -> an Item, as evaluation_pipeline/sentence_zero_shot/read_files.py has it
@@ -41,15 +53,15 @@ FAST = [("blimp", "blimp_fast"), ("blimp", "supplement_fast"), ("ewok", "ewok_fa
 
 @dataclass
 class Item:
-    part: str                           # of the task, in which it is counted
-    alternatives: list                  # of (context, text): the text is scored, given the context
-    answers: list                       # what predictions.json says for each of them
-    correct: int = 0                    # the index of the right one
+    part: str  # of the task, in which it is counted
+    alternatives: list  # of (context, text): the text is scored, given the context
+    answers: list  # what predictions.json says for each of them
+    correct: int = 0  # the index of the right one
 
 
 def blimp(row, stem):
     sentences = [row["sentence_good"], row["sentence_bad"]]
-    part = row["UID"] if "field" in row else stem                           # the supplement's have no UID
+    part = row["UID"] if "field" in row else stem  # the supplement's have no UID
     return Item(part, [("", sentence) for sentence in sentences], sentences)
 
 
@@ -83,7 +95,10 @@ def global_piqa(row, number):
 
 
 READERS = {
-    "blimp": blimp, "ewok": ewok, "entity_tracking": entity_tracking, "comps": comps,
+    "blimp": blimp,
+    "ewok": ewok,
+    "entity_tracking": entity_tracking,
+    "comps": comps,
     "global_piqa_parallel": lambda row, stem: global_piqa(row, 4),
     "global_piqa_nonparallel": lambda row, stem: global_piqa(row, 2),
 }
@@ -141,7 +156,7 @@ def accuracy(task, items, chosen):
     if task == "entity_tracking":
         kinds = {}
         for part, mean in means.items():
-            kinds.setdefault(part.rsplit("_", 2)[0], []).append(mean)       # regular_0_ops: regular
+            kinds.setdefault(part.rsplit("_", 2)[0], []).append(mean)  # regular_0_ops: regular
         means = {kind: np.mean(of_kind) for kind, of_kind in kinds.items()}
     return float(np.mean(list(means.values())))
 
@@ -195,8 +210,11 @@ def score(run, name, data, out, track="strict-small", device="auto"):
         atomic_write(target, json.dumps(predicted))
         done[revision][folder] = result | origin
         atomic_write(record, json.dumps(done, indent=1) + "\n")
-        print(f"{revision:<10}{folder:<25}{100 * result['accuracy']:6.2f} %{len(items):8,} items"
-              f"{result['ties']:6,} ties{time.time() - start:8.1f} s", flush=True)
+        print(
+            f"{revision:<10}{folder:<25}{100 * result['accuracy']:6.2f} %{len(items):8,} items"
+            f"{result['ties']:6,} ties{time.time() - start:8.1f} s",
+            flush=True,
+        )
     return list(dict.fromkeys(missing))
 
 
@@ -271,12 +289,19 @@ def main(argv=None):
         return 1 if complaints else 0
     else:
         hub = os.path.abspath(args.name)
-        name = pathlib.Path(hub).stem                                       # as the pipeline cuts it
+        name = pathlib.Path(hub).stem  # as the pipeline cuts it
         for path in score(args.run, name, args.data, args.out, args.track, args.device):
             print(f"missing: {path}")
         aoa_track = args.track if args.track == "strict-small" else "non-strict-small"
-        print(REST.format(hub=hub, name=os.path.basename(hub), revisions=" ".join(revisions(args.track)),
-                          track=args.track, aoa_track=aoa_track))
+        print(
+            REST.format(
+                hub=hub,
+                name=os.path.basename(hub),
+                revisions=" ".join(revisions(args.track)),
+                track=args.track,
+                aoa_track=aoa_track,
+            )
+        )
     return 0
 
 

@@ -5,6 +5,7 @@ came from. It is read with weights_only=True, so nothing in it is executed, and 
 weight of the model and no other, all finite, and a tokenizer of the model's size. There is one boundary, `reading`:
 whatever is wrong in a file comes out of it as one UserError that names the file.
 """
+
 import contextlib
 import os
 import zipfile
@@ -54,9 +55,10 @@ def reading(path):
         yield
     except UserError as e:
         raise UserError(f"{path}: {' '.join(str(e).split())}") from None
-    except Exception:                   # a broken file, and what is made of its parts, can raise nearly anything
-        raise UserError(f"{path}: not a readable checkpoint (damaged, truncated or of another kind); "
-                        "copy or train it again") from None
+    except Exception:  # a broken file, and what is made of its parts, can raise nearly anything
+        raise UserError(
+            f"{path}: not a readable checkpoint (damaged, truncated or of another kind); copy or train it again"
+        ) from None
 
 
 def read(path):
@@ -115,7 +117,7 @@ def check_weights(config, weights):
     """UserError unless `weights` has as many numbers as a model of this shape, all of them finite in float32."""
     held = sum(w.numel() for w in weights.values())
     needed = sum(parameter_counts(config).values())
-    if held != needed:                  # found before a model of the declared size is built, whatever that is
+    if held != needed:  # found before a model of the declared size is built, whatever that is
         raise UserError(f"its settings need {needed:,} weights, it holds {held:,}")
     check_finite(weights)
 

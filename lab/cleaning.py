@@ -3,6 +3,7 @@
 A step is a function of text that looks at one line at a time, so a large text is cleaned in parts, on all cores. Only
 `unwrap` depends on the whole: it is for texts most of whose lines belong to hard-wrapped paragraphs.
 """
+
 import collections
 import functools
 import html
@@ -21,6 +22,7 @@ def rules(*pairs):
         for pattern, replacement in compiled:
             text = pattern.sub(replacement, text)
         return text
+
     return apply_rules
 
 
@@ -55,6 +57,7 @@ def unicode_joiners(text):
 
 # ---------------------------------------------------------------------------------------------------- unwrap
 
+
 def paragraphs(text):
     """Lists of lines, by turns filled and empty ones."""
     return [list(lines) for _, lines in itertools.groupby(text.split("\n"), lambda line: bool(line.strip()))]
@@ -86,7 +89,7 @@ PRONOUN_OR_NAME = re.compile(r"\b(?:(?i:it|he|she|that|there|what|who|where|how|
 
 
 def join_clitic(space):
-    """"it 's" -> "it's", "John 'll" -> "John'll": what the match of a space before 's, 're ... becomes."""
+    """ "it 's" -> "it's", "John 'll" -> "John'll": what the match of a space before 's, 're ... becomes."""
     start, end = max(0, space.start() - 50), space.start()
     return "" if PRONOUN_OR_NAME.search(space.string, start, end) else " "
 
@@ -113,8 +116,11 @@ CLEANING = {
         # [door opens]; rows of wiki tables
         (r"^[^\S\n]*\[[^\[\]\n]*\][^\S\n]*\n|^[^\S\n]*(?:\{?\||\}).*\n", ""),
         # credits of subtitles
-        (r"(?i)^[^\w\n]*(?:subtitles?\b(?! for)|subtitled\b"
-         r"|(?:sync|synced|corrected|translated|transcribed|captioned|ripped|encoded)\b.{0,30}\bby\b).{0,80}\n", ""),
+        (
+            r"(?i)^[^\w\n]*(?:subtitles?\b(?! for)|subtitled\b"
+            r"|(?:sync|synced|corrected|translated|transcribed|captioned|ripped|encoded)\b.{0,30}\bby\b).{0,80}\n",
+            "",
+        ),
         (r"(?i)^.{0,60}\b(?:www\.|https?://|opensubtitles|addic7ed).{0,60}\n", ""),
         # "- Yes." of subtitles, "# sung words #"
         (r"^[^\S\n]*(?:[-\u2010-\u2015]+(?:[^\S\n]+|(?=[A-Z\"'(]))|#+[^\S\n]+)", ""),
@@ -138,7 +144,7 @@ CLEANING = {
 
 ONLY_SPACES = re.compile(r"^[^\S\n]+$", re.MULTILINE)
 TOO_LONG = re.compile(rf"^.{{{LONGEST_LINE + 1},}}", re.MULTILINE)
-PIECE = re.compile(rf"\S.{{0,{LONGEST_LINE - 2}}}(?!\S)|\S{{1,{LONGEST_LINE}}}")     # cut at spaces if there are any
+PIECE = re.compile(rf"\S.{{0,{LONGEST_LINE - 2}}}(?!\S)|\S{{1,{LONGEST_LINE}}}")  # cut at spaces if there are any
 
 
 def apply(steps, part):
@@ -165,6 +171,6 @@ def clean(parts, steps, each=map):
         at = steps.index("unwrap")
         begun = collections.deque(each(functools.partial(apply, steps[:at]), parts))
         wrapped, total = map(sum, zip(*each(count_wrapped, begun)))
-        steps = steps[at:] if 2 * wrapped >= total else steps[at + 1:]
-        parts = (begun.popleft() for _ in range(len(begun)))            # a large text is not kept twice
+        steps = steps[at:] if 2 * wrapped >= total else steps[at + 1 :]
+        parts = (begun.popleft() for _ in range(len(begun)))  # a large text is not kept twice
     return each(functools.partial(finish, steps), parts)

@@ -2,6 +2,7 @@
 
 A command imports this module before anything else, so that Ctrl-C during the longer imports is no traceback either.
 """
+
 import os
 import signal
 import sys
@@ -10,7 +11,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def on_interrupt(handler):
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:               # as under nohup
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as under nohup
         signal.signal(signal.SIGINT, handler)
 
 
@@ -26,22 +27,22 @@ def end_in_order(*_):
 
 
 program = getattr(sys.modules["__main__"], "__file__", None)
-if program and os.path.dirname(os.path.abspath(program)) == ROOT:       # a command of ours: not a test, nor a notebook
+if program and os.path.dirname(os.path.abspath(program)) == ROOT:  # a command of ours: not a test, nor a notebook
     on_interrupt(end_at_once)
 
 
 def run(main):
     """Runs a command to its exit: a UserError is one `error:` line and status 2, Ctrl-C is 130, a closed pipe 141."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if stream and "PYTHONIOENCODING" not in os.environ:             # whatever the locale says, or Windows
+        if stream and "PYTHONIOENCODING" not in os.environ:  # whatever the locale says, or Windows
             stream.reconfigure(encoding="utf-8")
     sys.argv[1:] = [os.fsencode(word).decode("utf-8", "surrogateescape") for word in sys.argv[1:]]
     if sys.stdout:
-        sys.stdout.reconfigure(line_buffering=True, errors="replace")   # a log file shows each line at once
+        sys.stdout.reconfigure(line_buffering=True, errors="replace")  # a log file shows each line at once
     try:
         on_interrupt(end_in_order)
         status = outcome(main)
-        on_interrupt(signal.SIG_IGN)                                    # the interpreter takes a moment to end
+        on_interrupt(signal.SIG_IGN)  # the interpreter takes a moment to end
     except KeyboardInterrupt:
         on_interrupt(signal.SIG_IGN)
         print("interrupted", file=sys.stderr)
@@ -52,11 +53,12 @@ def run(main):
 def outcome(main):
     """The exit status of main()."""
     from lab.files import UserError  # not above: it takes longer than this module
+
     try:
         status = main()
         sys.stdout.flush()
         return status
-    except SystemExit as e:                                             # argparse has said why
+    except SystemExit as e:  # argparse has said why
         return e.code
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
@@ -64,7 +66,7 @@ def outcome(main):
     except BrokenPipeError:
         discard_output()
         return 141
-    except OSError as e:                                                # of a device; the output may be on a full disk
+    except OSError as e:  # of a device; the output may be on a full disk
         print(f"error: {e}", file=sys.stderr)
         discard_output()
         return 2

@@ -4,6 +4,7 @@ Everything is in the file: nothing is fetched, and only sorting and filtering ne
 lab/statistics.py. Whatever comes from outside (sentences, names, a checkpoint's provenance) is escaped by `tag`, which
 all markup goes through.
 """
+
 import html
 import os
 
@@ -12,8 +13,8 @@ import numpy as np
 from lab import statistics
 from lab.report import percent, rule
 
-FLIPS = 2000        # changed pairs in the file, shared by paradigms and checkpoints: half a megabyte
-COLORS = "#4a90d9 #e5892b #3fa66b #b668c4 #d9534f #8a8a8a".split()      # readable on white and on black
+FLIPS = 2000  # changed pairs in the file, shared by paradigms and checkpoints: half a megabyte
+COLORS = "#4a90d9 #e5892b #3fa66b #b668c4 #d9534f #8a8a8a".split()  # readable on white and on black
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Elements
@@ -93,9 +94,11 @@ def bars(name, summaries, labels):
         shown = percent(summary["accuracy"], 1)
         title = tag("title", f"{label}: {shown} % ({interval_text(summary['interval'])})")
         width = f"{100 * summary['accuracy']:.2f}%"
-        shapes += [tag("rect", y=middle - 6, width="100%", height=12, fill="currentColor", opacity=0.08),
-                   tag("rect", title, y=middle - 6, width=width, height=12, fill=color(i)),
-                   tag("line", x1=low, x2=high, y1=middle, y2=middle, stroke="currentColor", stroke_width=1.5)]
+        shapes += [
+            tag("rect", y=middle - 6, width="100%", height=12, fill="currentColor", opacity=0.08),
+            tag("rect", title, y=middle - 6, width=width, height=12, fill=color(i)),
+            tag("line", x1=low, x2=high, y1=middle, y2=middle, stroke="currentColor", stroke_width=1.5),
+        ]
         texts.append(tag("text", shown, x="100%", y=middle + 4, text_anchor="end"))
     chance = tag("line", x1="50%", x2="50%", y1=0, y2=height, stroke="currentColor", stroke_dasharray="3 2")
     drawing = tag("svg", *shapes, chance, width="87%", height=height)
@@ -114,8 +117,12 @@ def page(evaluations):
     pairs, labels = details[0]["pairs"], names([result["checkpoint"] for result in results])
     compared = [statistics.compare(pairs, d["correct"], details[0]["correct"]) for d in details[1:]]
     title = f"{results[0]['benchmark']}: {', '.join(labels)}"
-    body = [tag("h1", title), *overview(results, labels, compared), *by_group(results, labels),
-            *by_paradigm(results, labels, compared)]
+    body = [
+        tag("h1", title),
+        *overview(results, labels, compared),
+        *by_group(results, labels),
+        *by_paradigm(results, labels, compared),
+    ]
     if compared:
         body += changed_pairs(pairs, details, labels, compared)
     return skeleton(title, body)
@@ -135,7 +142,7 @@ def overview(results, labels, compared):
     """What was scored and how, warnings, a table with a row for each checkpoint, and where the numbers come from."""
     first = results[0]
     parts = [tag("p", f"{first['pairs']:,} pairs of {first['data']}. Rule: {rule(first['conventions'])}.")]
-    warned = {}                                                         # warning -> the checkpoints it is about
+    warned = {}  # warning -> the checkpoints it is about
     for result, label in zip(results, labels):
         for warning in result["warnings"]:
             warned.setdefault(warning, []).append(label)
@@ -159,9 +166,14 @@ def overview(results, labels, compared):
     parts.append(table(heads, rows))
 
     for label, c in zip(labels[1:], compared):
-        parts.append(tag("p", f"{label}: {c['changed']:,} of {c['pairs']:,} decisions are not those of {labels[0]}, "
-                              f"{c['gained']:,} gained and {c['lost']:,} lost (McNemar, p = {c['p_mcnemar']:.2g}; "
-                              f"paired bootstrap, p = {c['p_bootstrap']:.2g})."))
+        parts.append(
+            tag(
+                "p",
+                f"{label}: {c['changed']:,} of {c['pairs']:,} decisions are not those of {labels[0]}, "
+                f"{c['gained']:,} gained and {c['lost']:,} lost (McNemar, p = {c['p_mcnemar']:.2g}; "
+                f"paired bootstrap, p = {c['p_bootstrap']:.2g}).",
+            )
+        )
     origins = [origin(result) for result in results]
     parts.append(tag("details", tag("summary", "Where the numbers come from: files, hashes, rule"), *origins))
     return parts
@@ -236,10 +248,16 @@ def changed_pairs(pairs, details, labels, compared):
     search = tag("label", "text ", Markup('<input type="search" id="text">'))
     changed = sum(c["changed"] for c in compared)
     each = "paradigm and checkpoint" if several else "paradigm"
-    text = (f"{changed:,} decisions changed. Here are {len(rows):,} of them, at most {limit} of each {each}, "
-            "the largest changes. Margin: score of the good sentence (+) less that of the bad one (-), in nats.")
-    return [tag("h2", "Pairs that changed"), tag("p", text), tag("form", search, *selects, tag("output", "")),
-            table(heads, rows, id="changes")]
+    text = (
+        f"{changed:,} decisions changed. Here are {len(rows):,} of them, at most {limit} of each {each}, "
+        "the largest changes. Margin: score of the good sentence (+) less that of the bad one (-), in nats."
+    )
+    return [
+        tag("h2", "Pairs that changed"),
+        tag("p", text),
+        tag("form", search, *selects, tag("output", "")),
+        table(heads, rows, id="changes"),
+    ]
 
 
 def flips(pairs, first, other, limit):

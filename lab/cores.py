@@ -1,4 +1,5 @@
 """All cores for what is done to a text in parts."""
+
 import collections
 import concurrent.futures
 import contextlib
@@ -10,7 +11,7 @@ import threading
 
 from lab.files import UserError
 
-WORTH = 8       # parts from which on starting processes takes less time than it saves
+WORTH = 8  # parts from which on starting processes takes less time than it saves
 
 
 class Cores:
@@ -79,4 +80,5 @@ def end_with_parent():
     def wait():
         multiprocessing.parent_process().join()
         os._exit(1)
+
     threading.Thread(target=wait, daemon=True).start()

@@ -2,6 +2,7 @@
 
 meta.json says what the others must be. It is removed first and written last, so a folder that has one is whole.
 """
+
 import glob
 import hashlib
 import json
@@ -45,7 +46,7 @@ def write(folder, files, meta):
     path = os.path.join(folder, "meta.json")
     if os.path.exists(path):
         os.unlink(path)
-    for pattern in ("pairs/*.jsonl", "*.tmp", "pairs/*.tmp"):           # .tmp: left by a kill in the middle of a write
+    for pattern in ("pairs/*.jsonl", "*.tmp", "pairs/*.tmp"):  # .tmp: left by a kill in the middle of a write
         for old in glob.glob(os.path.join(glob.escape(folder), pattern)):
             os.unlink(old)
     for name, content in files.items():

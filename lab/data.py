@@ -1,4 +1,5 @@
 """A prepared corpus as windows of tokens, in an order that follows from the seed and the step alone."""
+
 import json
 import math
 import os
@@ -20,22 +21,27 @@ class TokenDataset:
 
     def __init__(self, path, T, vocab_size, seed=0, sha256=None):
         try:
-            size = os.path.getsize(path)                                # bytes
+            size = os.path.getsize(path)  # bytes
             intact = size % 2 == 0 and (sha256 is None or file_sha256(path) == sha256)
         except OSError as e:
             raise UserError(f"{path}: cannot be read ({e.strerror}); run prepare.py with the same preset") from None
         if not intact:
-            raise UserError(f"{path}: damaged: it is not the file that meta.json describes; delete the folder and run "
-                            "prepare.py again")
+            raise UserError(
+                f"{path}: damaged: it is not the file that meta.json describes; delete the folder and run "
+                "prepare.py again"
+            )
         self.T, self.seed, self.count = T, seed, (size // 2 - 1) // T
         if self.count < 1:
-            raise UserError(f"{path}: {size // 2} tokens are less than one window of {T}; use more text or a smaller "
-                            "model.max_position_embeddings")
+            raise UserError(
+                f"{path}: {size // 2} tokens are less than one window of {T}; use more text or a smaller "
+                "model.max_position_embeddings"
+            )
         self.tokens = np.memmap(path, dtype="<u2", mode="r")
         largest = int(self.tokens.max())
         if largest >= vocab_size:
-            raise UserError(f"{path}: holds token {largest}, but the tokenizer has {vocab_size} pieces; run prepare.py "
-                            "again")
+            raise UserError(
+                f"{path}: holds token {largest}, but the tokenizer has {vocab_size} pieces; run prepare.py again"
+            )
         self.epoch, self.order = None, None
 
     def __len__(self):
@@ -43,7 +49,7 @@ class TokenDataset:
 
     def take(self, windows):
         """Inputs and targets of these windows, (len(windows), T) int64 each."""
-        positions = np.asarray(windows)[:, None] * self.T + np.arange(self.T + 1)           # (B, T + 1)
+        positions = np.asarray(windows)[:, None] * self.T + np.arange(self.T + 1)  # (B, T + 1)
         tokens = torch.from_numpy(self.tokens[positions].astype(np.int64))
         return tokens[:, :-1], tokens[:, 1:]
 
@@ -79,19 +85,23 @@ def load_data(config):
         raise UserError(f"{folder}/meta.json: damaged ({e}); delete the folder and run prepare.py again") from None
     tokenizer = load_tokenizer(os.path.join(folder, "tokenizer.model"))
     if tokenizer.sha256 != meta.get("tokenizer_sha256") or tokenizer.vocab_size != vocab_size:
-        raise UserError(f"{folder}/tokenizer.model: not the tokenizer that the corpus was encoded with; run prepare.py "
-                        "again")
+        raise UserError(
+            f"{folder}/tokenizer.model: not the tokenizer that the corpus was encoded with; run prepare.py again"
+        )
     T = config.model.max_position_embeddings
-    train, val = (TokenDataset(os.path.join(folder, f"{part}.bin"), T, vocab_size, config.train.seed, sha256)
-                  for part, sha256 in hashes.items())
+    train, val = (
+        TokenDataset(os.path.join(folder, f"{part}.bin"), T, vocab_size, config.train.seed, sha256)
+        for part, sha256 in hashes.items()
+    )
     return train, val, meta, tokenizer
 
 
 @dataclass(frozen=True)
 class Plan:
     """How long a run is, in every unit that somebody counts in."""
+
     steps: int
-    windows_per_step: int                                               # over all processes
+    windows_per_step: int  # over all processes
     tokens_per_step: int
     words_per_step: float
     epochs_per_step: float
@@ -107,7 +117,7 @@ def plan(config, data, meta):
     tokens_per_step = windows_per_step * T
     words_per_step = tokens_per_step / meta["tokens_per_word"]
     if settings.max_words:
-        steps = max(1, int(settings.max_words / words_per_step))        # not one word more
+        steps = max(1, int(settings.max_words / words_per_step))  # not one word more
     elif settings.max_steps:
         steps = settings.max_steps
     else:

@@ -1,4 +1,5 @@
 """What a run asks of the machine: device, precision of the products, compiler, memory."""
+
 import contextlib
 import ctypes
 import hashlib
@@ -15,7 +16,7 @@ from lab.files import UserError, first_line
 
 try:
     import resource
-except ImportError:                                                     # Windows
+except ImportError:  # Windows
     resource = None
 
 
@@ -24,7 +25,7 @@ def pick_device(name, setting="--device", distributed=None):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" or (name.startswith("cuda:") and distributed and distributed.size > 1):
-        name = f"cuda:{distributed.local_rank if distributed else 0}"   # each process of a machine has a GPU of its own
+        name = f"cuda:{distributed.local_rank if distributed else 0}"  # each process of a machine has a GPU of its own
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as e:
@@ -56,8 +57,8 @@ def best_precision(device):
     return "float32"
 
 
-LONG_RUN = {"cpu": 150, "cuda": 120}                                    # seconds that pay back those of compiling
-LONG_RUN_AGAIN = 30                                                     # the same where PyTorch has kept the result
+LONG_RUN = {"cpu": 150, "cuda": 120}  # seconds that pay back those of compiling
+LONG_RUN_AGAIN = 30  # the same where PyTorch has kept the result
 
 
 def pick_compile(device, setting, as_before, seconds, step):
@@ -74,7 +75,7 @@ def pick_compile(device, setting, as_before, seconds, step):
     if setting == "auto" and as_before is not None:
         wanted, why = as_before, "as this run began"
     elif setting == "auto" and device.type in LONG_RUN:
-        again = os.path.exists(mark)                                    # asked before processes wait for each other
+        again = os.path.exists(mark)  # asked before processes wait for each other
         run = seconds()
         wanted = run > (LONG_RUN_AGAIN if again else LONG_RUN[device.type])
         length = f"{run / 60:.0f} min" if run > 90 else f"{run:.0f} s"
@@ -86,7 +87,7 @@ def pick_compile(device, setting, as_before, seconds, step):
         return False, why
     try:
         torch.compile(lambda x: (x + 1).relu())(torch.ones(64, device=device))
-    except Exception as e:                                              # each backend has errors of its own
+    except Exception as e:  # each backend has errors of its own
         reason = f"{type(e).__name__}: {first_line(e)}"[:200]
         print(f"notice: torch.compile does not work here ({reason}); running without", flush=True)
         return False, "it does not work here"
@@ -108,7 +109,7 @@ def seconds_without_compiling(model, data, s, autocast, steps, distributed):
     device = model.lm_head.weight.device
     size = max(1, s.batch_size // 8)
     ids, targets = (t.to(device) for t in data.take(np.arange(size) % len(data)))
-    for _ in range(2):                                                  # the first is for the machine to get ready
+    for _ in range(2):  # the first is for the machine to get ready
         start = time.perf_counter()
         with autocast():
             loss = model(ids, targets)
@@ -116,11 +117,11 @@ def seconds_without_compiling(model, data, s, autocast, steps, distributed):
         loss.item()
     model.zero_grad(set_to_none=True)
     per_window = (time.perf_counter() - start) / size
-    total, = distributed.total(per_window * s.batch_size * s.gradient_accumulation_steps * steps)
-    return total / distributed.size**2                                  # each process has its share of the batch
+    (total,) = distributed.total(per_window * s.batch_size * s.gradient_accumulation_steps * steps)
+    return total / distributed.size**2  # each process has its share of the batch
 
 
-M_MXFAST, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = 1, -1, -3, -4          # glibc's malloc.h
+M_MXFAST, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = 1, -1, -3, -4  # glibc's malloc.h
 
 
 def keep_freed_memory(limit=None):
@@ -129,7 +130,7 @@ def keep_freed_memory(limit=None):
     Given back, each step pays again for zeroed pages. No "fast bins": their slivers beside aligned blocks keep free
     blocks apart.
     """
-    with contextlib.suppress(OSError, AttributeError):                  # not glibc
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         mallopt(M_MXFAST, 0)
         mallopt(M_TRIM_THRESHOLD, -1)

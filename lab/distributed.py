@@ -1,4 +1,5 @@
 """The processes of a run: one, or those that torchrun started."""
+
 import os
 import sys
 
@@ -17,15 +18,15 @@ class Distributed:
     def __init__(self):
         self.rank = int(os.environ.get("RANK", 0))
         self.size = int(os.environ.get("WORLD_SIZE", 1))
-        self.local_rank = int(os.environ.get("LOCAL_RANK", 0))          # on this machine: which of its GPUs is ours
+        self.local_rank = int(os.environ.get("LOCAL_RANK", 0))  # on this machine: which of its GPUs is ours
         self.main = self.rank == 0
         self.launched = "RANK" in os.environ
-        self.device = torch.device("cpu")                               # where the tensors of a message have to be
+        self.device = torch.device("cpu")  # where the tensors of a message have to be
 
     def connect(self, device):
         if not self.launched:
             return
-        if device.type == "cuda":                                       # nccl knows no CPU tensors
+        if device.type == "cuda":  # nccl knows no CPU tensors
             torch.cuda.set_device(device)
             dist.init_process_group("nccl", device_id=device)
             self.device = device
@@ -39,8 +40,10 @@ class Distributed:
         try:
             dist.all_reduce(tensor)
         except RuntimeError as e:
-            raise UserError(f"another process of this run has ended, so this one ends too ({first_line(e)}); its own "
-                            "message says why. The same command continues from last.pt") from None
+            raise UserError(
+                f"another process of this run has ended, so this one ends too ({first_line(e)}); its own "
+                "message says why. The same command continues from last.pt"
+            ) from None
 
     def mean(self, tensors):
         """Replaces each tensor by its mean over the processes, all in one message."""

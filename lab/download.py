@@ -2,6 +2,7 @@
 
 A file whose checksum is not known beforehand is held to the one it had at its first download: checksums.json beside it.
 """
+
 import json
 import os
 import re
@@ -13,9 +14,9 @@ import zipfile
 
 from lab.files import UserError, atomic_write, file_sha256, read_json
 
-TIMEOUT = 9         # seconds of silence: a host that cannot be reached is noticed within ten
-ATTEMPTS = 4        # tries per file
-PAUSE = 2           # seconds before the second try, doubled before each further one
+TIMEOUT = 9  # seconds of silence: a host that cannot be reached is noticed within ten
+ATTEMPTS = 4  # tries per file
+PAUSE = 2  # seconds before the second try, doubled before each further one
 
 
 class DownloadError(UserError):
@@ -30,6 +31,7 @@ def download(url, path, known=None):
     """
     import pooch  # here, because it takes a while and most runs download nothing
     import requests
+
     pooch.get_logger().setLevel("ERROR")
 
     folder, name = os.path.split(path)
@@ -51,7 +53,7 @@ def download(url, path, known=None):
                 raise DownloadError(f"{url}: {problem}") from None
         except requests.RequestException as e:
             problem = short_reason(e)
-        except ValueError:                                              # pooch's, for a checksum
+        except ValueError:  # pooch's, for a checksum
             raise DownloadError(f"{url}: the file has a wrong checksum, not sha256 {known}") from None
         if attempt < ATTEMPTS:
             time.sleep(PAUSE * 2 ** (attempt - 1))
@@ -63,6 +65,7 @@ def download(url, path, known=None):
 def fetch(url, output_file, _):
     """What pooch calls to get `url` into its temporary file."""
     import pooch
+
     pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=TIMEOUT)(url, output_file, None)
     with open(output_file, "rb") as f:
         if re.match(rb"\s*<(!doctype )?html", f.read(512), re.IGNORECASE):
@@ -75,14 +78,16 @@ def require_answer(url):
     In a thread, because no time-out of requests bounds the look-up of a name.
     """
     import requests
+
     outcome = [TimeoutError(f"no answer in {TIMEOUT} seconds")]
 
     def ask():
         try:
             requests.head(url, timeout=TIMEOUT)
             outcome[0] = None
-        except Exception as e:                                          # an address can be wrong in many ways
+        except Exception as e:  # an address can be wrong in many ways
             outcome[0] = e
+
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(TIMEOUT)
@@ -120,7 +125,8 @@ def unpack(archive, folder):
                 os.rmdir(folder)
             os.replace(new, folder)
     except OSError as e:
-        raise UserError(f"{folder}: cannot be made ({e.strerror}); if something else is there, "
-                        "set eval.data to another folder") from None
-    except Exception as e:                                              # zipfile and zlib raise nearly anything
+        raise UserError(
+            f"{folder}: cannot be made ({e.strerror}); if something else is there, set eval.data to another folder"
+        ) from None
+    except Exception as e:  # zipfile and zlib raise nearly anything
         raise UserError(f"{archive}: a broken archive ({e}); remove it and run again") from None

@@ -1,4 +1,5 @@
 """Files written whole or not at all, and the one error a user sees."""
+
 import contextlib
 import hashlib
 import json
@@ -16,7 +17,7 @@ def first_line(error):
     return lines[0] if lines else type(error).__name__
 
 
-UMASK = os.umask(0)                                                     # there is no way to only ask
+UMASK = os.umask(0)  # there is no way to only ask
 os.umask(UMASK)
 
 
@@ -37,24 +38,26 @@ def atomic_write(path, content):
                 f.write(content.encode("utf-8") if isinstance(content, str) else content)
             f.flush()
             os.fsync(f.fileno())
-        os.chmod(temporary, 0o666 & ~UMASK)                             # mkstemp's files are private; others are not
+        os.chmod(temporary, 0o666 & ~UMASK)  # mkstemp's files are private; others are not
         os.replace(temporary, path)
         sync_folder(folder)
     except (OSError, RuntimeError) as e:
-        cause = e.__context__ if isinstance(e, RuntimeError) and e.__context__ else e   # torch.save wraps what happened
-        if not isinstance(cause, Exception):                            # Ctrl-C
+        cause = e.__context__ if isinstance(e, RuntimeError) and e.__context__ else e  # torch.save wraps what happened
+        if not isinstance(cause, Exception):  # Ctrl-C
             raise cause from None
         reason = getattr(cause, "strerror", None) or first_line(cause)
-        raise UserError(f"{path}: cannot be written ({reason}); free some space or choose another folder, "
-                        "what was there before is untouched") from None
+        raise UserError(
+            f"{path}: cannot be written ({reason}); free some space or choose another folder, "
+            "what was there before is untouched"
+        ) from None
     finally:
-        with contextlib.suppress(OSError, TypeError):                   # renamed by now, or never made
+        with contextlib.suppress(OSError, TypeError):  # renamed by now, or never made
             os.unlink(temporary)
 
 
 def sync_folder(folder):
     """A renamed file has its new name after a power cut only once its folder is on the disk too."""
-    with contextlib.suppress(OSError):                                  # not every system can open a folder
+    with contextlib.suppress(OSError):  # not every system can open a folder
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)

@@ -1,4 +1,5 @@
 """One run a folder, and how to end it."""
+
 import contextlib
 import glob
 import os
@@ -16,16 +17,19 @@ def lock(folder):
         raise UserError(f"{folder}: cannot be written ({e.strerror}); choose another with train.out=FOLDER") from None
     try:
         import fcntl
+
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:                                                 # Windows
+    except ImportError:  # Windows
         pass
     except BlockingIOError:
-        raise UserError(f"{folder}: another run is writing here; wait for it, or choose another folder with "
-                        "train.out=FOLDER") from None
-    except OSError as e:                                                # some network file systems
-        print(f"notice: {folder}: this file system has no locks ({e.strerror}); see to it that no second run writes "
-              "here")
-    for leftover in glob.glob(os.path.join(glob.escape(folder), "*.*.????????.tmp")):       # of a write that was killed
+        raise UserError(
+            f"{folder}: another run is writing here; wait for it, or choose another folder with train.out=FOLDER"
+        ) from None
+    except OSError as e:  # some network file systems
+        print(
+            f"notice: {folder}: this file system has no locks ({e.strerror}); see to it that no second run writes here"
+        )
+    for leftover in glob.glob(os.path.join(glob.escape(folder), "*.*.????????.tmp")):  # of a write that was killed
         os.unlink(leftover)
     return handle
 
@@ -42,5 +46,5 @@ class Signals:
         if self.caught and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.caught = number
-        with contextlib.suppress(OSError):                    # not print: the signal may have come in the middle of one
+        with contextlib.suppress(OSError):  # not print: the signal may have come in the middle of one
             os.write(2, b"\nending after this step; Ctrl-C again ends at once\n")

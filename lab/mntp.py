@@ -3,11 +3,12 @@
 Attention looks both ways, some tokens are hidden behind <unk>, and each is predicted where the token before it stands,
 so that one model learns from gaps and from the next token with the same weights.
 """
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-GAPS = 0.2                                                              # of the tokens of a masked window
+GAPS = 0.2  # of the tokens of a masked window
 
 
 def draw_gaps(fraction, shape, key, rank=0, size=1):
@@ -23,7 +24,7 @@ def draw_gaps(fraction, shape, key, rank=0, size=1):
     draw = np.random.default_rng(key).random((B * size, T - 1))
     rank_in_window = draw[rank::size][:n].argsort(1).argsort(1)
     gaps = torch.from_numpy(rank_in_window < GAPS * (T - 1))
-    return F.pad(gaps, (0, 1))                                          # after the last token nothing is known
+    return F.pad(gaps, (0, 1))  # after the last token nothing is known
 
 
 def loss(model, hidden, ids, targets, gaps):

@@ -1,4 +1,5 @@
 """README.md of an exported folder: Hugging Face's metadata, then what the model is, saw, scored, and cannot do."""
+
 import json
 
 import yaml
@@ -6,8 +7,19 @@ import yaml
 from lab.files import UserError
 from model import parameter_counts
 
-RUN = ("preset", "steps", "tokens", "words", "epochs", "train_loss", "val_loss", "val_bits_per_byte",
-       "seconds", "device", "dtype")
+RUN = (
+    "preset",
+    "steps",
+    "tokens",
+    "words",
+    "epochs",
+    "train_loss",
+    "val_loss",
+    "val_bits_per_byte",
+    "seconds",
+    "device",
+    "dtype",
+)
 
 
 def read_json(path):
@@ -99,10 +111,20 @@ def metadata(made, name, blimp, license):
         ("BLiMP", "blimp", "accuracy", blimp[0] if blimp else None),
     ):
         if value is not None:
-            results.append({"task": {"type": "text-generation"}, "dataset": {"name": dataset, "type": kind},
-                            "metrics": [{"type": metric, "value": value}]})
-    header = {"language": ["en"], "license": license, "library_name": "transformers", "pipeline_tag": "text-generation",
-              "tags": ["babylm", "llama", "sllama"]}
+            results.append(
+                {
+                    "task": {"type": "text-generation"},
+                    "dataset": {"name": dataset, "type": kind},
+                    "metrics": [{"type": metric, "value": value}],
+                }
+            )
+    header = {
+        "language": ["en"],
+        "license": license,
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["babylm", "llama", "sllama"],
+    }
     if results:
         header["metrics"] = sorted(result["metrics"][0]["type"] for result in results)
         header["model-index"] = [{"name": name, "results": results}]
@@ -136,16 +158,19 @@ def scores_table(blimp):
         return "Not scored when this was exported."
     accuracy, pairs, groups = blimp
     rows = [[group, f"{100 * share:.2f}", count] for group, (share, count) in groups.items()]
-    return (f"Strict accuracy (a tie is wrong), mean over paradigms: **{100 * accuracy:.2f} %** of {pairs:,} pairs.\n\n"
-            + table(["", "accuracy, %", "pairs"], *rows))
+    return (
+        f"Strict accuracy (a tie is wrong), mean over paradigms: **{100 * accuracy:.2f} %** of {pairs:,} pairs.\n\n"
+        + table(["", "accuracy, %", "pairs"], *rows)
+    )
 
 
 def babylm_table(babylm):
     if babylm is None:
         return ""
     rows = [[task, f"{100 * share:.2f}", items] for task, (share, items) in babylm.items()]
-    return ("\n\n## BabyLM 2026, zero-shot\nBy the challenge's rules: a coin decides a tie.\n\n"
-            + table(["", "accuracy, %", "items"], *rows))
+    return "\n\n## BabyLM 2026, zero-shot\nBy the challenge's rules: a coin decides a tie.\n\n" + table(
+        ["", "accuracy, %", "items"], *rows
+    )
 
 
 CARD = """---

@@ -2,14 +2,15 @@
 
 The package's own sentencepiece_model_pb2 runs with one version of protobuf only.
 """
+
 # Names of the fields in sentencepiece_model.proto that the encoding of a text depends on
 MODEL = {1: "piece", 2: "trainer_spec", 3: "normalizer_spec"}
 PIECE = {3: "type"}
 TRAINER = {3: "model_type", 24: "treat_whitespace_as_suffix"}
 NORMALIZER = {2: "precompiled_charsmap", 3: "add_dummy_prefix", 4: "remove_extra_whitespaces", 5: "escape_whitespaces"}
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6     # types of a piece
-BPE = 2                                                                     # a model type
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # types of a piece
+BPE = 2  # a model type
 
 
 def varint(data, at):
@@ -33,11 +34,11 @@ def fields(message, names):
         if wire_type == 0:
             value, at = varint(message, at)
         else:
-            if wire_type == 2:                                              # bytes, text, another message
+            if wire_type == 2:  # bytes, text, another message
                 size, at = varint(message, at)
             else:
-                size = {1: 8, 5: 4}[wire_type]                              # a double, a float
-            value = message[at:at + size]
+                size = {1: 8, 5: 4}[wire_type]  # a double, a float
+            value = message[at : at + size]
             at += size
         if number in names:
             yield names[number], value
@@ -50,8 +51,12 @@ def read_model(model_bytes):
     """
     types = []
     trainer = {"model_type": 1, "treat_whitespace_as_suffix": 0}
-    normalizer = {"precompiled_charsmap": b"", "add_dummy_prefix": 1, "remove_extra_whitespaces": 1,
-                  "escape_whitespaces": 1}
+    normalizer = {
+        "precompiled_charsmap": b"",
+        "add_dummy_prefix": 1,
+        "remove_extra_whitespaces": 1,
+        "escape_whitespaces": 1,
+    }
     try:
         for name, value in fields(model_bytes, MODEL):
             if name == "piece":
@@ -79,7 +84,7 @@ def is_plain_bpe(trainer, normalizer):
 def without_input_format(model_bytes):
     """The model as training on lines of text writes it: in what form the text came is no part of what was learned."""
     spec = dict(fields(model_bytes, MODEL))["trainer_spec"]
-    shorter = spec.replace(b"\x3a\x03tsv", b"")                            # field 7, input_format: three bytes, "tsv"
+    shorter = spec.replace(b"\x3a\x03tsv", b"")  # field 7, input_format: three bytes, "tsv"
     return model_bytes.replace(short_message(2, spec), short_message(2, shorter))
 
 

@@ -3,11 +3,12 @@
 A model has many hidden matrices and few shapes of them. One after the other, their small products keep a GPU waiting
 for the next launch; a batch takes as many launches as a single matrix.
 """
+
 import math
 
 import torch
 
-A, B, C = 3.4445, -4.7750, 2.0315                                       # of the quintic A x + B x^3 + C x^5
+A, B, C = 3.4445, -4.7750, 2.0315  # of the quintic A x + B x^3 + C x^5
 ITERATIONS = 5
 
 
@@ -17,7 +18,7 @@ def orthogonalized(x):
     x = x.mT if tall else x
     x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(ITERATIONS):
-        gram = x @ x.mT                                                 # the smaller of both ways to multiply
+        gram = x @ x.mT  # the smaller of both ways to multiply
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)
     return x.mT if tall else x
 

@@ -1,4 +1,5 @@
 """Minimal pairs: folders of *.jsonl files, each line an object with sentence_good and sentence_bad, as BLiMP's are."""
+
 import hashlib
 import json
 import os
@@ -42,8 +43,9 @@ def find_data(wanted, meta):
     for folder, why in ((wanted, "eval.data"), (own, "the corpus's own")):
         if os.path.isdir(folder) and any(name.endswith(".jsonl") for name in os.listdir(folder)):
             return folder, why
-    raise UserError(f"{wanted}: no minimal pairs there, nor in {own}; "
-                    "`python prepare.py` provides them, or give --data DIR")
+    raise UserError(
+        f"{wanted}: no minimal pairs there, nor in {own}; `python prepare.py` provides them, or give --data DIR"
+    )
 
 
 def read_pairs(path, limit=None, split="all"):
@@ -71,8 +73,13 @@ def read_pairs(path, limit=None, split="all"):
         kept = first_of_each(kept, limit)
     if len(kept) < len(everything):
         warnings.append(f"a subset, as asked for: {len(kept):,} of {len(everything):,} pairs")
-    return kept, {"benchmark": benchmark, "data": str(path), "sha256": digest.hexdigest(),
-                  "warnings": warnings, "incomplete": incomplete}
+    return kept, {
+        "benchmark": benchmark,
+        "data": str(path),
+        "sha256": digest.hexdigest(),
+        "warnings": warnings,
+        "incomplete": incomplete,
+    }
 
 
 def jsonl_files(path):
@@ -137,10 +144,17 @@ def read_pair(row, stem, index):
         dev = int(number) % 10 == 0
     except (TypeError, ValueError, OverflowError):
         dev = index % 10 == 0
-    pair = {"good": row["sentence_good"], "bad": row["sentence_bad"], "uid": text(row, "UID") or stem,
-            "phenomenon": text(row, "linguistics_term") or text(row, "phenomenon"), "field": text(row, "field"),
-            "id": str(number), "dev": dev, "filtered": "pair_id" in row}
-    try:                                        # JSON can spell half a character, "\ud800", that no file can hold
+    pair = {
+        "good": row["sentence_good"],
+        "bad": row["sentence_bad"],
+        "uid": text(row, "UID") or stem,
+        "phenomenon": text(row, "linguistics_term") or text(row, "phenomenon"),
+        "field": text(row, "field"),
+        "id": str(number),
+        "dev": dev,
+        "filtered": "pair_id" in row,
+    }
+    try:  # JSON can spell half a character, "\ud800", that no file can hold
         "".join(value for value in pair.values() if isinstance(value, str)).encode()
     except UnicodeEncodeError:
         raise ValueError("not Unicode text") from None

@@ -1,4 +1,5 @@
 """The PNG of eval_blimp.py --plot: accuracies by phenomenon, or against words seen. Imported only when asked for."""
+
 import matplotlib
 import numpy as np
 
@@ -7,7 +8,7 @@ from lab.report import percent, rule
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-REFERENCES = {"chance": 50.0, "n-gram": 61.2, "LSTM": 69.8, "GPT-2 large": 83.0}        # of the paper's corrected files
+REFERENCES = {"chance": 50.0, "n-gram": 61.2, "LSTM": 69.8, "GPT-2 large": 83.0}  # of the paper's corrected files
 LINE_STYLES = ("-", "--", ":", "-.")
 
 
@@ -31,8 +32,8 @@ def plot(results, f):
 
 def bars(axes, groups, accuracy, references):
     """A bar for each {name: summary}, with its interval; lines for the mean and for what others reach."""
-    values = 100 * np.array([[g["accuracy"], *g["interval"]] for g in groups.values()])        # (groups, 3)
-    errors = np.abs(values[:, 1:] - values[:, :1]).T                                           # (2, groups)
+    values = 100 * np.array([[g["accuracy"], *g["interval"]] for g in groups.values()])  # (groups, 3)
+    errors = np.abs(values[:, 1:] - values[:, :1]).T  # (2, groups)
     axes.barh(list(groups), values[:, 0], xerr=errors, color="tab:blue", alpha=0.8, error_kw={"capsize": 2, "lw": 1})
     axes.axvline(100 * accuracy, color="black", lw=1.5)
     for name, value in references.items():
@@ -46,13 +47,22 @@ def learning_curves(axes, results, kind, references):
     words = [(result["words"] or 0) / 1e6 for result in results]
     for i, name in enumerate(results[-1][kind]):
         accuracies = [100 * result[kind][name]["accuracy"] for result in results]
-        axes.plot(words, accuracies, color=f"C{i % 10}", ls=LINE_STYLES[i // 10 % 4], lw=1, alpha=0.8, marker=".",
-                  label=name.replace("_", " "))
+        axes.plot(
+            words,
+            accuracies,
+            color=f"C{i % 10}",
+            ls=LINE_STYLES[i // 10 % 4],
+            lw=1,
+            alpha=0.8,
+            marker=".",
+            label=name.replace("_", " "),
+        )
     means = [100 * result["accuracy"] for result in results]
     axes.plot(words, means, color="black", lw=2.5, marker="o", label="mean over paradigms")
     for name, value in references.items():
         axes.axhline(value, color="gray", lw=1, ls=":")
-        axes.annotate(name, (1.0, value), xycoords=("axes fraction", "data"), ha="right", va="bottom",
-                      fontsize=7, color="gray")
+        axes.annotate(
+            name, (1.0, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7, color="gray"
+        )
     axes.set(xlabel="words seen in training, millions", ylabel="accuracy in %")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))

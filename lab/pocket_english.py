@@ -17,6 +17,7 @@
 Agreement is one value, `agr`: m, f, n (all singular) or pl. It picks the verb form, the pronoun and the reflexive.
 Lists are ordered: their first words are common and their last ones rare (`common`).
 """
+
 import argparse
 import random
 import re
@@ -34,7 +35,7 @@ def s_form(word):
 
 
 def nouns(text, gender=None):
-    """"cup mouse:mice" -> [("cup", "cups", gender), ("mouse", "mice", gender)]; gender None: may be m or f."""
+    """ "cup mouse:mice" -> [("cup", "cups", gender), ("mouse", "mice", gender)]; gender None: may be m or f."""
     found = []
     for entry in text.split():
         singular, _, plural = entry.partition(":")
@@ -43,12 +44,12 @@ def nouns(text, gender=None):
 
 
 def verb(entry):
-    """"take:took:taken" -> {"base": "take", "part": "taken", "ing": "taking", tense: (singular, plural), ...}."""
+    """ "take:took:taken" -> {"base": "take", "part": "taken", "ing": "taking", tense: (singular, plural), ...}."""
     base, *irregular = entry.split(":")
     if re.search("^[^aeiou]*[aeiou][bdgmnpt]$", base):
-        stem = base + base[-1]                                  # hug -> hugg-
+        stem = base + base[-1]  # hug -> hugg-
     else:
-        stem = re.sub("([^e])e$", r"\1", base)                  # dance -> danc-
+        stem = re.sub("([^e])e$", r"\1", base)  # dance -> danc-
     past = irregular[0] if irregular else re.sub("([^aeiou])y$", r"\1i", stem) + "ed"
     part = irregular[-1] if irregular else past
     ing = stem + "ing"
@@ -84,11 +85,17 @@ OTHERS = nouns("""child:children baker teacher farmer sailor thief:thieves docto
     pirate""")
 NOUNS = {
     "people": [noun for trio in zip(MEN, OTHERS, WOMEN) for noun in trio] + OTHERS[8:],
-    "animals": nouns("""dog cat mouse:mice fox goose:geese wolf:wolves bird horse bear rabbit duck frog owl monkey
-        ox:oxen""", "n"),
-    "things": nouns("""cup book box ball key letter knife:knives lamp hat basket ring picture leaf:leaves bottle candle
+    "animals": nouns(
+        """dog cat mouse:mice fox goose:geese wolf:wolves bird horse bear rabbit duck frog owl monkey
+        ox:oxen""",
+        "n",
+    ),
+    "things": nouns(
+        """cup book box ball key letter knife:knives lamp hat basket ring picture leaf:leaves bottle candle
         clock coat bell stone map drum boat loaf:loaves chair shelf:shelves wheel mirror scarf:scarves door ladder kite
-        bucket""", "n"),
+        bucket""",
+        "n",
+    ),
 }
 KINDS = list(NOUNS)
 IRREGULAR_NOUNS = [(noun, kind) for kind, options in NOUNS.items() for noun in options if noun[1] != s_form(noun[0])]
@@ -103,12 +110,12 @@ STATES = {
     "animals": "hungry tired happy quiet angry sleepy wet lost wild".split(),
     "things": "old heavy red new dirty clean strange beautiful wet empty blue".split(),
 }
-DETERMINERS = (                                                 # of one, of several
+DETERMINERS = (  # of one, of several
     "the the the a a a this that every my each".split(),
     "the the the two some these those many three all most several".split(),
 )
-WEAK = ("a a a a no".split(), "two some many three several few four no".split())       # what "there is" can introduce
-STRONG = "most all both".split()                                                      # what it cannot
+WEAK = ("a a a a no".split(), "two some many three several few four no".split())  # what "there is" can introduce
+STRONG = "most all both".split()  # what it cannot
 PLACES = """in the garden; in the kitchen; near the river; at the market; in the forest; on the hill; in the village;
     at school; behind the barn; near the castle; on the bridge; by the lake; in the tower; under the old tree;
     on the island; in the library; at the harbor"""
@@ -130,27 +137,30 @@ TAKE = verbs("""find:found take:took:taken carry hold:held bring:brought buy:bou
 THANK = verbs("""thank admire greet praise hug invite blame rescue trust forgive:forgave:forgiven visit chase defend
     describe""")
 SCARE = verbs("surprise scare please amuse annoy frighten bother comfort")
-EAT = [(verb(v), nouns(things, "n")) for v, things in {
-    "eat:ate:eaten": "apple cake pie egg",
-    "draw:drew:drawn": "picture map tree flower",
-    "write:wrote:written": "letter story poem song",
-    "sing:sang:sung": "song tune",
-    "steal:stole:stolen": "ring key cake",
-    "choose:chose:chosen": "hat cup coat",
-    "throw:threw:thrown": "ball stone",
-    "drink:drank:drunk": "potion",
-    "bake": "cake pie",
-    "paint": "door wall boat",
-}.items()]
-THINK = verbs("think:thought say:said believe hope hear:heard")                         # think that
-WONDER = verbs("wonder ask")                                                            # wonder why
-KNOW = verbs("know:knew:known remember forget:forgot:forgotten guess explain learn notice")     # know that, know what
-SEEM = verbs("seem happen appear tend")                                                 # there seems to be
-TRY = verbs("try hope decide plan refuse offer attempt")                                # *there tries to be
-EXPECT = verbs("want expect need like")                                                 # expect there to be
-TELL = verbs("tell:told ask beg teach:taught force persuade")                           # *tell there to be
-EASY = "easy hard difficult safe impossible dangerous".split()                          # easy to find
-EAGER = "glad eager afraid sorry keen ashamed".split()                                  # eager to find it
+EAT = [
+    (verb(v), nouns(things, "n"))
+    for v, things in {
+        "eat:ate:eaten": "apple cake pie egg",
+        "draw:drew:drawn": "picture map tree flower",
+        "write:wrote:written": "letter story poem song",
+        "sing:sang:sung": "song tune",
+        "steal:stole:stolen": "ring key cake",
+        "choose:chose:chosen": "hat cup coat",
+        "throw:threw:thrown": "ball stone",
+        "drink:drank:drunk": "potion",
+        "bake": "cake pie",
+        "paint": "door wall boat",
+    }.items()
+]
+THINK = verbs("think:thought say:said believe hope hear:heard")  # think that
+WONDER = verbs("wonder ask")  # wonder why
+KNOW = verbs("know:knew:known remember forget:forgot:forgotten guess explain learn notice")  # know that, know what
+SEEM = verbs("seem happen appear tend")  # there seems to be
+TRY = verbs("try hope decide plan refuse offer attempt")  # *there tries to be
+EXPECT = verbs("want expect need like")  # expect there to be
+TELL = verbs("tell:told ask beg teach:taught force persuade")  # *tell there to be
+EASY = "easy hard difficult safe impossible dangerous".split()  # easy to find
+EAGER = "glad eager afraid sorry keen ashamed".split()  # eager to find it
 OBJECTS = EAT + [(v, NOUNS["things"]) for v in BREAK + TAKE]
 IRREGULAR = [(v, things) for v, things in OBJECTS if v["part"] not in (v["past"][0], v["base"])]
 
@@ -161,7 +171,7 @@ NUMBERS = [("m", "pl"), ("pl", "m"), ("f", "pl"), ("pl", "f")]
 OWNERS = [("I", "my", "mine"), ("you", "your", "yours"), ("we", "our", "ours"), ("they", "their", "theirs")]
 PAST = "past past past past past past had was-ing did-not could".split()
 PRESENT = "present present present present perfect is-ing does-not can".split()
-AGREEING = "present present present perfect is-ing was-ing does-not".split()             # tenses that show number
+AGREEING = "present present present perfect is-ing was-ing does-not".split()  # tenses that show number
 OPENERS = "then;later,;one day;at last;suddenly;soon;that evening;after a while".split(";")
 WHY = "why when where how".split()
 EXCLAIM = "oh,;yes,;no,;well,;look,;I think;of course".split(";")
@@ -197,8 +207,8 @@ class Grammar:
     """
 
     def __init__(self, seed, modified=0.12):
-        self.modified = modified                     # the share of noun phrases with a modifier; pairs have more
-        self.random = random.Random(seed).random     # the one method whose numbers are the same in every Python
+        self.modified = modified  # the share of noun phrases with a modifier; pairs have more
+        self.random = random.Random(seed).random  # the one method whose numbers are the same in every Python
         self.story()
 
     def chance(self, p):
@@ -230,7 +240,7 @@ class Grammar:
         self.places = self.several(3, PLACES)
         self.nouns = {kind: self.several(5, options) for kind, options in NOUNS.items()}
         self.tenses = PAST if self.chance(0.6) else PRESENT
-        self.topic = None                            # agr of the last subject, which a pronoun may stand for
+        self.topic = None  # agr of the last subject, which a pronoun may stand for
 
     # Phrases
 
@@ -464,8 +474,12 @@ class Grammar:
         more = self.pick(("more than", "fewer than"))
         one = self.nominal("people", False)[0]
         two = self.nominal("people", False)[0]
-        frame = self.pick((f"{{0}} {one} {v} {most} {number} {noun} and {{1}} {two} {v} {more} {number}",
-                           f"{{1}} {one} {v} {more} {number} {noun} and {{0}} {two} {v} {most} {number}"))
+        frame = self.pick(
+            (
+                f"{{0}} {one} {v} {most} {number} {noun} and {{1}} {two} {v} {more} {number}",
+                f"{{1}} {one} {v} {more} {number} {noun} and {{0}} {two} {v} {most} {number}",
+            )
+        )
         return swap(frame, "every", "no")
 
     def quantifier_there(self):
@@ -669,7 +683,7 @@ class Grammar:
 # ---------------------------------------------------------------------------------------------------------------------
 # Text and pairs
 
-PHENOMENA = {                                        # of each paradigm, by how its method's name begins; BLiMP's fields
+PHENOMENA = {  # of each paradigm, by how its method's name begins; BLiMP's fields
     "anaphor": ("anaphor_agreement", "morphology"),
     "binding": ("binding", "syntax_semantics"),
     "agreement": ("subject_verb_agreement", "morphology"),
@@ -684,7 +698,7 @@ PHENOMENA = {                                        # of each paradigm, by how 
     "ellipsis": ("ellipsis", "syntax"),
 }
 PARADIGMS = [name for name in vars(Grammar) if name.split("_")[0] in PHENOMENA]
-TAUGHT_SHARE = 0.04                                  # of the sentences of a text that come straight from a paradigm
+TAUGHT_SHARE = 0.04  # of the sentences of a text that come straight from a paradigm
 
 
 def finish(words):
@@ -749,8 +763,9 @@ def blimp_pair(name, i, good, bad):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Prints Pocket English, a synthetic corpus.")
-    parser.add_argument("words", metavar="WORDS", nargs="?", type=int, default=300,
-                        help="how many words, at least (default: 300)")
+    parser.add_argument(
+        "words", metavar="WORDS", nargs="?", type=int, default=300, help="how many words, at least (default: 300)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     if args.words < 1:

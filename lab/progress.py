@@ -2,6 +2,7 @@
 
 Nothing here changes a number of the run.
 """
+
 import csv
 import dataclasses
 import io
@@ -16,7 +17,7 @@ from lab.files import UserError, atomic_write
 from model import parameter_counts
 
 COLUMNS = ["step", "tokens", "words", "lr", "train_loss", "val_loss", "blimp", "seconds"]
-SILENCE = 25                                        # seconds after which a run that is not on a terminal says something
+SILENCE = 25  # seconds after which a run that is not on a terminal says something
 
 
 def bits_per_byte(loss, counts):
@@ -30,11 +31,23 @@ def bits_per_byte(loss, counts):
 
 def parameter_table(config):
     """Lines: parameters by part, beside a plain untied LLaMA of the same shape, and what each trick saved."""
-    plain = dataclasses.replace(config, embedding="full", attention="mha", mlp="full", layer_sharing="none",
-                                tie_word_embeddings=False, num_key_value_heads=None)
+    plain = dataclasses.replace(
+        config,
+        embedding="full",
+        attention="mha",
+        mlp="full",
+        layer_sharing="none",
+        tie_word_embeddings=False,
+        num_key_value_heads=None,
+    )
     ours, theirs = parameter_counts(config), parameter_counts(plain)
-    notes = {"embedding": "tied to the head" if config.tie_word_embeddings else config.embedding,
-             "attention": config.attention, "mlp": config.mlp, "norms": "", "head": ""}
+    notes = {
+        "embedding": "tied to the head" if config.tie_word_embeddings else config.embedding,
+        "attention": config.attention,
+        "mlp": config.mlp,
+        "norms": "",
+        "head": "",
+    }
     if config.layer_sharing != "none":
         for part in ("attention", "mlp", "norms"):
             if ours[part] < theirs[part]:
@@ -65,12 +78,16 @@ def banner(config, meta, plan, origin, scaled, why, last_rate):
     ]
     warmup = s.warmup if s.warmup >= 1 else s.warmup * plan.steps
     if warmup >= plan.steps:
-        lines.append(f"WARNING: the warm-up of {warmup:.0f} steps is longer than the run of {plan.steps}: the learning "
-                     f"rate never reaches {s.learning_rate:g}, it ends at {last_rate:.2g}. train.warmup=0.05 would "
-                     "warm up over a twentieth of the run.")
+        lines.append(
+            f"WARNING: the warm-up of {warmup:.0f} steps is longer than the run of {plan.steps}: the learning "
+            f"rate never reaches {s.learning_rate:g}, it ends at {last_rate:.2g}. train.warmup=0.05 would "
+            "warm up over a twentieth of the run."
+        )
     if m.vocab_size != config.tokenizer.vocab_size and not config.tokenizer.model:
-        lines.append(f"notice: the prepared tokenizer has {m.vocab_size:,} pieces, not what tokenizer.vocab_size says; "
-                     "the model follows it")
+        lines.append(
+            f"notice: the prepared tokenizer has {m.vocab_size:,} pieces, not what tokenizer.vocab_size says; "
+            "the model follows it"
+        )
     return "\n".join(lines)
 
 
@@ -84,15 +101,16 @@ class Progress:
     def __init__(self, config, meta, plan, state, device, show=True):
         self.config, self.meta, self.plan, self.state = config, meta, plan, state
         self.on_cpu, self.show = device.type == "cpu", show
-        self.bar = tqdm(total=plan.steps, initial=state.step, unit="step", dynamic_ncols=True,
-                        disable=None if show else True)                 # None: only on a terminal
+        self.bar = tqdm(
+            total=plan.steps, initial=state.step, unit="step", dynamic_ncols=True, disable=None if show else True
+        )  # None: only on a terminal
         self.trackers = open_trackers(config) if show else []
         self.csv_path = os.path.join(config.out_dir, "losses.csv")
         self.rows_written = 0
         self.spoke = self.wrote = time.monotonic()
-        self.eta_shown = False                                           # how long the run will take
+        self.eta_shown = False  # how long the run will take
         if show and state.rows:
-            self.rewrite_csv()                                          # after a kill it may know more than last.pt
+            self.rewrite_csv()  # after a kill it may know more than last.pt
 
     def trained(self, loss, rate, elapsed, compiling):
         """After a step: its row in the table of losses, and a sign of life."""
@@ -108,8 +126,10 @@ class Progress:
             self.say(outlook(plan, state, plan.tokens_per_step / elapsed, self.on_cpu))
             self.eta_shown = True
         if self.bar.disable and time.monotonic() - self.spoke > SILENCE:
-            self.say(f"step {state.step:,} of {plan.steps:,}  loss {loss:.3f}  learning rate {rate:.1e}"
-                     + (f"  {speed:,.0f} tokens/s  {time_left(plan, state, speed)} left" if speed else ""))
+            self.say(
+                f"step {state.step:,} of {plan.steps:,}  loss {loss:.3f}  learning rate {rate:.1e}"
+                + (f"  {speed:,.0f} tokens/s  {time_left(plan, state, speed)} left" if speed else "")
+            )
 
     def evaluated(self, val_loss, blimp, sample):
         """After a validation: blimp, the accuracy on a subset of minimal pairs, and sample, a text, may be ""."""
@@ -122,19 +142,29 @@ class Progress:
         if not self.show:
             return
         self.rewrite_csv()
-        if state.step:                                    # one point is no curve, and matplotlib takes a second to load
+        if state.step:  # one point is no curve, and matplotlib takes a second to load
             draw_curves(state.rows, f"{self.config.preset} on {self.meta['corpus']}", self.config.out_dir)
         trained = state.rows[-1]["train_loss"]
         train_loss = f"{trained:.4f}" if trained != "" else "-"
-        self.say(f"step {state.step:>6}  train loss {train_loss:>7}  val loss {val_loss:.4f}  {bits:.4f} bits per byte"
-                 f"  {state.seconds:.0f} s")
+        self.say(
+            f"step {state.step:>6}  train loss {train_loss:>7}  val loss {val_loss:.4f}  {bits:.4f} bits per byte"
+            f"  {state.seconds:.0f} s"
+        )
         if sample:
             self.say(f"    {sample!r}")
 
     def row(self, train_loss, rate):
         step, plan = self.state.step, self.plan
-        return {"step": step, "tokens": step * plan.tokens_per_step, "words": round(plan.words(step)), "lr": rate,
-                "train_loss": train_loss, "val_loss": "", "blimp": "", "seconds": round(self.state.seconds, 3)}
+        return {
+            "step": step,
+            "tokens": step * plan.tokens_per_step,
+            "words": round(plan.words(step)),
+            "lr": rate,
+            "train_loss": train_loss,
+            "val_loss": "",
+            "blimp": "",
+            "seconds": round(self.state.seconds, 3),
+        }
 
     def say(self, line):
         self.bar.write(line)
@@ -159,13 +189,14 @@ class Progress:
         if not self.show or time.monotonic() - self.wrote < SILENCE or not self.rows_written:
             return
         text = io.StringIO()
-        csv.DictWriter(text, COLUMNS, lineterminator="\n").writerows(self.state.rows[self.rows_written:])
+        csv.DictWriter(text, COLUMNS, lineterminator="\n").writerows(self.state.rows[self.rows_written :])
         try:
             with open(self.csv_path, "a", encoding="utf-8", newline="") as f:
                 f.write(text.getvalue())
         except OSError as e:
-            raise UserError(f"{self.csv_path}: cannot be written ({e.strerror}); the same command continues from "
-                            "last.pt") from None
+            raise UserError(
+                f"{self.csv_path}: cannot be written ({e.strerror}); the same command continues from last.pt"
+            ) from None
         self.rows_written, self.wrote = len(self.state.rows), time.monotonic()
 
     def close(self):
@@ -226,6 +257,7 @@ def sample_text(model, tokenizer, tokens, seed):
 
     def pick(logits, ids):
         return (logits / 0.8).softmax(-1)
+
     ids = [token for token, _ in model.generate([tokenizer.bos_id], tokens, seed=seed, pick=pick)]
     return tokenizer.decode([i for i in ids if i != tokenizer.bos_id])
 
@@ -237,6 +269,7 @@ def sample_text(model, tokenizer, tokens, seed):
 class TensorBoard:
     def __init__(self, config):
         from torch.utils.tensorboard import SummaryWriter
+
         self.writer = SummaryWriter(config.out_dir)
 
     def log(self, numbers, step):
@@ -250,6 +283,7 @@ class TensorBoard:
 class WeightsAndBiases:
     def __init__(self, config):
         import wandb
+
         out = config.out_dir
         self.run = wandb.init(project="sllama-lab", name=out, dir=out, config=dataclasses.asdict(config))
 
@@ -267,8 +301,9 @@ def open_trackers(config):
     try:
         return [{"tensorboard": TensorBoard, "wandb": WeightsAndBiases}[kind](config)]
     except ImportError:
-        raise UserError(f"train.log: the package {kind} is not installed; pip install {kind}, or "
-                        "train.log=none") from None
+        raise UserError(
+            f"train.log: the package {kind} is not installed; pip install {kind}, or train.log=none"
+        ) from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@
 
 Every command reads it as it reads any checkpoint. Scores belong to one file: score this one again.
 """
+
 import argparse
 
 import torch

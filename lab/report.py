@@ -1,11 +1,19 @@
 """What eval_blimp.py prints and writes: table, block of `key: value`, CSV of pairs, BabyLM's predictions."""
+
 import csv
 import io
 
-WIDTH = 100     # columns of the table
-VIEWS = {"strict": "a tie is wrong", "ties_half": "a tie is half", "ties_correct": "a tie is correct",
-         "dev": "development pairs (pairID % 10 = 0)", "test": "test pairs (the others)",
-         "phenomena": "mean over phenomena", "fields": "mean over fields", "micro": "share of all pairs"}
+WIDTH = 100  # columns of the table
+VIEWS = {
+    "strict": "a tie is wrong",
+    "ties_half": "a tie is half",
+    "ties_correct": "a tie is correct",
+    "dev": "development pairs (pairID % 10 = 0)",
+    "test": "test pairs (the others)",
+    "phenomena": "mean over phenomena",
+    "fields": "mean over fields",
+    "micro": "share of all pairs",
+}
 
 
 def percent(share, digits=2):
@@ -35,7 +43,7 @@ def table(results, show_paradigms=False):
         lines += learning_curve(results)
     if "comparison" in result:
         lines += comparison(result["comparison"])
-    return "\n".join(line if len(line) <= WIDTH else line[:WIDTH - 3] + "..." for line in lines)
+    return "\n".join(line if len(line) <= WIDTH else line[: WIDTH - 3] + "..." for line in lines)
 
 
 def section(groups):
@@ -46,8 +54,10 @@ def section(groups):
     for name, group in groups.items():
         low, high = group["interval"]
         interval = f"{percent(low, 1)} - {percent(high, 1)}"
-        lines.append(f"{name[:51]:<52}{percent(group['accuracy']):>9}   {interval:<14}"
-                     f"{group['pairs']:>7,}{group['ties']:>6,}{group['margin']:>8.2f}")
+        lines.append(
+            f"{name[:51]:<52}{percent(group['accuracy']):>9}   {interval:<14}"
+            f"{group['pairs']:>7,}{group['ties']:>6,}{group['margin']:>8.2f}"
+        )
     return lines
 
 
@@ -61,16 +71,20 @@ def learning_curve(results):
 def comparison(c):
     """What statistics.compare found, and the ten paradigms that differ most."""
     low, high = c["interval"]
-    lines = ["", f"compared with {c['with']}",
-             f"  {100 * c['difference']:+.2f} points, 95 % interval {100 * low:+.2f} to {100 * high:+.2f} "
-             f"(paired bootstrap, p = {c['p_bootstrap']:.2g})",
-             f"  {c['changed']:,} of {c['pairs']:,} decisions changed: {c['gained']:,} gained, {c['lost']:,} lost "
-             f"(McNemar, p = {c['p_mcnemar']:.2g})"]
+    lines = [
+        "",
+        f"compared with {c['with']}",
+        f"  {100 * c['difference']:+.2f} points, 95 % interval {100 * low:+.2f} to {100 * high:+.2f} "
+        f"(paired bootstrap, p = {c['p_bootstrap']:.2g})",
+        f"  {c['changed']:,} of {c['pairs']:,} decisions changed: {c['gained']:,} gained, {c['lost']:,} lost "
+        f"(McNemar, p = {c['p_mcnemar']:.2g})",
+    ]
     largest_first = sorted(c["paradigms"].items(), key=lambda item: -abs(item[1]["difference"]))
     for uid, row in largest_first[:10]:
         if row["gained"] or row["lost"]:
-            lines.append(f"  {uid[:51]:<52}{100 * row['difference']:+7.1f} "
-                         f"{row['gained']:>6} gained {row['lost']:>6} lost")
+            lines.append(
+                f"  {uid[:51]:<52}{100 * row['difference']:+7.1f} {row['gained']:>6} gained {row['lost']:>6} lost"
+            )
     return lines
 
 
@@ -104,8 +118,10 @@ def block(result):
     return "\n".join(lines)
 
 
-COLUMNS = ("uid id phenomenon field split good bad score_good score_bad margin tokens_good tokens_bad right tie "
-           "checkpoint rule").split()
+COLUMNS = (
+    "uid id phenomenon field split good bad score_good score_bad margin tokens_good tokens_bad right tie "
+    "checkpoint rule"
+).split()
 
 
 def pairs_csv(pairs, scores, tokens, correct, checkpoint="", rule=""):
@@ -116,8 +132,25 @@ def pairs_csv(pairs, scores, tokens, correct, checkpoint="", rule=""):
     writer.writerow(COLUMNS)
     for pair, (good, bad), lengths, decision in zip(pairs, scores.tolist(), tokens.tolist(), correct.tolist()):
         split = "dev" if pair["dev"] else "test"
-        writer.writerow([pair["uid"], pair["id"], pair["phenomenon"], pair["field"], split, pair["good"], pair["bad"],
-                         good, bad, good - bad, *lengths, int(decision), int(good == bad), checkpoint, rule])
+        writer.writerow(
+            [
+                pair["uid"],
+                pair["id"],
+                pair["phenomenon"],
+                pair["field"],
+                split,
+                pair["good"],
+                pair["bad"],
+                good,
+                bad,
+                good - bad,
+                *lengths,
+                int(decision),
+                int(good == bad),
+                checkpoint,
+                rule,
+            ]
+        )
     return out.getvalue()
 
 

@@ -1,4 +1,5 @@
 """What a run writes so that it can go on, and so that its checkpoints say where they came from."""
+
 import dataclasses
 import math
 import os
@@ -23,14 +24,15 @@ BABYLM_WORDS = [*range(1, 10), *range(10, 101, 10), *range(200, 1001, 100)]
 @dataclass
 class State:
     """Where a run stands. last.pt keeps it, beside weights and optimisers."""
+
     step: int = 0
-    evaluated: int = -1                                                 # the step of the last validation
-    best: float = math.inf                                              # lowest validation loss
-    skipped: int = 0                                                    # steps that overflowed in float16
-    rows: list = field(default_factory=list)                            # of losses.csv
-    seconds: float = 0.0                                                # spent in steps, of all parts of the run
-    timed_tokens: int = 0                                              # those of steps without compilation and warm-up,
-    timed_seconds: float = 0.0                                          # and the time they took
+    evaluated: int = -1  # the step of the last validation
+    best: float = math.inf  # lowest validation loss
+    skipped: int = 0  # steps that overflowed in float16
+    rows: list = field(default_factory=list)  # of losses.csv
+    seconds: float = 0.0  # spent in steps, of all parts of the run
+    timed_tokens: int = 0  # those of steps without compilation and warm-up,
+    timed_seconds: float = 0.0  # and the time they took
     peak_memory_mb: float = 0.0
 
     def last_val_loss(self):
@@ -59,8 +61,9 @@ def code_version():
     """The commit of this code, -dirty if it was changed since; empty outside a git checkout."""
     here = os.path.dirname(os.path.abspath(__file__))
     try:
-        done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True,
-                              encoding="utf-8")
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, encoding="utf-8"
+        )
     except OSError:
         return ""
     return done.stdout.strip()
@@ -77,7 +80,7 @@ def origin(config, meta, device, dtype, compiled, processes):
         "dtype": str(dtype).removeprefix("torch."),
         "processes": processes,
         "compiled": compiled,
-        "commit": code_version(),                               # of the code that runs, whatever is committed meanwhile
+        "commit": code_version(),  # of the code that runs, whatever is committed meanwhile
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__},
     }
 
@@ -114,16 +117,26 @@ def passed_words(setting, step, plan):
 
 def same_run(config, meta, plan):
     """What must agree for a run to be continued."""
-    return {"model": dataclasses.asdict(config.model), "data": meta["train"]["sha256"], "train.seed": config.train.seed,
-            "train.optimizer": config.train.optimizer, "train.ema": bool(config.train.ema),
-            "windows per step": plan.windows_per_step}
+    return {
+        "model": dataclasses.asdict(config.model),
+        "data": meta["train"]["sha256"],
+        "train.seed": config.train.seed,
+        "train.optimizer": config.train.optimizer,
+        "train.ema": bool(config.train.ema),
+        "windows per step": plan.windows_per_step,
+    }
 
 
 def training_state(identity, state, optimizers, scaler, ema, device):
     """What last.pt holds under "training", beside the weights. identity: of same_run."""
     state.peak_memory_mb = max(state.peak_memory_mb, peak_memory_mb(device))
-    return {"same_run": identity, **dataclasses.asdict(state), "ema": ema,
-            "optimizers": [o.state_dict() for o in optimizers], "scaler": scaler.state_dict()}
+    return {
+        "same_run": identity,
+        **dataclasses.asdict(state),
+        "ema": ema,
+        "optimizers": [o.state_dict() for o in optimizers],
+        "scaler": scaler.state_dict(),
+    }
 
 
 class RunFolder:
@@ -132,7 +145,7 @@ class RunFolder:
     def __init__(self, config, meta, tokenizer, plan, origin, identity, state):
         self.config, self.meta, self.tokenizer, self.plan = config, meta, tokenizer, plan
         self.origin, self.identity, self.state = origin, identity, state
-        self.saved_step, self.saved_at = state.step, time.monotonic()   # of last.pt
+        self.saved_step, self.saved_at = state.step, time.monotonic()  # of last.pt
 
     def write_settings(self):
         """config.yaml, as it was resolved: --config out/NAME/config.yaml repeats the run."""
@@ -147,8 +160,10 @@ class RunFolder:
         try:
             checkpoint.check_finite(weights)
         except UserError as e:
-            raise UserError(f"{path}: not written at step {state.step}, {e}; what was there before is untouched. "
-                            "Try half the learning rate") from None
+            raise UserError(
+                f"{path}: not written at step {state.step}, {e}; what was there before is untouched. "
+                "Try half the learning rate"
+            ) from None
         made = provenance(self.origin, state, self.plan, val_loss, bits)
         tree = checkpoint.make(self.config.model, weights, self.tokenizer.model_bytes, made)
         checkpoint.save(path, {**tree, **more})
@@ -182,20 +197,25 @@ def find_last(setting, folder, identity, distributed):
     path = os.path.join(folder, "last.pt") if setting == "auto" else setting
     found = setting != "never" and (setting != "auto" or os.path.exists(path))
     if distributed.any(found) and not found:
-        raise UserError(f"{folder}: another process of this run finds a last.pt there, this one does not; all machines "
-                        "must share the folder")
+        raise UserError(
+            f"{folder}: another process of this run finds a last.pt there, this one does not; all machines "
+            "must share the folder"
+        )
     if not found:
         return None, None
     tree = checkpoint.read(path)
     training = tree.get("training")
     if not isinstance(training, dict):
-        raise UserError(f"{path}: holds no training state; continue from a last.pt, or start anew with "
-                        "train.resume=never")
+        raise UserError(
+            f"{path}: holds no training state; continue from a last.pt, or start anew with train.resume=never"
+        )
     then = training.get("same_run") or {}
     different = [key for key, now in identity.items() if then.get(key) != now]
     if different:
-        raise UserError(f"{path}: belongs to another run, {' and '.join(different)} differ; set train.resume=never to "
-                        "start anew (this replaces it) or train.out=FOLDER to keep both")
+        raise UserError(
+            f"{path}: belongs to another run, {' and '.join(different)} differ; set train.resume=never to "
+            "start anew (this replaces it) or train.out=FOLDER to keep both"
+        )
     return path, tree
 
 
@@ -205,14 +225,16 @@ def restore(path, tree, model, optimizers, scaler, ema):
     try:
         model.load_state_dict(tree["weights"])
         for optimizer, saved in zip(optimizers, training["optimizers"], strict=True):
-            groups = optimizer.state_dict()["param_groups"]             # today's learning rate, weight decay and betas
+            groups = optimizer.state_dict()["param_groups"]  # today's learning rate, weight decay and betas
             optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
-        if training["scaler"]:                                          # none after a run in another precision
+        if training["scaler"]:  # none after a run in another precision
             scaler.load_state_dict(training["scaler"])
         for name, average in (ema or {}).items():
             average.copy_(training["ema"][name])
         known = {f.name for f in dataclasses.fields(State)}
         return State(**{key: value for key, value in training.items() if key in known})
-    except Exception as e:                                           # PyTorch raises nearly anything on a damaged state
-        raise UserError(f"{path}: its training state is damaged ({first_line(e)}); go on from another copy, or start "
-                        "anew with train.resume=never") from None
+    except Exception as e:  # PyTorch raises nearly anything on a damaged state
+        raise UserError(
+            f"{path}: its training state is damaged ({first_line(e)}); go on from another copy, or start "
+            "anew with train.resume=never"
+        ) from None

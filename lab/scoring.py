@@ -2,6 +2,7 @@
 
 The rule is eval_blimp.py's `score_plainly`; the arithmetic is lab/tries.py's, which gives the same numbers faster.
 """
+
 import contextlib
 import math
 
@@ -76,7 +77,7 @@ def first_scored(tokenizer, sentences, contexts, sequences):
         if context:
             ends = token_ends(tokenizer, sentence, ids[1:])
             given = int(np.searchsorted(ends, len(context.encode()), side="right"))
-        starts.append(1 + given)                                        # BOS is always given
+        starts.append(1 + given)  # BOS is always given
     return starts
 
 
@@ -88,8 +89,10 @@ def token_ends(tokenizer, sentence, ids):
     ends = np.cumsum(tokenizer.byte_lengths[list(ids)])
     added = ends[-1] - len(sentence.encode()) if len(ends) else 0
     if added not in (0, 1):
-        raise UserError(f"the tokenizer does not keep every character of {sentence[:100]!r}, so where its words begin "
-                        "is not known; use a tokenizer without normalisation and with byte fallback")
+        raise UserError(
+            f"the tokenizer does not keep every character of {sentence[:100]!r}, so where its words begin "
+            "is not known; use a tokenizer without normalisation and with byte fallback"
+        )
     return np.maximum(ends - added, 1)
 
 
@@ -98,7 +101,7 @@ def score_sequences(model, sentences, sequences, starts=None, **how):
     after BOS. Equal sequences are computed once, so that they tie exactly."""
     require_scorable(model, sentences, sequences)
     tasks = list(zip(sequences, starts or [1] * len(sequences)))
-    index = {}                                                          # task -> its place among the different ones
+    index = {}  # task -> its place among the different ones
     for task in tasks:
         index.setdefault(task, len(index))
     scores = np.zeros(0)
@@ -106,8 +109,10 @@ def score_sequences(model, sentences, sequences, starts=None, **how):
         scores = log_likelihoods(model, *zip(*index), **how)[[index[task] for task in tasks]]
     broken = np.flatnonzero(~np.isfinite(scores))
     if len(broken):
-        raise UserError(f"the log-likelihood of {sentences[broken[0]]!r} is {scores[broken[0]]}: "
-                        "the weights are broken, or the precision is too low for them")
+        raise UserError(
+            f"the log-likelihood of {sentences[broken[0]]!r} is {scores[broken[0]]}: "
+            "the weights are broken, or the precision is too low for them"
+        )
     return scores
 
 
@@ -116,11 +121,14 @@ def require_scorable(model, sentences, sequences):
     vocab_size, context = len(model.lm_head.weight), context_of(model)
     for sentence, ids in zip(sentences, sequences):
         if len(ids) - 1 > context:
-            raise UserError(f"a sentence has {len(ids)} tokens, more than the model's context of {context}: "
-                            f"{sentence[:100]!r}")
+            raise UserError(
+                f"a sentence has {len(ids)} tokens, more than the model's context of {context}: {sentence[:100]!r}"
+            )
         if max(ids) >= vocab_size:
-            raise UserError(f"token {max(ids)} of {sentence[:100]!r} is not in the model's vocabulary "
-                            f"of {vocab_size}: this is not the model's tokenizer")
+            raise UserError(
+                f"token {max(ids)} of {sentence[:100]!r} is not in the model's vocabulary "
+                f"of {vocab_size}: this is not the model's tokenizer"
+            )
 
 
 def context_of(model):

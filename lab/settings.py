@@ -7,6 +7,7 @@ One file holds every setting; a preset is a set of overrides; the command line h
 Values are converted by the type each field declares below (PyYAML reads 3e-4 as a string), so a wrong key, type or
 range is found before anything starts, and everything that is wrong is reported at once.
 """
+
 import dataclasses
 import difflib
 import math
@@ -90,13 +91,19 @@ class TrainConfig:
 
     def problems(self):
         """What is wrong with the settings together, each as `key: reason`."""
-        rules = [                                                       # (what must hold, what to say if it does not)
-            (len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
-             f"betas: {self.betas} is not two numbers in [0, 1)"),
-            (self.max_words or (self.max_steps is None) != (self.epochs is None),
-             "max_steps: give the length of the run as either max_steps or epochs, and set the other to null"),
-            (self.min_learning_rate <= self.learning_rate,
-             f"min_learning_rate: {self.min_learning_rate} is above learning_rate {self.learning_rate}"),
+        rules = [  # (what must hold, what to say if it does not)
+            (
+                len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+                f"betas: {self.betas} is not two numbers in [0, 1)",
+            ),
+            (
+                self.max_words or (self.max_steps is None) != (self.epochs is None),
+                "max_steps: give the length of the run as either max_steps or epochs, and set the other to null",
+            ),
+            (
+                self.min_learning_rate <= self.learning_rate,
+                f"min_learning_rate: {self.min_learning_rate} is above learning_rate {self.learning_rate}",
+            ),
         ]
         return [reason for holds, reason in rules if not holds]
 
@@ -113,7 +120,7 @@ class Config:
     preset: str
     data: DataConfig
     tokenizer: TokenizerConfig
-    model: object           # model.py's ModelConfig
+    model: object  # model.py's ModelConfig
     train: TrainConfig
     eval: EvalConfig
 
@@ -147,7 +154,7 @@ class Loader(yaml.SafeLoader):
 def parse_yaml(text, where):
     try:
         return yaml.load(text, Loader)
-    except Exception as e:                                              # a bad tag makes PyYAML raise nearly anything
+    except Exception as e:  # a bad tag makes PyYAML raise nearly anything
         mark = getattr(e, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
         raise UserError(f"{where}: {line}not valid YAML: {getattr(e, 'problem', None) or type(e).__name__}") from None
@@ -159,7 +166,7 @@ def convert(value, kind):
     >>> convert("3e-4", float), convert(None, int | None), convert("true", bool)
     (0.0003, None, True)
     """
-    if isinstance(kind, types.UnionType):                               # such as int | None
+    if isinstance(kind, types.UnionType):  # such as int | None
         return None if value is None else convert(value, typing.get_args(kind)[0])
     if typing.get_origin(kind) is Literal:
         choices = {str(choice).lower(): choice for choice in typing.get_args(kind)}
@@ -177,7 +184,7 @@ def convert(value, kind):
         if kind is str and simple:
             return str(value)
         if kind is int and simple and float(value) == int(float(value)):
-            return value if isinstance(value, int) else int(float(value))       # a float has no 2**60 + 1
+            return value if isinstance(value, int) else int(float(value))  # a float has no 2**60 + 1
         if kind is float and simple and math.isfinite(float(value)):
             return float(value)
     except (ValueError, OverflowError):
@@ -222,6 +229,7 @@ def build(cls, values):
 def section_class(name):
     if name == "model":
         from model import ModelConfig  # here: it brings PyTorch, a second or two, and prepare.py needs neither
+
         return ModelConfig
     return SECTIONS[name]
 
@@ -238,7 +246,7 @@ def model_config(values):
 
 def read_tree(path):
     """The file as {"preset": name, "presets": {name: {section: {key: value}}}, section: {key: value}, ...}."""
-    if path == "config.yaml" and not os.path.exists(path):              # in another folder: the project's own
+    if path == "config.yaml" and not os.path.exists(path):  # in another folder: the project's own
         path = pathlib.Path(__file__).resolve().parent.parent / path
     try:
         text = pathlib.Path(path).read_text(encoding="utf-8")
@@ -285,7 +293,7 @@ def load_config(preset=None, overrides=(), path="config.yaml", model=True):
         else:
             values[name][key] = parse_yaml(text, item)
 
-    values["model"].setdefault("vocab_size", values["tokenizer"].get("vocab_size"))     # train.py: the prepared data's
+    values["model"].setdefault("vocab_size", values["tokenizer"].get("vocab_size"))  # train.py: the prepared data's
     sections = {}
     for name in SECTIONS:
         if name == "model" and not model:
@@ -304,7 +312,8 @@ def parse_args(parser, argv=None, model=True):
     """Adds --preset, --config and section.key=value to an argparse parser; returns (args, Config)."""
     parser.add_argument("--preset", help="a preset of config.yaml")
     parser.add_argument("--config", default="config.yaml", help="settings file (default: config.yaml)")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value",
-                        help="settings that override the file's, e.g. train.seed=1")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="settings that override the file's, e.g. train.seed=1"
+    )
     args = parser.parse_intermixed_args(argv)
     return args, load_config(args.preset, args.overrides, args.config, model)

@@ -3,6 +3,7 @@
 A file is read in parts of about PART bytes, for lab/cores.py. A mirror is the address of a folder of BabyLM's six
 files, in the environment variable SLLAMA_LAB_BABYLM_URL or SLLAMA_LAB_BABYLM_100M_URL.
 """
+
 import difflib
 import functools
 import hashlib
@@ -14,16 +15,20 @@ from lab import pocket_english
 from lab.download import download
 from lab.files import UserError, file_sha256
 
-PART = 1_000_000            # bytes of text that are cleaned or tokenised at a time
+PART = 1_000_000  # bytes of text that are cleaned or tokenised at a time
 DOWNLOADS = os.path.join("data", "downloads")
 HUB = "https://huggingface.co/datasets/BabyLM-community"
-BABYLM = {                  # data.source: title, environment variable of a mirror, address
+BABYLM = {  # data.source: title, environment variable of a mirror, address
     "babylm": (
-        "BabyLM 2026 strict-small", "SLLAMA_LAB_BABYLM_URL",
-        f"{HUB}/BabyLM-2026-Strict-Small/resolve/c92ab16b4f08858304b0815706065b3354d8fc0a"),
-    "babylm-100m": (        # its revision is not pinned; checksums.json holds its files to what came first
-        "BabyLM 2026 strict", "SLLAMA_LAB_BABYLM_100M_URL",
-        f"{HUB}/BabyLM-2026-Strict/resolve/main"),
+        "BabyLM 2026 strict-small",
+        "SLLAMA_LAB_BABYLM_URL",
+        f"{HUB}/BabyLM-2026-Strict-Small/resolve/c92ab16b4f08858304b0815706065b3354d8fc0a",
+    ),
+    "babylm-100m": (  # its revision is not pinned; checksums.json holds its files to what came first
+        "BabyLM 2026 strict",
+        "SLLAMA_LAB_BABYLM_100M_URL",
+        f"{HUB}/BabyLM-2026-Strict/resolve/main",
+    ),
 }
 BABYLM_FILES = ["bnc_spoken", "childes", "gutenberg", "open_subtitles", "simple_wiki", "switchboard"]
 BYTE_ORDER_MARK = "\ufeff".encode()
@@ -34,9 +39,10 @@ NEWLINE = re.compile(rb"\n")
 
 class Source(NamedTuple):
     """Where a corpus comes from. texts: {name: function that gives its parts and sha256, as read_text does}."""
+
     name: str
     title: str
-    inputs: list            # what the texts depend on
+    inputs: list  # what the texts depend on
     texts: dict
 
 
@@ -63,6 +69,7 @@ def babylm_source(config, name):
         path = os.path.join(DOWNLOADS, name, f"{file}.train.txt")
         download(f"{url}/{file}.train.txt", path)
         return read_text(path)
+
     return Source(name, title, [url, files], {file: functools.partial(text, file) for file in files})
 
 
@@ -74,6 +81,7 @@ def pocket_source(config):
     def text():
         made = "".join(line + "\n" for line in pocket_english.text(words, seed)).encode()
         return [made], sha256(made)
+
     title = f"Pocket English (synthetic, seed {seed}, {words} words)"
     return Source("pocket", title, [words, file_sha256(pocket_english.__file__)], {"pocket": text})
 
@@ -81,8 +89,10 @@ def pocket_source(config):
 def text_files(folder):
     """{stem: path} of the *.train and *.txt in a folder; `simple_wiki` for simple_wiki.train, .txt and .train.txt."""
     if not os.path.isdir(folder):
-        raise UserError(f"data.source: no folder `{folder}`; "
-                        "give auto, babylm, babylm-100m, pocket or a folder of *.train or *.txt files")
+        raise UserError(
+            f"data.source: no folder `{folder}`; "
+            "give auto, babylm, babylm-100m, pocket or a folder of *.train or *.txt files"
+        )
     found = {}
     for name in sorted(os.listdir(folder)):
         path = os.path.join(folder, name)
@@ -138,8 +148,9 @@ def read_text(path):
         try:
             raw[start:end].decode()
         except UnicodeDecodeError as e:
-            raise UserError(f"{path}: not UTF-8 text at byte {start + e.start}; "
-                            f"convert it (iconv -f LATIN1 -t UTF-8), or {out}") from None
+            raise UserError(
+                f"{path}: not UTF-8 text at byte {start + e.start}; convert it (iconv -f LATIN1 -t UTF-8), or {out}"
+            ) from None
     if len(raw.translate(None, CONTROL)) < 0.99 * len(raw):
         raise UserError(f"{path}: a binary file (over 1 % control characters); {out}")
     return parts(raw), sha256(raw)

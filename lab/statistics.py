@@ -1,9 +1,10 @@
 """Numbers about decisions on minimal pairs: accuracies, intervals, and the difference between two models."""
+
 import math
 
 import numpy as np
 
-DRAWS = 10000       # of each bootstrap
+DRAWS = 10000  # of each bootstrap
 
 
 def group(pairs, key):
@@ -38,8 +39,9 @@ def mcnemar(gained, lost):
     """Two-sided exact p-value of gains and losses being equally likely (McNemar 1947): a binomial test."""
     n = gained + lost
 
-    def probability(k):                                                 # of k gains in n changes
+    def probability(k):  # of k gains in n changes
         return math.exp(math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2))
+
     return min(1.0, 2 * math.fsum(probability(k) for k in range(min(gained, lost) + 1)))
 
 
@@ -59,33 +61,41 @@ def summarize(pairs, scores, correct):
 
     def summary(members):
         """Of the paradigms whose pairs have these indices."""
-        return {"accuracy": mean_of_means(correct, members),
-                "interval": bootstrap([correct[m].sum() for m in members], [len(m) for m in members]),
-                "paradigms": len(members),
-                "pairs": sum(len(m) for m in members),
-                "ties": sum(int(tie[m].sum()) for m in members),
-                "margin": mean_of_means(margin, members)}
+        return {
+            "accuracy": mean_of_means(correct, members),
+            "interval": bootstrap([correct[m].sum() for m in members], [len(m) for m in members]),
+            "paradigms": len(members),
+            "pairs": sum(len(m) for m in members),
+            "ties": sum(int(tie[m].sum()) for m in members),
+            "margin": mean_of_means(margin, members),
+        }
 
     members = list(paradigms.values())
     total = summary(members)
-    result = {"accuracy": total["accuracy"],
-              "accuracy_interval": total["interval"],
-              "accuracy_strict": mean_of_means(margin > 0, members),
-              "accuracy_ties_half": mean_of_means((margin > 0) + tie / 2, members),
-              "accuracy_ties_correct": mean_of_means(margin >= 0, members),
-              "accuracy_dev": mean_of_means(correct, [m[dev[m]] for m in members]),
-              "accuracy_test": mean_of_means(correct, [m[~dev[m]] for m in members]),
-              "accuracy_micro": float(correct.mean()),
-              "margin": total["margin"],
-              "pairs": len(pairs),
-              "ties": int(tie.sum()),
-              "identical_pairs": sum(pair["good"] == pair["bad"] for pair in pairs),
-              "nan": int(np.isnan(margin).sum()),
-              "paradigms": {}}
+    result = {
+        "accuracy": total["accuracy"],
+        "accuracy_interval": total["interval"],
+        "accuracy_strict": mean_of_means(margin > 0, members),
+        "accuracy_ties_half": mean_of_means((margin > 0) + tie / 2, members),
+        "accuracy_ties_correct": mean_of_means(margin >= 0, members),
+        "accuracy_dev": mean_of_means(correct, [m[dev[m]] for m in members]),
+        "accuracy_test": mean_of_means(correct, [m[~dev[m]] for m in members]),
+        "accuracy_micro": float(correct.mean()),
+        "margin": total["margin"],
+        "pairs": len(pairs),
+        "ties": int(tie.sum()),
+        "identical_pairs": sum(pair["good"] == pair["bad"] for pair in pairs),
+        "nan": int(np.isnan(margin).sum()),
+        "paradigms": {},
+    }
     for uid, m in paradigms.items():
         first = pairs[m[0]]
-        result["paradigms"][uid] = {**summary([m]), "interval": wilson(float(correct[m].sum()), len(m)),
-                                    "phenomenon": first["phenomenon"], "field": first["field"]}
+        result["paradigms"][uid] = {
+            **summary([m]),
+            "interval": wilson(float(correct[m].sum()), len(m)),
+            "phenomenon": first["phenomenon"],
+            "field": first["field"],
+        }
     for plural, key in (("phenomena", "phenomenon"), ("fields", "field")):
         groups = {}
         for m in members:
@@ -97,8 +107,9 @@ def summarize(pairs, scores, correct):
     result["hardest"] = []
     for i in np.argsort(margin, kind="stable")[:10]:
         pair = pairs[i]
-        result["hardest"].append({"uid": pair["uid"], "id": pair["id"], "margin": float(margin[i]),
-                                  "good": pair["good"], "bad": pair["bad"]})
+        result["hardest"].append(
+            {"uid": pair["uid"], "id": pair["id"], "margin": float(margin[i]), "good": pair["good"], "bad": pair["bad"]}
+        )
     return result
 
 
@@ -122,16 +133,26 @@ def compare(pairs, correct, other):
         gained = int((correct[m] & ~other[m]).sum())
         lost = int((~correct[m] & other[m]).sum())
         shares = [gained / n, lost / n, (n - gained - lost) / n]
-        drawn = rng.multinomial(n, shares, DRAWS)                       # (DRAWS, 3): a pair is drawn with both outcomes
-        drawn = (drawn[:, 0] - drawn[:, 1]) / n                         # (DRAWS)
-        rows[uid] = {"difference": (gained - lost) / n, "interval": np.percentile(drawn, [2.5, 97.5]).tolist(),
-                     "gained": gained, "lost": lost}
+        drawn = rng.multinomial(n, shares, DRAWS)  # (DRAWS, 3): a pair is drawn with both outcomes
+        drawn = (drawn[:, 0] - drawn[:, 1]) / n  # (DRAWS)
+        rows[uid] = {
+            "difference": (gained - lost) / n,
+            "interval": np.percentile(drawn, [2.5, 97.5]).tolist(),
+            "gained": gained,
+            "lost": lost,
+        }
         drawn_means += drawn / len(paradigms)
     gained = sum(row["gained"] for row in rows.values())
     lost = sum(row["lost"] for row in rows.values())
     one_sided = min((drawn_means <= 0).mean(), (drawn_means >= 0).mean())
-    return {"difference": float(np.mean([row["difference"] for row in rows.values()])),
-            "interval": np.percentile(drawn_means, [2.5, 97.5]).tolist(),
-            "p_bootstrap": float(min(1, 2 * one_sided)),
-            "p_mcnemar": mcnemar(gained, lost),
-            "changed": gained + lost, "gained": gained, "lost": lost, "pairs": len(pairs), "paradigms": rows}
+    return {
+        "difference": float(np.mean([row["difference"] for row in rows.values()])),
+        "interval": np.percentile(drawn_means, [2.5, 97.5]).tolist(),
+        "p_bootstrap": float(min(1, 2 * one_sided)),
+        "p_mcnemar": mcnemar(gained, lost),
+        "changed": gained + lost,
+        "gained": gained,
+        "lost": lost,
+        "pairs": len(pairs),
+        "paradigms": rows,
+    }

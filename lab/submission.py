@@ -3,27 +3,45 @@
 The pipeline's own collation replaces what is incomplete by nothing, with a warning, and does not see that a paradigm is
 missing. Sizes: its evaluation_pipeline/collate_preds.py.
 """
+
 from lab.files import UserError
 from lab.pairs import BLIMP, parse_json, read_bytes
 from lab.resume import BABYLM_WORDS
 
 TRACKS = {"strict-small": [mark for mark in BABYLM_WORDS if mark <= 100], "strict": BABYLM_WORDS}
 
-ENTITY_TRACKING = {"regular": [517, 409, 405, 425, 388, 94], "ambiref": [508, 428, 413, 409, 434, 123],
-                   "move_contents": [516, 437, 399, 406, 353, 116]}         # by number of operations
+ENTITY_TRACKING = {
+    "regular": [517, 409, 405, 425, 388, 94],
+    "ambiref": [508, 428, 413, 409, 434, 123],
+    "move_contents": [516, 437, 399, 406, 353, 116],
+}  # by number of operations
 SIZES = {
     "blimp": BLIMP,
     "blimp_supplement": {
-        "hypernym": 842, "qa_congruence_easy": 64, "qa_congruence_tricky": 165, "subject_aux_inversion": 3867,
-        "turn_taking": 280},
+        "hypernym": 842,
+        "qa_congruence_easy": 64,
+        "qa_congruence_tricky": 165,
+        "subject_aux_inversion": 3867,
+        "turn_taking": 280,
+    },
     "ewok": {
-        "agent-properties": 2210, "social-relations": 1548, "physical-relations": 818, "material-dynamics": 770,
-        "physical-interactions": 556, "spatial-relations": 490, "social-properties": 328,
-        "quantitative-properties": 314, "social-interactions": 294, "material-properties": 170,
-        "physical-dynamics": 120},
+        "agent-properties": 2210,
+        "social-relations": 1548,
+        "physical-relations": 818,
+        "material-dynamics": 770,
+        "physical-interactions": 556,
+        "spatial-relations": 490,
+        "social-properties": 328,
+        "quantitative-properties": 314,
+        "social-interactions": 294,
+        "material-properties": 170,
+        "physical-dynamics": 120,
+    },
     "entity_tracking_filtered": {
         f"{kind}_{operations}_ops": size
-        for kind, sizes in ENTITY_TRACKING.items() for operations, size in enumerate(sizes)},
+        for kind, sizes in ENTITY_TRACKING.items()
+        for operations, size in enumerate(sizes)
+    },
     "comps": {"base": 49340, "wugs_dist_before": 13896, "wugs_dist_in_between": 13896, "wugs": 13896},
     "reading": {"reading": 1726},
     "glue": {"boolq": 1635, "mnli": 4908, "mrpc": 204, "multirc": 2424, "qqp": 20215, "rte": 139, "wsc": 52},
@@ -31,11 +49,15 @@ SIZES = {
 GLOBAL_PIQA = {"global_piqa_parallel": 103, "global_piqa_nonparallel": 100}
 AOA = 8005
 
-FAST = {                                                                    # the parts of the fast evaluation
-    "blimp": SIZES["blimp"], "blimp_supplement": SIZES["blimp_supplement"], "ewok": SIZES["ewok"],
+FAST = {  # the parts of the fast evaluation
+    "blimp": SIZES["blimp"],
+    "blimp_supplement": SIZES["blimp_supplement"],
+    "ewok": SIZES["ewok"],
     "entity_tracking_filtered": [f"regular_{operations}_ops" for operations in range(6)],
-    "global_piqa_parallel": ["global_piqa_parallel"], "global_piqa_nonparallel": ["global_piqa_nonparallel"],
-    "reading": ["spr", "rt"]}
+    "global_piqa_parallel": ["global_piqa_parallel"],
+    "global_piqa_nonparallel": ["global_piqa_nonparallel"],
+    "reading": ["spr", "rt"],
+}
 
 
 def revisions(track):
@@ -78,7 +100,7 @@ def as_dict(value):
 
 def check_task(task, found, sizes):
     """found: {part: {"predictions": [{"id", "pred"}]}}; sizes: {part: number of predictions}."""
-    found = {part.lower(): value for part, value in as_dict(found).items()}     # as the pipeline looks them up
+    found = {part.lower(): value for part, value in as_dict(found).items()}  # as the pipeline looks them up
     sizes = {part.lower(): size for part, size in sizes.items()}
     if not found:
         return [f"{task}: missing"]

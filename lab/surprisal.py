@@ -7,6 +7,7 @@ alone belong to the word after them, and those at the end of a line to its last 
 of the word (what that does to surprisal: Oh and Schuler 2024, Pimentel and Meister 2024), and the words of a line add
 up to the line's score by the rule of eval_blimp.py. minicons' token_score gives the same figures token by token.
 """
+
 import csv
 import io
 import math
@@ -48,8 +49,8 @@ def word_surprisals(model, tokenizer, lines, **how):
         ends = word_ends(tokenizer, line, words, ids)
         for position, (word, start, end) in enumerate(zip(words, [1, *ends], ends), 1):
             rows.append([number, position, word.group(), end - start])
-            prefixes.append(ids[:end])                                  # log p(ids[start:end] | ids[:start]): the tries
-            starts.append(start)                                        # compute a line once for all of its words
+            prefixes.append(ids[:end])  # log p(ids[start:end] | ids[:start]): the tries
+            starts.append(start)  # compute a line once for all of its words
             of_line.append(line)
     scores = score_sequences(model, of_line, prefixes, starts, **how)
     return [[*row, -score / math.log(2)] for row, score in zip(rows, scores.tolist())]
@@ -57,7 +58,7 @@ def word_surprisals(model, tokenizer, lines, **how):
 
 def word_ends(tokenizer, line, words, ids):
     """For each word, the index in ids (which begin with BOS) after its last token."""
-    in_bytes = [len(line[:word.end()].encode()) for word in words]
+    in_bytes = [len(line[: word.end()].encode()) for word in words]
     ends = 1 + np.searchsorted(token_ends(tokenizer, line, ids[1:]), in_bytes, side="right")
     ends[-1] = len(ids)
     return ends.tolist()

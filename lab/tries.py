@@ -6,6 +6,7 @@ each token has the position of its depth and attends to its ancestors. The head 
 another one follows, a few hundred at a time. That leaves 59 % of BLiMP's tokens (32,000 pieces), and under 1 % of
 padding.
 """
+
 import contextlib
 from dataclasses import dataclass
 from operator import itemgetter
@@ -16,8 +17,8 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-ROW = 128       # tokens in a trie: the longer, the more is shared; the shorter, the less attention
-BLOCK = 16384   # sequences laid out at once, so that memory does not grow with their number
+ROW = 128  # tokens in a trie: the longer, the more is shared; the shorter, the less attention
+BLOCK = 16384  # sequences laid out at once, so that memory does not grow with their number
 
 
 @torch.no_grad()
@@ -41,7 +42,7 @@ def log_likelihoods(model, sequences, starts, dtype="float32", batch_tokens=None
         for batch in batches(sequences, starts, batch_tokens):
             log_p = token_log_probabilities(model, batch)
             np.add.at(scores, batch.sequence, log_p.cpu().double().numpy())
-            bar.update(len(np.unique(batch.sequence)))                  # a sequence is in one batch, whole
+            bar.update(len(np.unique(batch.sequence)))  # a sequence is in one batch, whole
             if not np.isfinite(scores[batch.sequence]).all():
                 break
     return scores
@@ -49,20 +50,20 @@ def log_likelihoods(model, sequences, starts, dtype="float32", batch_tokens=None
 
 def token_log_probabilities(model, batch):
     """log p of each scored token of a Batch given those before it, in nats: float32 (m)."""
-    weight = model.lm_head.weight                                       # (V, h)
+    weight = model.lm_head.weight  # (V, h)
     device = weight.device
     ids, depth, last = (torch.from_numpy(array).to(device) for array in (batch.ids, batch.depth, batch.last))
-    key = torch.arange(ids.shape[1], device=device)                     # (T)
-    query = key[:, None]                                                # (T, 1)
-    descends = (key <= query) & (query <= last[:, None, None])          # (B, 1, T, T): query is key or its descendant
-    hidden = model.hidden(ids, depth, descends)[batch.followed]         # (n, h)
+    key = torch.arange(ids.shape[1], device=device)  # (T)
+    query = key[:, None]  # (T, 1)
+    descends = (key <= query) & (query <= last[:, None, None])  # (B, 1, T, T): query is key or its descendant
+    hidden = model.hidden(ids, depth, descends)[batch.followed]  # (n, h)
 
-    logits_at_once = 2**21 if device.type == "cpu" else 2**27           # 8 MB, a CPU's cache; else 512 MB
-    size = max(1, logits_at_once // len(weight) // 64) * 64             # tokens in a chunk
+    logits_at_once = 2**21 if device.type == "cpu" else 2**27  # 8 MB, a CPU's cache; else 512 MB
+    size = max(1, logits_at_once // len(weight) // 64) * 64  # tokens in a chunk
     parts = []
     for start in range(0, len(hidden), size):
-        log_p = F.linear(hidden[start:start + size], weight).float().log_softmax(1)     # (chunk, V)
-        first, end = np.searchsorted(batch.node, [start, start + size])         # the scored tokens that follow these
+        log_p = F.linear(hidden[start : start + size], weight).float().log_softmax(1)  # (chunk, V)
+        first, end = np.searchsorted(batch.node, [start, start + size])  # the scored tokens that follow these
         node = torch.from_numpy(batch.node[first:end] - start).to(device)
         target = torch.from_numpy(batch.target[first:end]).to(device)
         parts.append(log_p[node, target])
@@ -89,11 +90,11 @@ class Trie:
     """
 
     def __init__(self):
-        self.tokens = []        # ids
-        self.depth = []         # of each token: its position in its sequences
-        self.last = []          # of each token: where its last descendant stands, itself if it has none
-        self.scored = []        # (where the token before stands, id, number of its sequence) of each scored token
-        self.path = []          # where the tokens of the latest sequence stand
+        self.tokens = []  # ids
+        self.depth = []  # of each token: its position in its sequences
+        self.last = []  # of each token: where its last descendant stands, itself if it has none
+        self.scored = []  # (where the token before stands, id, number of its sequence) of each scored token
+        self.path = []  # where the tokens of the latest sequence stand
 
     def shared(self, ids):
         """How many leading tokens `ids` has in common with the latest sequence."""
@@ -106,7 +107,7 @@ class Trie:
 
     def add(self, ids, start, number):
         """Adds sequence `number`, of which ids[start:] are scored."""
-        del self.path[self.shared(ids):]
+        del self.path[self.shared(ids) :]
         for depth in range(len(self.path), len(ids) - 1):
             self.path.append(len(self.tokens))
             self.tokens.append(ids[depth])
@@ -137,21 +138,22 @@ class Batch:
 
     n is filled up to a multiple of 64 with repetitions: few different sizes, as oneDNN sets itself up anew for each.
     """
-    ids: np.ndarray         # (B, T)
-    depth: np.ndarray       # (B, T)
-    last: np.ndarray        # (B, T)
-    followed: tuple         # (rows (n), columns (n)) of the n tokens
-    node: np.ndarray        # (m), ascending: which of the n the scored token follows
-    target: np.ndarray      # (m): its id
-    sequence: np.ndarray    # (m): the number of its sequence
+
+    ids: np.ndarray  # (B, T)
+    depth: np.ndarray  # (B, T)
+    last: np.ndarray  # (B, T)
+    followed: tuple  # (rows (n), columns (n)) of the n tokens
+    node: np.ndarray  # (m), ascending: which of the n the scored token follows
+    target: np.ndarray  # (m): its id
+    sequence: np.ndarray  # (m): the number of its sequence
 
 
 def batches(sequences, starts, tokens):
     """Batches of about `tokens` tokens in which every sequence is once."""
     order = sorted(range(len(sequences)), key=sequences.__getitem__)
     for start in range(0, len(order), BLOCK):
-        rows = list(tries(sequences, starts, order[start:start + BLOCK]))
-        rows.sort(key=lambda trie: len(trie.tokens))                    # neighbours of a size need little padding
+        rows = list(tries(sequences, starts, order[start : start + BLOCK]))
+        rows.sort(key=lambda trie: len(trie.tokens))  # neighbours of a size need little padding
         while rows:
             count = 1
             while count < len(rows) and (count + 1) * len(rows[count].tokens) <= tokens:
@@ -166,7 +168,7 @@ def pack(rows):
     T = max(1, len(rows[-1].tokens))
     ids = np.zeros((len(rows), T), int)
     depth = np.zeros((len(rows), T), int)
-    last = np.tile(np.arange(T), (len(rows), 1))                        # padding sees itself
+    last = np.tile(np.arange(T), (len(rows), 1))  # padding sees itself
     scored = []
     for row, trie in enumerate(rows):
         size = len(trie.tokens)
@@ -174,7 +176,7 @@ def pack(rows):
         depth[row, :size] = trie.depth
         last[row, :size] = trie.last
         scored += [(row * T + place, token, number) for place, token, number in trie.scored]
-    place, target, sequence = np.array(sorted(scored, key=itemgetter(0))).T    # (m) each
+    place, target, sequence = np.array(sorted(scored, key=itemgetter(0))).T  # (m) each
     followed, node = np.unique(place, return_inverse=True)
     followed = np.pad(followed, (0, -len(followed) % 64), mode="edge")
     return Batch(ids, depth, last, np.divmod(followed, T), node, target, sequence)
@@ -210,6 +212,6 @@ class OneDNN(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is F.linear and not kwargs and args[0].dtype == args[1].dtype == torch.float32:
             bias = args[2] if len(args) > 2 else None
-            with contextlib.suppress(AttributeError, NotImplementedError):      # a PyTorch without oneDNN
+            with contextlib.suppress(AttributeError, NotImplementedError):  # a PyTorch without oneDNN
                 return torch.ops.mkldnn._linear_pointwise(args[0], args[1], bias, "none", [], "")
         return function(*args, **(kwargs or {}))

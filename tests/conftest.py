@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:                 # as in the background: children would inherit it
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background: children would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny, the tests run side by side, and some fork: more threads hang
 TINY = """

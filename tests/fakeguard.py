@@ -4,6 +4,7 @@ FakeTensorMode runs a model on tensors that have a shape, a type and a device, a
 CUDA, fakeguard.cpp is compiled and preloaded, so that autograd finds the device that the tensors speak of. In the
 process started so (see `start`), `fake_cuda` is the mode, and `Watch` counts what a GPU would have to do.
 """
+
 import collections
 import contextlib
 import os
@@ -18,10 +19,35 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 HERE = pathlib.Path(__file__).resolve().parent
-NO_KERNEL = {"_reshape_alias", "_unsafe_view", "alias", "as_strided", "detach", "device", "empty", "empty_like",
-             "empty_permuted", "empty_strided", "expand", "narrow", "new_empty", "new_empty_strided", "permute",
-             "reshape", "scalar_tensor", "select", "slice", "split", "split_with_sizes", "squeeze", "t", "transpose",
-             "unbind", "unsqueeze", "view"}
+NO_KERNEL = {
+    "_reshape_alias",
+    "_unsafe_view",
+    "alias",
+    "as_strided",
+    "detach",
+    "device",
+    "empty",
+    "empty_like",
+    "empty_permuted",
+    "empty_strided",
+    "expand",
+    "narrow",
+    "new_empty",
+    "new_empty_strided",
+    "permute",
+    "reshape",
+    "scalar_tensor",
+    "select",
+    "slice",
+    "split",
+    "split_with_sizes",
+    "squeeze",
+    "t",
+    "transpose",
+    "unbind",
+    "unsqueeze",
+    "view",
+}
 
 
 def why_not():
@@ -41,8 +67,22 @@ def start(arguments, folder, **kwargs):
         guard = pathlib.Path(folder) / "fakeguard.so"
         if not guard.exists():
             include = pathlib.Path(torch.__file__).parent / "include"
-            subprocess.run(["g++", "-shared", "-fPIC", "-std=c++20", f"-I{include}", HERE / "fakeguard.cpp",
-                            f"-L{libraries}", "-lc10", "-ltorch_cpu", "-o", guard], check=True)
+            subprocess.run(
+                [
+                    "g++",
+                    "-shared",
+                    "-fPIC",
+                    "-std=c++20",
+                    f"-I{include}",
+                    HERE / "fakeguard.cpp",
+                    f"-L{libraries}",
+                    "-lc10",
+                    "-ltorch_cpu",
+                    "-o",
+                    guard,
+                ],
+                check=True,
+            )
         environment["LD_PRELOAD"] = f"{libraries}/libc10.so {libraries}/libtorch_cpu.so {guard}"
     return subprocess.run([sys.executable, *arguments], env=environment, **{"cwd": HERE.parent, **kwargs})
 

@@ -10,6 +10,7 @@ runs commands there, in a process of its own. It fails with
 No checksum protects what a user brings: settings, texts, pairs, a tokenizer, scores, a Hugging Face folder. In the
 `rebuilt` ckpt.pt, a stranger's, it was made right again: any content is as good as another there, if it can be used.
 """
+
 import argparse
 import copy
 import io
@@ -39,31 +40,113 @@ from lab import checkpoint, commands, settings
 from lab.files import UserError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-LIMIT = 20                              # seconds of a trial
-MEMORY = 2**30                          # bytes more than the process has
+LIMIT = 20  # seconds of a trial
+MEMORY = 2**30  # bytes more than the process has
 OUTCOMES = ("accepted", "refused", "changed", "traceback", "hang")
 SMALL = [
-    "--preset", "quick", "data.name=fuzz", "data.source=texts", "data.validation_kb=1", "eval.data=pairs",
-    "tokenizer.vocab_size=330", "tokenizer.model=own.model",
-    "model.hidden_size=8", "model.num_hidden_layers=2", "model.num_attention_heads=2", "model.intermediate_size=8",
+    "--preset",
+    "quick",
+    "data.name=fuzz",
+    "data.source=texts",
+    "data.validation_kb=1",
+    "eval.data=pairs",
+    "tokenizer.vocab_size=330",
+    "tokenizer.model=own.model",
+    "model.hidden_size=8",
+    "model.num_hidden_layers=2",
+    "model.num_attention_heads=2",
+    "model.intermediate_size=8",
     "model.max_position_embeddings=64",
-    "train.batch_size=2", "train.gradient_accumulation_steps=1", "train.optimizer=muon", "train.ema=0.9",
-    "train.sample_tokens=0", "train.dtype=float32", "train.device=cpu", "train.eval_windows=2", "train.out=run"]
+    "train.batch_size=2",
+    "train.gradient_accumulation_steps=1",
+    "train.optimizer=muon",
+    "train.ema=0.9",
+    "train.sample_tokens=0",
+    "train.dtype=float32",
+    "train.device=cpu",
+    "train.eval_windows=2",
+    "train.out=run",
+]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Mutations: (rng, bytes) -> bytes
 
 PIECES = [
-    b"\0", b"\xff", b"\xff\xfe", b"\xc3\x28", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\r\n", b"\n", b'"', b"\\", b"&a ",
-    b"*a", b"<<: ", b"!!int ", b"\xe2\x96\x81", b" ", b"\t", b"[" * 3000, b'{"a":' * 3000, b"0", b"-1", b"1e999",
-    b"NaN", b"9" * 20, b"0.1", b"null", b"true", b'""', b"[]", b"{}", bytes(8), b"\xff" * 8, b"\xff\xff\xff\x7f"]
+    b"\0",
+    b"\xff",
+    b"\xff\xfe",
+    b"\xc3\x28",
+    b"\xed\xa0\x80",
+    b"\xef\xbb\xbf",
+    b"\r\n",
+    b"\n",
+    b'"',
+    b"\\",
+    b"&a ",
+    b"*a",
+    b"<<: ",
+    b"!!int ",
+    b"\xe2\x96\x81",
+    b" ",
+    b"\t",
+    b"[" * 3000,
+    b'{"a":' * 3000,
+    b"0",
+    b"-1",
+    b"1e999",
+    b"NaN",
+    b"9" * 20,
+    b"0.1",
+    b"null",
+    b"true",
+    b'""',
+    b"[]",
+    b"{}",
+    bytes(8),
+    b"\xff" * 8,
+    b"\xff\xff\xff\x7f",
+]
 VALUES = [
-    None, True, False, -1, 0, 1, 3, 2**31, 2**63, 10**400, 0.0, -0.5, 1e308, float("nan"), float("inf"), "", "x", "\0",
-    "é" * 500, "1", "nan", [], [1], [[]], {}, {"a": 1}, ["a"] * 50]
+    None,
+    True,
+    False,
+    -1,
+    0,
+    1,
+    3,
+    2**31,
+    2**63,
+    10**400,
+    0.0,
+    -0.5,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "\0",
+    "é" * 500,
+    "1",
+    "nan",
+    [],
+    [1],
+    [[]],
+    {},
+    {"a": 1},
+    ["a"] * 50,
+]
 TENSORS = [
-    torch.zeros(0), torch.zeros(3), torch.zeros(()), torch.full((8, 8), float("nan")), torch.zeros(1).expand(999, 999),
-    torch.zeros(8, 8, dtype=torch.int64), torch.zeros(8, 8, dtype=torch.complex64), torch.zeros(8, 8).to_sparse(),
-    torch.zeros(8, 8, device="meta"), torch.full((330, 8), 1e300, dtype=torch.float64)]
+    torch.zeros(0),
+    torch.zeros(3),
+    torch.zeros(()),
+    torch.full((8, 8), float("nan")),
+    torch.zeros(1).expand(999, 999),
+    torch.zeros(8, 8, dtype=torch.int64),
+    torch.zeros(8, 8, dtype=torch.complex64),
+    torch.zeros(8, 8).to_sparse(),
+    torch.zeros(8, 8, device="meta"),
+    torch.full((330, 8), 1e300, dtype=torch.float64),
+]
 
 
 def damage(rng, data):
@@ -82,7 +165,7 @@ def damage(rng, data):
             case 4:
                 part = part * 2
             case _:
-                part = rng.choice(PIECES) + part[rng.randrange(2):]
+                part = rng.choice(PIECES) + part[rng.randrange(2) :]
         data = data[:at] + part + data[end:]
     return data
 
@@ -115,7 +198,7 @@ def change_tree(rng, data):
     """Half of the time the content of JSON or YAML, else its bytes."""
     if rng.random() < 0.5:
         return damage(rng, data)
-    return json.dumps(change(rng, yaml.safe_load(data))).encode()           # JSON is YAML
+    return json.dumps(change(rng, yaml.safe_load(data))).encode()  # JSON is YAML
 
 
 def change_lines(rng, data):
@@ -183,8 +266,12 @@ def kinds():
         "own tokenizer": ("own.model", damage, lambda: prepare.main(SMALL), None),
         "text": ("texts/one.txt", damage, lambda: prepare.main(SMALL), None),
         "text for a tokenizer": ("texts/one.txt", damage, lambda: prepare.main([*SMALL, "tokenizer.model=null"]), None),
-        "pairs": ("pairs/agreement.jsonl", change_lines,
-                  lambda: eval_blimp.main(["ckpt.pt", "--data", "pairs", "--device", "cpu"]), None),
+        "pairs": (
+            "pairs/agreement.jsonl",
+            change_lines,
+            lambda: eval_blimp.main(["ckpt.pt", "--data", "pairs", "--device", "cpu"]),
+            None,
+        ),
         "scores.json": ("scores.json", change_tree, lambda: export.main(["ckpt.pt", "x", "--blimp=scores.json"]), None),
         "hf config.json": ("hf/config.json", change_tree, use_folder, None),
         "hf model.safetensors": ("hf/model.safetensors", damage, use_folder, None),
@@ -204,13 +291,23 @@ def make_good_files():
                 f.write(f"The {subject} {verb} {rng.randrange(100)} {name} trees.\n" + "\n" * (i % 9 == 0))
     with open("pairs/agreement.jsonl", "w", encoding="utf-8") as f:
         for i, (noun, adjective) in enumerate([("cat", "old"), ("man", "tall"), ("tree", "green")]):
-            f.write(json.dumps({
-                "sentence_good": f"The {noun} is {adjective}.", "sentence_bad": f"The {noun} are {adjective}.",
-                "UID": "agreement", "linguistics_term": "agreement", "field": "morphology", "pairID": str(i)}) + "\n")
+            f.write(
+                json.dumps(
+                    {
+                        "sentence_good": f"The {noun} is {adjective}.",
+                        "sentence_bad": f"The {noun} are {adjective}.",
+                        "UID": "agreement",
+                        "linguistics_term": "agreement",
+                        "field": "morphology",
+                        "pairID": str(i),
+                    }
+                )
+                + "\n"
+            )
     with open("own.model", "wb") as f, open("texts/one.txt", encoding="utf-8") as text:
         f.write(tokenizer.train((line.rstrip("\n") for line in text), 290).model_bytes)
     with open(os.path.join(ROOT, "config.yaml"), encoding="utf-8") as f:
-        plain = yaml.safe_load(f)       # without its comments, where damage does nothing
+        plain = yaml.safe_load(f)  # without its comments, where damage does nothing
     with open("config.yaml", "w", encoding="utf-8") as f:
         yaml.safe_dump(plain, f)
     prepare.main(SMALL)
@@ -232,8 +329,8 @@ def in_child(read, limit=None):
         try:
             os.dup2(os.open("output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
             os.dup2(1, 2)
-            os.environ["PATH"] = ""                         # no git, which a checkpoint's provenance asks, each time
-            sys.modules["matplotlib.figure"] = None         # nor curves.png
+            os.environ["PATH"] = ""  # no git, which a checkpoint's provenance asks, each time
+            sys.modules["matplotlib.figure"] = None  # nor curves.png
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.alarm(limit or LIMIT)
             with open("/proc/self/statm") as f:
@@ -280,12 +377,12 @@ def main(argv=None):
     args = parser.parse_args(argv)
     keep = args.keep and os.path.abspath(args.keep)
     known, failures, here = kinds(), 0, os.getcwd()
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None         # waiting for a disk finds no bugs
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # waiting for a disk finds no bugs
     with tempfile.TemporaryDirectory(dir=memory) as folder:
         try:
             os.mkdir(os.path.join(folder, "good"))
             os.chdir(os.path.join(folder, "good"))
-            status, output = in_child(make_good_files, 20 * LIMIT)      # nothing is left of it here: threads, modes
+            status, output = in_child(make_good_files, 20 * LIMIT)  # nothing is left of it here: threads, modes
             if status:
                 raise RuntimeError(output)
             os.chdir(folder)

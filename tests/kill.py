@@ -7,6 +7,7 @@ optimiser, losses.csv and best checkpoint are compared, bit for bit, with those 
 kinds of run take turns, each passing its text more than once. After every kill the checkpoints in the folder must be
 readable. Prints kills, differences, unreadable checkpoints.
 """
+
 import argparse
 import csv
 import os
@@ -27,19 +28,29 @@ from lab import checkpoint, commands, files
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SMALL = [
-    "--config", str(ROOT / "config.yaml"), "--preset", "quick", "data.name=kill", "data.pocket_words=5000",
-    "data.validation_kb=2", "tokenizer.vocab_size=400", "model.hidden_size=16", "model.num_hidden_layers=2",
-    "model.num_attention_heads=2", "model.intermediate_size=24", "model.max_position_embeddings=256",
+    "--config",
+    str(ROOT / "config.yaml"),
+    "--preset",
+    "quick",
+    "data.name=kill",
+    "data.pocket_words=5000",
+    "data.validation_kb=2",
+    "tokenizer.vocab_size=400",
+    "model.hidden_size=16",
+    "model.num_hidden_layers=2",
+    "model.num_attention_heads=2",
+    "model.intermediate_size=24",
+    "model.max_position_embeddings=256",
 ]
 RUN = ["train.batch_size=4", "train.eval_every=3", "train.save_every=1", "train.eval_windows=4", "train.device=cpu"]
 MUON = ["train.dtype=float32", "train.optimizer=muon", "model.dropout=0.1", "train.ema=0.9"]
-KINDS = {                                                               # name: (processes, settings)
+KINDS = {  # name: (processes, settings)
     "muon, dropout, averaged weights, float32": (1, MUON),
     "adamw bfloat16": (1, ["train.dtype=bfloat16", "train.gradient_accumulation_steps=2"]),
     "adamw float32": (1, ["train.dtype=float32"]),
     "two processes, dropout": (2, ["train.dtype=float32", "model.dropout=0.1"]),
 }
-OUTPUT = "output.txt"                                                   # what the run in progress prints
+OUTPUT = "output.txt"  # what the run in progress prints
 
 
 def start(main, args, processes=1):
@@ -51,15 +62,20 @@ def start(main, args, processes=1):
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     pids, output = [], os.open(OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])           # interrupted in the command, not before it
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # interrupted in the command, not before it
     for rank in range(processes):
         if pid := os.fork():
             pids.append(pid)
         else:
             os.dup2(output, 1)
             os.dup2(output, 2)
-            os.environ.update(RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_RANK=str(rank),
-                              MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            os.environ.update(
+                RANK=str(rank),
+                WORLD_SIZE=str(processes),
+                LOCAL_RANK=str(rank),
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=str(port),
+            )
             child(main, args)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     os.close(output)
@@ -68,16 +84,16 @@ def start(main, args, processes=1):
 
 def child(main, args):
     """The command, in a forked process, which ends here."""
-    status = 128 + signal.SIGINT                                        # of a Ctrl-C while another is handled, too
+    status = 128 + signal.SIGINT  # of a Ctrl-C while another is handled, too
     try:
-        torch.set_num_threads(1)                                        # the models are tiny
-        sys.modules["matplotlib.figure"] = None                         # no curves.png: that would be most of the time
+        torch.set_num_threads(1)  # the models are tiny
+        sys.modules["matplotlib.figure"] = None  # no curves.png: that would be most of the time
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         commands.run(lambda: main(args))
     except SystemExit as e:
         status = e.code or 0
     except Exception as e:
-        if "save_nargs" not in str(e):                                  # argparse's, tripping over its own tidying up
+        if "save_nargs" not in str(e):  # argparse's, tripping over its own tidying up
             traceback.print_exc()
             status = 1
     finally:
@@ -106,7 +122,7 @@ def losses(folder):
         return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(f)]
 
 
-MEASURED = ("seconds", "timed_seconds", "timed_tokens", "peak_memory_mb", "rows")      # times, or compared by losses()
+MEASURED = ("seconds", "timed_seconds", "timed_tokens", "peak_memory_mb", "rows")  # times, or compared by losses()
 
 
 def same(a, b):
@@ -181,7 +197,7 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     rng, tally, began = random.Random(args.seed), Tally(), time.time()
-    lengths = {}                                                        # seconds that a kind of run takes undisturbed
+    lengths = {}  # seconds that a kind of run takes undisturbed
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         assert wait(start(prepare.main, SMALL)) == 0, "prepare.py failed"

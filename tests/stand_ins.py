@@ -1,4 +1,5 @@
 """A tokenizer and models whose scores can be written down by hand, random models of every variant, folders of pairs."""
+
 import json
 import random
 
@@ -10,14 +11,15 @@ import torch.nn.functional as F
 from lab import pairs
 from model import Model, ModelConfig
 
-WORDS = "a b c d e f g h".split()                                       # ids 3 to 10; 0, 1, 2 are unknown, BOS, EOS
+WORDS = "a b c d e f g h".split()  # ids 3 to 10; 0, 1, 2 are unknown, BOS, EOS
 V = 3 + len(WORDS)
 
 
 class Words:
     """A tokenizer whose tokens are words; " a" is another first word than "a", so that a leading space shows."""
+
     bos_id, eos_id, vocab_size, sha256 = 1, 2, V, "0" * 64
-    byte_lengths = np.array([1, 0, 0] + [2] * len(WORDS))               # a space, and a letter with the space before it
+    byte_lengths = np.array([1, 0, 0] + [2] * len(WORDS))  # a space, and a letter with the space before it
 
     def encode_batch(self, texts):
         encoded = []
@@ -60,7 +62,7 @@ class History(StandIn):
         self.longest = longest
 
     def hidden(self, ids, positions=None, mask=None):
-        seen = mask[:, 0].float() @ F.one_hot(ids, V).float()           # (B, T, V)
+        seen = mask[:, 0].float() @ F.one_hot(ids, V).float()  # (B, T, V)
         return torch.cat((seen, F.one_hot(positions, self.longest).float()), dim=-1)
 
 
@@ -77,13 +79,15 @@ def by_hand(model, sequence, start):
     return total
 
 
-KINDS = {"llama": {},
-         "grouped": {"num_key_value_heads": 1},
-         "sllama": {"embedding": "repeat", "attention": "pwa", "mlp": "shared_projection", "layer_sharing": "share"},
-         "embedding attention": {"embedding": "attention"},
-         "embedding linear": {"embedding": "linear"},
-         "tied, rra, reuse": {"attention": "rra", "layer_sharing": "reuse", "tie_word_embeddings": True},
-         "skqa, qk_norm": {"attention": "skqa", "qk_norm": True}}
+KINDS = {
+    "llama": {},
+    "grouped": {"num_key_value_heads": 1},
+    "sllama": {"embedding": "repeat", "attention": "pwa", "mlp": "shared_projection", "layer_sharing": "share"},
+    "embedding attention": {"embedding": "attention"},
+    "embedding linear": {"embedding": "linear"},
+    "tied, rra, reuse": {"attention": "rra", "layer_sharing": "reuse", "tie_word_embeddings": True},
+    "skqa, qk_norm": {"attention": "skqa", "qk_norm": True},
+}
 
 
 def lively(kind="llama", seed=0):

@@ -1,4 +1,5 @@
 """lab/babylm.py: predictions in the pipeline's format, the check of a submission, the uploads. All data are made up."""
+
 import json
 import os
 import shutil
@@ -15,20 +16,46 @@ from lab import babylm, checkpoint, pocket_english, submission
 from lab.files import UserError
 from model import Model, ModelConfig
 
-SHAPE = ModelConfig(vocab_size=400, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
-                    max_position_embeddings=32)
-PIQA = {"example_id": "a1", "prompt": "To cut the bread,", "solution0": "take a knife.", "solution1": "take a tree.",
-        "solution2": "take the cat.", "solution3": "see.", "label": 1}
+SHAPE = ModelConfig(
+    vocab_size=400,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=24,
+    max_position_embeddings=32,
+)
+PIQA = {
+    "example_id": "a1",
+    "prompt": "To cut the bread,",
+    "solution0": "take a knife.",
+    "solution1": "take a tree.",
+    "solution2": "take the cat.",
+    "solution3": "see.",
+    "label": 1,
+}
 ROWS = {
-    "blimp": [{"sentence_good": "The cats run.", "sentence_bad": "The cats runs.", "field": "syntax", "UID": "a_B"},
-              {"sentence_good": "A dog sees it.", "sentence_bad": "A dog see it.", "field": "syntax", "UID": "a_B"}],
+    "blimp": [
+        {"sentence_good": "The cats run.", "sentence_bad": "The cats runs.", "field": "syntax", "UID": "a_B"},
+        {"sentence_good": "A dog sees it.", "sentence_bad": "A dog see it.", "field": "syntax", "UID": "a_B"},
+    ],
     "supplement": [{"sentence_good": "Is the dog here?", "sentence_bad": "The dog is here?"}],
-    "ewok": [{"Domain": "social", "Context1": "The cat ran.", "Context2": "The cat slept.", "Target1": "It is awake.",
-              "Target2": "It is asleep."}],
+    "ewok": [
+        {
+            "Domain": "social",
+            "Context1": "The cat ran.",
+            "Context2": "The cat slept.",
+            "Target1": "It is awake.",
+            "Target2": "It is asleep.",
+        }
+    ],
     "entity_tracking": [
-        {"input_prefix": "Box 0 contains the key. " * 12 + "Box 0 contains", "options": [" the key", " the dog"],
-         "numops": 2},                                                      # longer than the model's context
-        {"input_prefix": "Box 0 contains", "options": [" the key", " nothing"], "numops": 1}],
+        {
+            "input_prefix": "Box 0 contains the key. " * 12 + "Box 0 contains",
+            "options": [" the key", " the dog"],
+            "numops": 2,
+        },  # longer than the model's context
+        {"input_prefix": "Box 0 contains", "options": [" the key", " nothing"], "numops": 1},
+    ],
     "comps": [{"prefix_acceptable": "a cat", "prefix_unacceptable": "a tree", "property_phrase": "can run."}],
     "piqa": [PIQA, PIQA | {"example_id": "a2", "label": 0, "solution2": None, "solution3": None}],
 }
@@ -75,9 +102,9 @@ def test_predictions_in_the_pipelines_format(work, capsys):
     assert [row["id"] for row in chosen] == ["a_B_0", "a_B_1"]
     assert chosen[0]["pred"] in ("The cats run.", "The cats runs.")
     assert predictions(main + "blimp/supplement_filtered").keys() == {"turn_taking"}
-    chosen, = predictions(main + "ewok/ewok_filtered")["social"]["predictions"]
+    (chosen,) = predictions(main + "ewok/ewok_filtered")["social"]["predictions"]
     assert chosen["pred"] in ("The cat ran. It is awake.", "The cat slept. It is awake.")
-    assert predictions(main + "entity_tracking/entity_tracking").keys() == {"regular_2_ops"}        # without "nothing"
+    assert predictions(main + "entity_tracking/entity_tracking").keys() == {"regular_2_ops"}  # without "nothing"
     chosen = predictions(main + "comps/comps")
     assert chosen.keys() == {"base", "wugs_dist_before"}
     assert chosen["base"]["predictions"][0]["pred"] in ("a cat can run.", "a tree can run.")
@@ -100,14 +127,14 @@ def test_what_is_chosen_is_the_likeliest(work):
         return whole - given
 
     ewok = {context: likelihood(context, " It is awake.") for context in ("The cat ran.", "The cat slept.")}
-    chosen, = predictions("main/zero_shot/causal/ewok/ewok_filtered")["social"]["predictions"]
+    (chosen,) = predictions("main/zero_shot/causal/ewok/ewok_filtered")["social"]["predictions"]
     assert chosen["pred"] == max(ewok, key=ewok.get) + " It is awake."
     count = len(ckpt.tokenizer.encode(PIQA["prompt"]))
     piqa = {}
     for solution in (" " + PIQA[f"solution{i}"] for i in range(4)):
         tokens = len(ckpt.tokenizer.encode(PIQA["prompt"] + solution)) - count
         piqa[solution] = likelihood(PIQA["prompt"], solution) / tokens
-    chosen, = predictions("main/zero_shot/causal/global_piqa_parallel/global_piqa_parallel")["a1"]["predictions"]
+    (chosen,) = predictions("main/zero_shot/causal/global_piqa_parallel/global_piqa_parallel")["a1"]["predictions"]
     assert chosen["pred"] == max(piqa, key=piqa.get)
 
 
@@ -121,7 +148,7 @@ def test_a_second_start_does_what_is_missing(work, capsys):
     os.makedirs("data/fast_eval/supplement_fast")
     shutil.copy("data/full_eval/supplement_filtered/turn_taking.jsonl", "data/fast_eval/supplement_fast")
     assert scored() == [["main", "comps"], ["chck_1M", "supplement_fast"], ["chck_20M", "supplement_fast"]]
-    shutil.copy("run/ckpt.pt", "run/chck_1M.pt")                            # trained again
+    shutil.copy("run/ckpt.pt", "run/chck_1M.pt")  # trained again
     assert scored() == [["chck_1M", folder] for folder in ("blimp_fast", "supplement_fast", "ewok_fast")]
     (work / "results/m/scores.json").write_text('{"main": 3}')
     with pytest.raises(UserError, match="scores.json: damaged"):
@@ -188,12 +215,18 @@ def test_what_a_submission_lacks_is_named(tmp_path):
     tree["fast_eval_results"]["reading"] = [None] * 19
     tree["fast_eval_results"]["ewok"] = []
     assert complaints(tree) == [
-        "blimp/invented: not a part of this task", "blimp/passive_1: 0 predictions instead of 840",
-        "ewok/social-properties: 327 predictions instead of 328", "comps: missing", "reading: missing",
-        "glue/rte: a prediction without `id` or `pred`", "global_piqa_parallel: 102 items instead of 103",
-        "aoa: missing", "aoa_surprisals/chck_100M: 8004 words instead of 8005",
+        "blimp/invented: not a part of this task",
+        "blimp/passive_1: 0 predictions instead of 840",
+        "ewok/social-properties: 327 predictions instead of 328",
+        "comps: missing",
+        "reading: missing",
+        "glue/rte: a prediction without `id` or `pred`",
+        "global_piqa_parallel: 102 items instead of 103",
+        "aoa: missing",
+        "aoa_surprisals/chck_100M: 8004 words instead of 8005",
         "fast_eval_results/ewok: 0 checkpoints instead of 19",
-        *(f"fast_eval_results/reading/{mark}: 2 of 2 parts missing" for mark in submission.revisions("strict-small"))]
+        *(f"fast_eval_results/reading/{mark}: 2 of 2 parts missing" for mark in submission.revisions("strict-small")),
+    ]
     assert len(complaints({})) == 7 + 2 + 1 + 19 + 7
     with pytest.raises(UserError, match="all.json"):
         complaints([])
@@ -228,8 +261,13 @@ def test_uploads(tmp_path, monkeypatch, capfd):
 
 def test_command(work):
     def run(*args):
-        return subprocess.run([sys.executable, "-m", "lab.babylm", *args], cwd=work, capture_output=True, text=True,
-                              env={**os.environ, "PYTHONPATH": str(ROOT)})
+        return subprocess.run(
+            [sys.executable, "-m", "lab.babylm", *args],
+            cwd=work,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
 
     done = run("score", "run", "hub/m", "--data", "data", "--out", "results", "--device", "cpu")
     assert done.returncode == 0 and "main      blimp_filtered" in done.stdout, done.stderr

@@ -1,4 +1,5 @@
 """The benchmarks in their smallest form: each runs, and prints and writes what it says."""
+
 import json
 import os
 import re
@@ -22,8 +23,14 @@ from lab.settings import load_config
 from model import LinearCrossEntropy, Model, ModelConfig
 
 SMALL = [
-    "--preset", "quick", "tokenizer.vocab_size=300", "model.hidden_size=16", "model.num_hidden_layers=2",
-    "model.num_attention_heads=2", "model.intermediate_size=24", "model.max_position_embeddings=32",
+    "--preset",
+    "quick",
+    "tokenizer.vocab_size=300",
+    "model.hidden_size=16",
+    "model.num_hidden_layers=2",
+    "model.num_attention_heads=2",
+    "model.intermediate_size=24",
+    "model.max_position_embeddings=32",
 ]
 PLAIN = dict(embedding="full", attention="mha", mlp="full", layer_sharing="none")
 
@@ -35,10 +42,18 @@ def here(tmp_path, monkeypatch):
 
 # --- roofline ---
 
+
 def test_work_equals_a_hand_computation():
     """h 8, two heads of 4, MLP 12, 20 pieces, 3 layers, windows of 4; 10 tokens a pass, 2 passes a step, bfloat16."""
-    c = ModelConfig(vocab_size=20, hidden_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=12,
-                    max_position_embeddings=4, **PLAIN)
+    c = ModelConfig(
+        vocab_size=20,
+        hidden_size=8,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=12,
+        max_position_embeddings=4,
+        **PLAIN,
+    )
     P = 2 * 20 * 8 + 3 * (4 * 64 + 3 * 96) + 7 * 8
     work = roofline.work(c, tokens=10, itemsize=2, passes=2)
     flops = {
@@ -60,15 +75,29 @@ def test_work_equals_a_hand_computation():
     assert list(work) == roofline.PARTS
 
 
-@pytest.mark.parametrize("change", [
-    {"attention": "pwa"}, {"attention": "skqa"}, {"attention": "rra"}, {"embedding": "linear"},
-    {"mlp": "shared_projection"}, {"num_key_value_heads": 1},
-], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"attention": "pwa"},
+        {"attention": "skqa"},
+        {"attention": "rra"},
+        {"embedding": "linear"},
+        {"mlp": "shared_projection"},
+        {"num_key_value_heads": 1},
+    ],
+    ids=str,
+)
 def test_flops_are_those_that_pytorch_counts(change):
     """Matrix products of a forward and backward pass; attention left out, of which PyTorch counts both halves: one
     operation, or where the keys are shared, before 2.9, batched products."""
-    shape = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
-                 max_position_embeddings=8)
+    shape = dict(
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=8,
+    )
     c = ModelConfig(**{**shape, **PLAIN, **change})
     model, ids = Model(c), torch.randint(0, 50, (3, 8))
     with FlopCounterMode(display=False) as counter:
@@ -89,29 +118,44 @@ def test_roofline_table(monkeypatch, capsys):
     assert r["mfu"] == pytest.approx(r["model_flops"] * r["tokens_per_second"] / 1e12)
     assert all(p["measured"] > 0 and p["least"] > 0 for p in r["parts"].values())
     multiply = {part for part, p in r["parts"].items() if p["bounds"]["products"] > 0}
-    assert multiply == {"attention matrices", "attention", "MLP", "head, loss"}         # not the norms, nor AdamW
+    assert multiply == {"attention matrices", "attention", "MLP", "head, loss"}  # not the norms, nor AdamW
 
 
 def test_flops_of_scoring_are_those_that_pytorch_counts():
     """But for attention, of which PyTorch counts a whole row of the batch for each token, not its ancestors."""
-    c = ModelConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
-                    max_position_embeddings=16, **PLAIN)
+    c = ModelConfig(
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=16,
+        **PLAIN,
+    )
     sequences, starts = [(1, 5, 6, 7), (1, 5, 6, 8), (1, 9, 6)], [1, 1, 1]
     tokens, followed, flops, exps = scoring.on_paper(c, tries.batches(sequences, starts, 64))
-    assert (tokens, followed) == (4, 64)                                # 1 5 6 9; 1, 6, 9 and 5, filled up to 64
+    assert (tokens, followed) == (4, 64)  # 1 5 6 9; 1, 6, 9 and 5, filled up to 64
     with FlopCounterMode(display=False) as counter:
         tries.log_likelihoods(Model(c), sequences, starts, dtype="bfloat16")
     counts = counter.get_flop_counts()["Global"]
     counted = sum(n for operation, n in counts.items() if not re.search("attention|bmm", str(operation)))
-    seen = 1 + 2 + 3 + 2                                                # tokens that 1, 5, 6 and 9 attend to
+    seen = 1 + 2 + 3 + 2  # tokens that 1, 5, 6 and 9 attend to
     assert flops == counted + 4 * 2 * 32 * seen and exps == 2 * 2 * seen + 50 * 64
 
 
 def test_scoring_beside_its_ceiling(project, monkeypatch, capsys):
     monkeypatch.setattr(roofline, "LEAST", 0)
     tok = tokenizer.load("data/tiny/tokenizer.model")
-    model = Model(ModelConfig(vocab_size=tok.vocab_size, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                              intermediate_size=16, **PLAIN))
+    model = Model(
+        ModelConfig(
+            vocab_size=tok.vocab_size,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            **PLAIN,
+        )
+    )
     checkpoint.save("a.pt", checkpoint.make(model.config, dict(model.named_parameters()), tok.model_bytes, {}))
     (project / "pairs.jsonl").write_text('{"sentence_good": "The cat runs.", "sentence_bad": "The cat run."}\n')
     scoring.main(["a.pt", "--data", "pairs.jsonl"])
@@ -120,6 +164,7 @@ def test_scoring_beside_its_ceiling(project, monkeypatch, capsys):
 
 
 # --- throughput, attention, loss ---
+
 
 def test_throughput_beside_transformers(capsys):
     short = ["--batch", "2", "--rounds", "2", "--steps", "1", "--dtype", "float32", "--threads", "1"]
@@ -162,8 +207,22 @@ def test_throughput_beside_nanogpt(capsys):
     os.mkdir("nano")
     with open("nano/model.py", "w", encoding="utf-8") as f:
         f.write(NANOGPT)
-    throughput.main([*SMALL, "--batch", "2", "--rounds", "1", "--steps", "1", "--threads", "1", "--nanogpt", "nano",
-                     "--same-allocator"])
+    throughput.main(
+        [
+            *SMALL,
+            "--batch",
+            "2",
+            "--rounds",
+            "1",
+            "--steps",
+            "1",
+            "--threads",
+            "1",
+            "--nanogpt",
+            "nano",
+            "--same-allocator",
+        ]
+    )
     out = capsys.readouterr().out
     assert "peer: nanoGPT" in out and "our_allocator_for_both: True" in out and "ratio_min_median_max: [" in out
 
@@ -187,6 +246,7 @@ def test_attention_and_loss_at_a_small_size(monkeypatch, capsys):
 
 
 # --- memory ---
+
 
 class Largest(TorchDispatchMode):
     """The most elements that any tensor has which an operation returns."""
@@ -219,8 +279,14 @@ def test_no_tensor_of_all_logits():
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_no_tensor_of_all_logits_in_a_training_step(checkpointing):
-    c = ModelConfig(vocab_size=32000, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-                    max_position_embeddings=128)
+    c = ModelConfig(
+        vocab_size=32000,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=128,
+    )
     model, ids = Model(c), torch.randint(0, 32000, (8, 128))
     model.gradient_checkpointing = checkpointing
     with Largest() as seen:
@@ -231,10 +297,20 @@ def test_no_tensor_of_all_logits_in_a_training_step(checkpointing):
 def test_the_plain_loss_needs_more_memory():
     """By at least the logits, in two runs of train.py, each in a process of its own."""
     big = [
-        "tokenizer.vocab_size=20000", "model.hidden_size=16", "model.num_hidden_layers=1",
-        "model.num_attention_heads=2", "model.intermediate_size=16", "model.max_position_embeddings=64",
-        "train.compile=false", "train.device=cpu", "train.batch_size=80", "train.gradient_accumulation_steps=1",
-        "train.max_steps=1", "train.eval_windows=1", "train.sample_tokens=0", "train.dtype=float32",
+        "tokenizer.vocab_size=20000",
+        "model.hidden_size=16",
+        "model.num_hidden_layers=1",
+        "model.num_attention_heads=2",
+        "model.intermediate_size=16",
+        "model.max_position_embeddings=64",
+        "train.compile=false",
+        "train.device=cpu",
+        "train.batch_size=80",
+        "train.gradient_accumulation_steps=1",
+        "train.max_steps=1",
+        "train.eval_windows=1",
+        "train.sample_tokens=0",
+        "train.dtype=float32",
     ]
     chunked, plain = (memory.measure(loss, ["--preset", "quick", *big]) for loss in ("chunked", "plain"))
     logits_mb = 80 * 64 * 20000 * 4 / 1e6
@@ -259,6 +335,7 @@ def test_memory_table_leaves_out_what_does_not_fit(monkeypatch, capsys):
 
 # --- startup ---
 
+
 def test_startup(project):
     r, block = startup.measure([*TINY, "train.compile=false"])
     assert block["steps"] == "2"
@@ -267,6 +344,7 @@ def test_startup(project):
 
 
 # --- lists of trials ---
+
 
 def test_every_trial_has_settings_that_exist():
     for name in ("tuning", "final"):
@@ -279,11 +357,15 @@ def test_every_trial_has_settings_that_exist():
 def test_a_trial_is_run_scored_and_kept_as_a_row_once(project, capsys):
     pairs = project / "pairs"
     pairs.mkdir()
-    lines = [json.dumps({"sentence_good": f"The cat saw {i} dogs.", "sentence_bad": f"The cat see {i} dogs."})
-             for i in range(20)]
+    lines = [
+        json.dumps({"sentence_good": f"The cat saw {i} dogs.", "sentence_bad": f"The cat see {i} dogs."})
+        for i in range(20)
+    ]
     (pairs / "mine.jsonl").write_text("\n".join(lines) + "\n")
-    (project / "list.yaml").write_text("- {name: a, preset: sllama, split: all, set: [train.max_steps=2]}\n"
-                                       "- {name: broken, preset: sllama, set: [train.max_steps=0]}\n")
+    (project / "list.yaml").write_text(
+        "- {name: a, preset: sllama, split: all, set: [train.max_steps=2]}\n"
+        "- {name: broken, preset: sllama, set: [train.max_steps=0]}\n"
+    )
     command = ["list.yaml", "--blimp", str(pairs), *(s for s in TINY if "max_steps" not in s)]
     trials.main(command)
     good, broken = trials.read("results/list.csv")
@@ -297,12 +379,20 @@ def test_a_trial_is_run_scored_and_kept_as_a_row_once(project, capsys):
 
 # --- gpu.sh ---
 
+
 def test_gpu_script_on_a_cpu(tmp_path):
     """The whole way from no data to BLiMP scores of tiny models; the longer stages are left out."""
-    quick = {"DEVICE": "cpu", "QUICK": "1", "STAGES": "recipes", "BLIMP": "", "SECONDS_ALLOWED": "5200",
-             "PYTHON": sys.executable}
-    done = subprocess.run(["bash", ROOT / "bench/gpu.sh", "gpu.json"], env={**os.environ, **quick},
-                          capture_output=True, text=True)
+    quick = {
+        "DEVICE": "cpu",
+        "QUICK": "1",
+        "STAGES": "recipes",
+        "BLIMP": "",
+        "SECONDS_ALLOWED": "5200",
+        "PYTHON": sys.executable,
+    }
+    done = subprocess.run(
+        ["bash", ROOT / "bench/gpu.sh", "gpu.json"], env={**os.environ, **quick}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     r = json.load(open("gpu.json"))
     assert set(r["stages"]["data"]["stand_in"]) == {"babylm-2mb", "babylm-10mb", "babylm-10m"}

@@ -1,4 +1,5 @@
 """A checkpoint is read whole and right, or refused in one line; nothing in it is executed."""
+
 import dataclasses
 import io
 import os
@@ -14,8 +15,15 @@ from lab import checkpoint, pocket_english, release
 from lab.files import UserError
 from model import Model, ModelConfig
 
-SHAPE = ModelConfig(vocab_size=400, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
-                    max_position_embeddings=32, layer_sharing="share")
+SHAPE = ModelConfig(
+    vocab_size=400,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=24,
+    max_position_embeddings=32,
+    layer_sharing="share",
+)
 
 
 def train_tokenizer(pieces):
@@ -61,7 +69,10 @@ def test_a_released_checkpoint_is_the_same_model_in_bfloat16(good, tmp_path):
     assert {w.dtype for w in ckpt.weights.values()} == {torch.bfloat16}
     assert all(torch.equal(p, tree["weights"][name].bfloat16().float()) for name, p in model.named_parameters())
     assert ckpt.config == SHAPE and ckpt.provenance == {
-        "corpus": "test", "steps": 3, "released_from_sha256": checkpoint.file_sha256(path)}
+        "corpus": "test",
+        "steps": 3,
+        "released_from_sha256": checkpoint.file_sha256(path),
+    }
 
 
 class Payload:
@@ -124,9 +135,9 @@ def test_damaged_files_are_refused(good, tmp_path):
         open(path, "wb").write(whole[:size])
         refuses(path, "not a readable checkpoint")
     rng, noticed = random.Random(0), 0
-    for _ in range(60):                     # a flipped bit is caught by a checksum, or changes nothing that is used
+    for _ in range(60):  # a flipped bit is caught by a checksum, or changes nothing that is used
         at = rng.randrange(len(whole))
-        open(path, "wb").write(whole[:at] + bytes([whole[at] ^ (1 << rng.randrange(8))]) + whole[at + 1:])
+        open(path, "wb").write(whole[:at] + bytes([whole[at] ^ (1 << rng.randrange(8))]) + whole[at + 1 :])
         try:
             loaded = checkpoint.load(path)
         except UserError:
@@ -138,8 +149,9 @@ def test_damaged_files_are_refused(good, tmp_path):
     refuses(str(tmp_path), "not a file")
 
 
-@pytest.mark.parametrize("fault, expected", [
-    (KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, "No space left on device"), UserError)])
+@pytest.mark.parametrize(
+    "fault, expected", [(KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, "No space left on device"), UserError)]
+)
 def test_a_fault_in_the_middle_of_a_write_is_called_by_its_name(good, fault, expected, monkeypatch):
     """torch.save makes a RuntimeError of what its file raises; Ctrl-C stays Ctrl-C. The old file stays."""
     path, tree = good
@@ -153,6 +165,7 @@ def test_a_fault_in_the_middle_of_a_write_is_called_by_its_name(good, fault, exp
             if self.written == 5:
                 raise fault
             return super().write(data)
+
     monkeypatch.setattr(os, "fdopen", Failing)
     with pytest.raises(expected, match="No space left" if expected is UserError else None):
         checkpoint.save(path, tree)

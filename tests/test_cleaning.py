@@ -1,4 +1,5 @@
 """What cleaning takes away and what it leaves; the same in parts as in one piece."""
+
 import os
 import random
 import time
@@ -14,8 +15,10 @@ from lab import pocket_english
 from lab.cleaning import CLEANING, clean
 
 STEPS = list(CLEANING)
-WRAPPED = ("A paragraph whose lines were broken at the usual width\nof a page, so that a sentence goes on in the next "
-           "line,\nends here.\n\nA verse\nis not")
+WRAPPED = (
+    "A paragraph whose lines were broken at the usual width\nof a page, so that a sentence goes on in the next "
+    "line,\nends here.\n\nA verse\nis not"
+)
 UNWRAPPED = WRAPPED.replace("\nof", " of").replace("\nends", " ends")
 
 
@@ -27,33 +30,52 @@ def cleaned_in_parts(parts, steps):
     return b"".join(clean([part.encode() for part in parts], steps)).decode()
 
 
-@pytest.mark.parametrize("step, before, after", [
-    ("unicode", "Marks &amp; Sparks &#150; caf&eacute; AT&T", "Marks & Sparks – café AT&T"),
-    ("unicode", "e\u0301 \xa0\u2009\u3000\u200b\ufeff\xad\x07\x00x", "é    x"),
-    ("unicode", "one\u2028two\x85three", "one\ntwo\nthree"),
-    ("unicode", "\u2018It\u2019s\u2019 \u201cso\u201d\u2026", "'It's' \"so\"..."),
-    ("speaker_tags", "A:\tWell, yes.\n*MOT:\tlook there .\nB: No.", "Well, yes.\nlook there .\nNo."),
-    ("speaker_tags", "*SI1:\twell .\n*MOT:\n%mor:\tadv|well .\nthe [//] a dog [: doggie] [she] .",
-     "well .\n\nthe a dog [she] ."),
-    ("speaker_tags", "Title: A story\nI saw B: it was red.\n*ouch*", "Title: A story\nI saw B: it was red.\n*ouch*"),
-    ("markup", "= = = LAN switching = = =\nLAN is.\n== History ==\n\nEnd", "LAN is.\n\nEnd"),
-    ("markup", "<i>Go</i> <laughter>.\n{\\pos(192,210)}If 3 < 4 and 5 > 4", "Go .\nIf 3 < 4 and 5 > 4"),
-    ("markup", "- Thank you.\n-Yes.\n-ish\n— Newton\n♪ la la ♪\n# la la #\n#1 of it",
-     "Thank you.\nYes.\n-ish\nNewton\n la la \nla la\n#1 of it"),
-    ("markup", "[door opens]\nHe [sic] went.\n-------\n. . .\n{| class=x\n| cell\n|}\nEnd", "He [sic] went.\nEnd"),
-    ("markup", "Subtitles by Sir Martini\n== sync, corrected by elderman ==\nSync and corrections by X\n"
-               "www.addic7ed.com\nTranslated by Me\nHe was corrected by her.",
-     "He was corrected by her."),
-    ("markup", "It is _very_ odd, snake_case_name _", "It is very odd, snake_case_name _"),
-    ("markup", "Is that so?\n\n?\n7\n\n", "Is that so?\n\n7\n\n"),
-    ("unwrap", WRAPPED, UNWRAPPED),
-    ("unwrap", "A short line.\n" * 40 + WRAPPED, "A short line.\n" * 40 + WRAPPED),
-    ("unwrap", f"\n  \n{WRAPPED}\n\n", f"\n\n{UNWRAPPED}\n\n"),
-    ("spaces", "  two \t words  \nend ", "two words\nend"),
-    ("spaces", "Stop ! Who , me ? . . . Yes : \"no .\" 3 .5 :)", "Stop! Who, me?... Yes: \"no.\" 3 .5 :)"),
-    ("spaces", "I do n't know , it 's John 's . It ca n't 've . The 's , call 'd",
-     "I don't know, it's John's. It can't 've. The's, call 'd"),
-])
+@pytest.mark.parametrize(
+    "step, before, after",
+    [
+        ("unicode", "Marks &amp; Sparks &#150; caf&eacute; AT&T", "Marks & Sparks – café AT&T"),
+        ("unicode", "e\u0301 \xa0\u2009\u3000\u200b\ufeff\xad\x07\x00x", "é    x"),
+        ("unicode", "one\u2028two\x85three", "one\ntwo\nthree"),
+        ("unicode", "\u2018It\u2019s\u2019 \u201cso\u201d\u2026", "'It's' \"so\"..."),
+        ("speaker_tags", "A:\tWell, yes.\n*MOT:\tlook there .\nB: No.", "Well, yes.\nlook there .\nNo."),
+        (
+            "speaker_tags",
+            "*SI1:\twell .\n*MOT:\n%mor:\tadv|well .\nthe [//] a dog [: doggie] [she] .",
+            "well .\n\nthe a dog [she] .",
+        ),
+        (
+            "speaker_tags",
+            "Title: A story\nI saw B: it was red.\n*ouch*",
+            "Title: A story\nI saw B: it was red.\n*ouch*",
+        ),
+        ("markup", "= = = LAN switching = = =\nLAN is.\n== History ==\n\nEnd", "LAN is.\n\nEnd"),
+        ("markup", "<i>Go</i> <laughter>.\n{\\pos(192,210)}If 3 < 4 and 5 > 4", "Go .\nIf 3 < 4 and 5 > 4"),
+        (
+            "markup",
+            "- Thank you.\n-Yes.\n-ish\n— Newton\n♪ la la ♪\n# la la #\n#1 of it",
+            "Thank you.\nYes.\n-ish\nNewton\n la la \nla la\n#1 of it",
+        ),
+        ("markup", "[door opens]\nHe [sic] went.\n-------\n. . .\n{| class=x\n| cell\n|}\nEnd", "He [sic] went.\nEnd"),
+        (
+            "markup",
+            "Subtitles by Sir Martini\n== sync, corrected by elderman ==\nSync and corrections by X\n"
+            "www.addic7ed.com\nTranslated by Me\nHe was corrected by her.",
+            "He was corrected by her.",
+        ),
+        ("markup", "It is _very_ odd, snake_case_name _", "It is very odd, snake_case_name _"),
+        ("markup", "Is that so?\n\n?\n7\n\n", "Is that so?\n\n7\n\n"),
+        ("unwrap", WRAPPED, UNWRAPPED),
+        ("unwrap", "A short line.\n" * 40 + WRAPPED, "A short line.\n" * 40 + WRAPPED),
+        ("unwrap", f"\n  \n{WRAPPED}\n\n", f"\n\n{UNWRAPPED}\n\n"),
+        ("spaces", "  two \t words  \nend ", "two words\nend"),
+        ("spaces", 'Stop ! Who , me ? . . . Yes : "no ." 3 .5 :)', 'Stop! Who, me?... Yes: "no." 3 .5 :)'),
+        (
+            "spaces",
+            "I do n't know , it 's John 's . It ca n't 've . The 's , call 'd",
+            "I don't know, it's John's. It can't 've. The's, call 'd",
+        ),
+    ],
+)
 def test_cleaning_steps(step, before, after):
     assert cleaned(before + "\n", [step]) == after + "\n"
 
@@ -61,8 +83,12 @@ def test_cleaning_steps(step, before, after):
 def test_cleaning_leaves_plain_english_alone():
     """BLiMP-like sentences pass every step unchanged."""
     lines = [line for line in pocket_english.text(3000, seed=3) if line]
-    lines += ["Who hadn't Anne's sister's friend disliked?", "It's 5:30 - or 6.",
-              "\"Come in!\" said the king; the king's men (all 3) didn't.", "What a day..."]
+    lines += [
+        "Who hadn't Anne's sister's friend disliked?",
+        "It's 5:30 - or 6.",
+        "\"Come in!\" said the king; the king's men (all 3) didn't.",
+        "What a day...",
+    ]
     text = "\n".join(lines) + "\n"
     assert cleaned(text) == text
 
@@ -80,8 +106,10 @@ def test_cleaning_always_ends_in_lines(text):
     assert cleaned(once, ["spaces"]) == once
 
 
-@pytest.mark.parametrize("unit", ["=", "= ", "[", "<a", "_", " ", "#", " #", "-", "{\\", "*A", "&", "'s ", " ,", "[/",
-                                  "%a", "|", "sync ", "w"])
+@pytest.mark.parametrize(
+    "unit",
+    ["=", "= ", "[", "<a", "_", " ", "#", " #", "-", "{\\", "*A", "&", "'s ", " ,", "[/", "%a", "|", "sync ", "w"],
+)
 def test_cleaning_takes_linear_time(unit):
     """A line of 400 kB of what the patterns begin with; quadratic patterns would take minutes."""
     start = time.process_time()
@@ -104,8 +132,18 @@ def test_long_lines_are_cut_at_spaces():
     assert cleaned("y" * longest + "\n \t\n", []) == "y" * longest + "\n\n"
 
 
-PARAGRAPHS = ["= = = Heading = = =\n", "*MOT:\tlook there .\n", "It 's _so_ odd , is n't it ?\n", "\n", "  \n",
-              "[music]\n", "caf&eacute;\n", WRAPPED + "\n\n", WRAPPED + "\n\n", "Short.\n\n"]
+PARAGRAPHS = [
+    "= = = Heading = = =\n",
+    "*MOT:\tlook there .\n",
+    "It 's _so_ odd , is n't it ?\n",
+    "\n",
+    "  \n",
+    "[music]\n",
+    "caf&eacute;\n",
+    WRAPPED + "\n\n",
+    WRAPPED + "\n\n",
+    "Short.\n\n",
+]
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -1,4 +1,5 @@
 """The command lines as a user types them, from no data to a score, in an empty folder."""
+
 import json
 import os
 import shutil
@@ -18,9 +19,19 @@ from lab.data import Plan
 from lab.resume import State
 
 SMALL = [
-    "--preset", "quick", "data.pocket_words=30000", "data.validation_kb=4", "tokenizer.vocab_size=600",
-    "model.hidden_size=32", "model.num_hidden_layers=2", "model.num_attention_heads=2", "model.intermediate_size=48",
-    "model.max_position_embeddings=64", "train.max_steps=40", "train.eval_every=20", "train.device=cpu",
+    "--preset",
+    "quick",
+    "data.pocket_words=30000",
+    "data.validation_kb=4",
+    "tokenizer.vocab_size=600",
+    "model.hidden_size=32",
+    "model.num_hidden_layers=2",
+    "model.num_attention_heads=2",
+    "model.intermediate_size=48",
+    "model.max_position_embeddings=64",
+    "train.max_steps=40",
+    "train.eval_every=20",
+    "train.device=cpu",
 ]
 
 
@@ -36,8 +47,9 @@ def walk(tmp_path_factory):
 
 def write_pairs(path, good, bad, **more):
     """Twenty minimal pairs that differ in a number."""
-    pairs = [{"sentence_good": good.format(i), "sentence_bad": bad.format(i), "pairID": str(i), **more}
-             for i in range(20)]
+    pairs = [
+        {"sentence_good": good.format(i), "sentence_bad": bad.format(i), "pairID": str(i), **more} for i in range(20)
+    ]
     path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
 
 
@@ -49,6 +61,7 @@ def ok(done):
 def test_prepare_says_what_it_took_and_is_up_to_date_the_second_time(walk):
     def contents():
         return {path.name: path.read_bytes() for path in (walk / "data/pocket").iterdir() if path.is_file()}
+
     before = contents()
     assert "up to date" in ok(command("prepare.py", *SMALL, cwd=walk))
     assert before == contents()
@@ -65,14 +78,24 @@ def test_evaluation_takes_the_corpus_own_pairs_and_says_so(walk):
     scores = json.loads((walk / "scores.json").read_text())
     assert float(block["accuracy"]) == pytest.approx(scores["accuracy"], abs=1e-4) and 0.3 < scores["accuracy"] < 1
     assert "Pocket English" in scores["corpus"] and "pocket" in out.lower() and "NOT BLIMP" in out.upper()
-    assert {"accuracy_ties_half", "accuracy_ties_correct", "pairs", "ties", "paradigms", "phenomena", "fields",
-            "checkpoint", "seconds"} <= scores.keys()
+    assert {
+        "accuracy_ties_half",
+        "accuracy_ties_correct",
+        "pairs",
+        "ties",
+        "paradigms",
+        "phenomena",
+        "fields",
+        "checkpoint",
+        "seconds",
+    } <= scores.keys()
     assert len(scores["phenomena"]) == 12 and (walk / "bars.png").stat().st_size > 5000
 
 
 def test_sample_and_export_and_back(walk):
     def sample(path, *args):
         return ok(command("sample.py", path, *args, cwd=walk))
+
     assert sample("out/quick/ckpt.pt", "--prompt", "The cat", "--max-tokens", 8).startswith("The cat")
     ok(command("export.py", "out/quick/ckpt.pt", "hf", cwd=walk))
     ok(command("export.py", "--from-hf", "hf", "back.pt", cwd=walk))
@@ -88,7 +111,7 @@ def test_mistakes_about_pairs(walk):
     refused(command("eval_blimp.py", "out/quick/ckpt.pt", "--data", "bad", cwd=walk), "bad")
     name = sorted(p.name for p in pairs.iterdir())[0]
     text = (pairs / name).read_bytes()
-    (bad / name).write_bytes(text[:len(text) // 2])                     # ends in the middle of a line
+    (bad / name).write_bytes(text[: len(text) // 2])  # ends in the middle of a line
     refused(command("eval_blimp.py", "out/quick/ckpt.pt", "--data", "bad", cwd=walk), f"bad/{name}:")
     refused(command("eval_blimp.py", "out/quick/tokenizer.pt", cwd=walk), "out/quick/tokenizer.pt", "no such file")
 
@@ -112,6 +135,7 @@ def test_mistakes_about_text(walk):
 
     def prepare(*overrides):
         return command("prepare.py", *SMALL, "data.name=mine", "data.source=texts", *overrides, cwd=walk)
+
     refused(command("prepare.py", *SMALL, "data.source=missing", "data.name=mine", cwd=walk), "missing")
     refused(prepare(), "texts")
     (texts / "a.txt").write_bytes(b"")
@@ -146,7 +170,7 @@ def test_start_tells_length_and_duration(project, handlers, capsys):
 
 def test_a_slow_cpu_is_told_of_the_quick_preset(project):
     plan = Plan(steps=12, windows_per_step=8, tokens_per_step=256, words_per_step=100.0, epochs_per_step=0.1)
-    state = State(step=2)                                               # 10 of 12 to go
+    state = State(step=2)  # 10 of 12 to go
     fast = progress.outlook(plan, state, 256, on_cpu=True)
     assert fast.startswith("about 10 s to go at 256 tokens/s") and "quick" not in fast
     assert progress.outlook(plan, state, 256 / 60, on_cpu=True).startswith("about 10 min")
@@ -174,6 +198,7 @@ def test_log_sends_the_curves(kind, project, handlers, monkeypatch):
             sent["closed"] = True
 
         finish = close
+
     if kind == "wandb":
         monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=Writer))
     else:
@@ -191,21 +216,23 @@ def test_log_sends_the_curves(kind, project, handlers, monkeypatch):
 
 @pytest.mark.parametrize("kind, module", [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])
 def test_log_without_its_package(kind, module, project, monkeypatch):
-    monkeypatch.setitem(sys.modules, module, None)                      # as if it were not installed
+    monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
     with pytest.raises(files.UserError, match=f"pip install {kind}"):
         train.main([*TINY, f"train.log={kind}"])
-    assert progress.open_trackers(config.load_config(None, TINY)) == []    # off: neither is missed
+    assert progress.open_trackers(config.load_config(None, TINY)) == []  # off: neither is missed
 
 
 def test_a_log_file_shows_each_line_at_once(tmp_path):
     """Without PYTHONUNBUFFERED, what is printed before a long wait is in the file during that wait."""
     script = tmp_path / "waits.py"
-    script.write_text("import time\n"
-                      "from lab import commands\n"
-                      "def main():\n"
-                      "    print('banner \\U0001f642')\n"
-                      "    time.sleep(60)\n"
-                      "commands.run(main)\n")
+    script.write_text(
+        "import time\n"
+        "from lab import commands\n"
+        "def main():\n"
+        "    print('banner \\U0001f642')\n"
+        "    time.sleep(60)\n"
+        "commands.run(main)\n"
+    )
     env = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONPATH": str(ROOT)}
     env.pop("PYTHONUNBUFFERED", None)
     process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, env=env)

@@ -1,5 +1,6 @@
 """The page of --html: its numbers are those of the JSON, nothing in it is fetched or executed but its own script, any
 text is shown as it is."""
+
 import html.parser
 
 import numpy as np
@@ -10,8 +11,14 @@ from lab import compare_page, statistics
 from stand_ins import Words, lively, pair, read, uniform, write
 from test_eval_blimp import load_csv, load_json, workplace  # noqa: F401  (a fixture)
 
-NASTY = ['</script><script>alert(1)</script>', '<b>bold</b> & "quoted" \'single\' &lt;', '<!-- x', ']]>',
-         "<style>*{display:none}</style>", "a\u202eb שלום ≤ 🙂"]
+NASTY = [
+    "</script><script>alert(1)</script>",
+    "<b>bold</b> & \"quoted\" 'single' &lt;",
+    "<!-- x",
+    "]]>",
+    "<style>*{display:none}</style>",
+    "a\u202eb שלום ≤ 🙂",
+]
 VOID = {"meta", "input", "br"}
 
 
@@ -65,9 +72,21 @@ def shown(folder, *arguments):
 
 def origin(i):
     """What eval_blimp.main adds to a result."""
-    return {"checkpoint": f"run{i}/ckpt.pt", "corpus": None, "words": None, "steps": None, "parameters": 10**6,
-            "bits_per_byte": None, "device": "cpu", "torch": "2", "conventions": {"method": "full"},
-            "benchmark": "BLiMP", "data": "d", "sha256": {}, "warnings": []}
+    return {
+        "checkpoint": f"run{i}/ckpt.pt",
+        "corpus": None,
+        "words": None,
+        "steps": None,
+        "parameters": 10**6,
+        "bits_per_byte": None,
+        "device": "cpu",
+        "torch": "2",
+        "conventions": {"method": "full"},
+        "benchmark": "BLiMP",
+        "data": "d",
+        "sha256": {},
+        "warnings": [],
+    }
 
 
 def evaluations(files, tmp_path, models):
@@ -129,20 +148,27 @@ def test_bars_by_hand(tmp_path):
     rows = {"p": [pair("a", "a b", linguistics_term="t")] * 3 + [pair("a b", "a", linguistics_term="t")]}
     page = Page(compare_page.page(evaluations(rows, tmp_path, [uniform()])))
     svg = next(a for name, a in page.elements if name == "svg" and a.get("role"))
-    bar, = (a for name, a in page.elements if name == "rect" and a["width"] != "100%")
+    (bar,) = (a for name, a in page.elements if name == "rect" and a["width"] != "100%")
     interval, chance = (a for name, a in page.elements if name == "line")
     assert svg["aria-label"] == "t" and bar["width"] == "75.00%" and chance["x1"] == chance["x2"] == "50%"
     # P(at most 1 of 4 correct) is 5.1 %: the interval's 2.5 % is at 1
     assert "run0: 75.0 % (25.0 to 100.0)" in page.text and (interval["x1"], interval["x2"]) == ("25.00%", "100.00%")
-    assert page.table("paradigms") == [{"paradigm": ["p", None, ""], "phenomenon": ["t", None, ""],
-                                        "field": ["-", None, ""],
-                                        "run0": ["75.0", "0.75", points(statistics.wilson(3, 4))]}]
+    assert page.table("paradigms") == [
+        {
+            "paradigm": ["p", None, ""],
+            "phenomenon": ["t", None, ""],
+            "field": ["-", None, ""],
+            "run0": ["75.0", "0.75", points(statistics.wilson(3, 4))],
+        }
+    ]
 
 
 def test_any_text_is_shown_as_it_is(tmp_path, monkeypatch):
     """Sentences, paradigms, terms, file and corpus names of a stranger are text: no element and no attribute."""
+
     def encode_batch(self, texts):
         return [[3 + len(text) % 8, 3 + sum(map(ord, text)) % 8] for text in texts]
+
     monkeypatch.setattr(Words, "encode_batch", encode_batch)
     rows = {"p": []}
     for good in NASTY:
@@ -151,9 +177,17 @@ def test_any_text_is_shown_as_it_is(tmp_path, monkeypatch):
                 rows["p"].append(pair(good, bad, UID=f"uid {bad}", linguistics_term=good, field=bad))
     found = evaluations(rows, tmp_path, [lively(seed=0), lively(seed=1)])
     for i, (result, _) in enumerate(found):
-        result.update(checkpoint=f"{i}{NASTY[0]}/ckpt.pt", corpus=NASTY[1], data=NASTY[2], words=NASTY[0],
-                      bits_per_byte={"x": NASTY[1]}, warnings=NASTY, steps=NASTY[4],
-                      sha256={NASTY[0]: NASTY[1]}, conventions={NASTY[0]: NASTY[1]})
+        result.update(
+            checkpoint=f"{i}{NASTY[0]}/ckpt.pt",
+            corpus=NASTY[1],
+            data=NASTY[2],
+            words=NASTY[0],
+            bits_per_byte={"x": NASTY[1]},
+            warnings=NASTY,
+            steps=NASTY[4],
+            sha256={NASTY[0]: NASTY[1]},
+            conventions={NASTY[0]: NASTY[1]},
+        )
     page = Page(compare_page.page(found))
     sentences = {f"+ {p['sentence_good']}- {p['sentence_bad']}" for p in rows["p"]}
     changed = page.table("changes")
@@ -188,8 +222,13 @@ def test_nothing_is_fetched(workplace):  # noqa: F811
 
 
 def test_one_checkpoint_and_pairs_without_phenomena(workplace):  # noqa: F811
-    write(workplace / "plain", {"p": [pair("the cup.", "cup the."), pair("the dog runs.", "dog the runs.")],
-                                "q": [pair("the old dog.", "old the dog.")]})
+    write(
+        workplace / "plain",
+        {
+            "p": [pair("the cup.", "cup the."), pair("the dog runs.", "dog the runs.")],
+            "q": [pair("the old dog.", "old the dog.")],
+        },
+    )
     text, page = shown(workplace, "0.pt", "--data", "plain")
     assert [name for name, _ in page.tables] == [None, "paradigms"] and len(page.table("paradigms")) == 2
     assert "Pairs that changed" not in page.text and "Accuracy by paradigm" in page.text
@@ -202,7 +241,7 @@ def test_three_checkpoints_and_compare(workplace):  # noqa: F811
     assert list(rows[0])[-2:] == ["1.pt - 0.pt", "0.pt - 0.pt"]
     assert {row["0.pt - 0.pt"][1] for row in rows} == {"0.0"}
     assert {row["checkpoint"][0] for row in page.table("changes")} == {"1.pt"}
-    _, turned = shown(workplace, "1.pt", "--data", "mine", "--compare", "0.pt")     # what is compared with is first
+    _, turned = shown(workplace, "1.pt", "--data", "mine", "--compare", "0.pt")  # what is compared with is first
     assert [row["checkpoint"][0] for row in turned.table(None)] == ["0", "1"]
     assert [row["1 - 0"][1] for row in turned.table("paradigms")] == [row["1.pt - 0.pt"][1] for row in rows]
 
@@ -216,8 +255,18 @@ def test_names():
 def test_size_with_as_many_pairs_as_blimp():
     """Two chance-level models differ in half of 67,000 pairs; each paradigm keeps its share of FLIPS, the largest."""
     rng = np.random.default_rng(0)
-    pairs = [{"uid": f"paradigm_with_a_rather_long_name_{i % 67}", "good": f"{i} " + "word " * 12, "bad": "word " * 12,
-              "phenomenon": f"t{i % 12}", "field": "f", "dev": False, "id": "0"} for i in range(67000)]
+    pairs = [
+        {
+            "uid": f"paradigm_with_a_rather_long_name_{i % 67}",
+            "good": f"{i} " + "word " * 12,
+            "bad": "word " * 12,
+            "phenomenon": f"t{i % 12}",
+            "field": "f",
+            "dev": False,
+            "id": "0",
+        }
+        for i in range(67000)
+    ]
     found = []
     for i in range(2):
         scores = rng.normal(size=(67000, 2)) * 10
@@ -233,4 +282,4 @@ def test_size_with_as_many_pairs_as_blimp():
     flipped = (margins[0] > 0) != (margins[1] > 0)
     largest_first = np.sort(np.abs(margins[1] - margins[0])[flipped])[::-1]
     kept = [abs(float(row["difference"][0])) for row in changed if row["paradigm"][0].endswith("name_0")]
-    assert kept == pytest.approx(largest_first[:len(kept)], abs=0.006)
+    assert kept == pytest.approx(largest_first[: len(kept)], abs=0.006)

@@ -1,4 +1,5 @@
 """Settings, and the files and ends that every command has in common."""
+
 import dataclasses
 import os
 import signal
@@ -38,7 +39,12 @@ def test_presets_are_the_published_shapes():
     m, t = load().model, load().train
     assert (m.hidden_size, m.num_hidden_layers, m.num_attention_heads, m.intermediate_size) == (64, 6, 4, 192)
     assert (m.embedding, m.attention, m.mlp, m.layer_sharing, m.num_groups) == (
-        "repeat", "pwa", "shared_projection", "share", 1)
+        "repeat",
+        "pwa",
+        "shared_projection",
+        "share",
+        1,
+    )
     assert t.batch_size * t.gradient_accumulation_steps * m.max_position_embeddings == 65536 and t.max_steps == 3000
     a, b = load(preset="llama-26m"), load(preset="llama-66m")
     assert (a.model.hidden_size, a.model.intermediate_size, a.tokenizer.vocab_size) == (384, 1536, 16000)
@@ -48,8 +54,15 @@ def test_presets_are_the_published_shapes():
 
 
 def test_overrides_win_and_are_typed():
-    c = load("train.learning_rate=3e-4", "train.max_steps=null", "train.epochs=2", "train.compile=true",
-             "data.sources=[a, b]", "data.name=10", preset="quick")
+    c = load(
+        "train.learning_rate=3e-4",
+        "train.max_steps=null",
+        "train.epochs=2",
+        "train.compile=true",
+        "data.sources=[a, b]",
+        "data.name=10",
+        preset="quick",
+    )
     assert c.train.learning_rate == 3e-4 and c.train.max_steps is None and c.train.epochs == 2.0
     assert c.train.compile is True and c.data.sources == ["a", "b"] and c.data.name == "10"
     assert c.data_dir == os.path.join("data", "10")
@@ -62,31 +75,35 @@ def test_everything_wrong_is_said_at_once():
         assert word in text
 
 
-@pytest.mark.parametrize("override, words", [
-    ("model.num_attention_heads=5", "does not divide hidden_size"),
-    ("model.num_key_value_heads=3", "does not divide num_attention_heads"),
-    ("model.embedding_factor=5", "embedding_factor"),
-    ("model.tie_word_embeddings=true", "tie_word_embeddings"),
-    ("model.num_groups=7", "7 groups for 6 layers"),
-    ("model.hidden_size=20", "must be even"),
-    ("model.hidden_size=0", "model.hidden_size: 0 must be at least 1"),
-    ("model.dropout=1", "must be at most 0.9"),
-    ("model.attention=mla", "expected one of mha, skqa, pwa, rra"),
-    ("model.dropout=[1", "YAML"),
-    ("train.batch_size=0", "at least 1"),
-    ("train.betas=[0.9]", "betas"),
-    ("train.max_steps=null", "max_steps"),
-    ("train.epochs=3", "max_steps"),
-    ("train.dtype=fp8", "one of auto, float32"),
-    ("train.learning_rate=nan", "a number"),
-    ("train.learning_rate=1e400", "a number"),
-    ("train.learning_rate=0", "above 0"),
-    ("train.batch_size=1.5", "whole number"),
-    ("train.batch_size=true", "whole number"),
-    ("train.min_learning_rate=1", "above learning_rate"),
-    ("train.compile=maybe", "one of auto, true, false"),
-    ("tokenizer.vocab_size=70000", "at most 65536"),
-    ("data.sources=abc", "a list")])
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("model.num_attention_heads=5", "does not divide hidden_size"),
+        ("model.num_key_value_heads=3", "does not divide num_attention_heads"),
+        ("model.embedding_factor=5", "embedding_factor"),
+        ("model.tie_word_embeddings=true", "tie_word_embeddings"),
+        ("model.num_groups=7", "7 groups for 6 layers"),
+        ("model.hidden_size=20", "must be even"),
+        ("model.hidden_size=0", "model.hidden_size: 0 must be at least 1"),
+        ("model.dropout=1", "must be at most 0.9"),
+        ("model.attention=mla", "expected one of mha, skqa, pwa, rra"),
+        ("model.dropout=[1", "YAML"),
+        ("train.batch_size=0", "at least 1"),
+        ("train.betas=[0.9]", "betas"),
+        ("train.max_steps=null", "max_steps"),
+        ("train.epochs=3", "max_steps"),
+        ("train.dtype=fp8", "one of auto, float32"),
+        ("train.learning_rate=nan", "a number"),
+        ("train.learning_rate=1e400", "a number"),
+        ("train.learning_rate=0", "above 0"),
+        ("train.batch_size=1.5", "whole number"),
+        ("train.batch_size=true", "whole number"),
+        ("train.min_learning_rate=1", "above learning_rate"),
+        ("train.compile=maybe", "one of auto, true, false"),
+        ("tokenizer.vocab_size=70000", "at most 65536"),
+        ("data.sources=abc", "a list"),
+    ],
+)
 def test_wrong_values(override, words):
     assert words in complaint(override)
 
@@ -99,13 +116,15 @@ def test_combinations_that_cannot_be():
 def test_file_faults(tmp_path):
     path = tmp_path / "c.yaml"
     good = (ROOT / "config.yaml").read_text(encoding="utf-8")
-    for text, words in (("preset: a\npreset: b\n", "line 2: not valid YAML: key `preset` is given twice"),
-                        ("a: [1\n", "not valid YAML"),
-                        ("\t- :", "not valid YAML"),
-                        ("", "expected the sections"),
-                        (good.replace("preset: sllama", "preset: slama"), "did you mean `sllama`"),
-                        (good.replace("  seed: 0  ", "  sed: 0  ", 1), "unknown key; did you mean `seed`"),
-                        (good.replace("train:\n", "train: 3\nx:\n", 1), "expected settings below it")):
+    for text, words in (
+        ("preset: a\npreset: b\n", "line 2: not valid YAML: key `preset` is given twice"),
+        ("a: [1\n", "not valid YAML"),
+        ("\t- :", "not valid YAML"),
+        ("", "expected the sections"),
+        (good.replace("preset: sllama", "preset: slama"), "did you mean `sllama`"),
+        (good.replace("  seed: 0  ", "  sed: 0  ", 1), "unknown key; did you mean `seed`"),
+        (good.replace("train:\n", "train: 3\nx:\n", 1), "expected settings below it"),
+    ):
         path.write_text(text)
         assert words in complaint(path=str(path)), words
     path.write_bytes(b"\xff\xfe")
@@ -121,8 +140,14 @@ def test_every_preset_comes_back_from_its_resolved_file(tmp_path):
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 2**60), rate=st.floats(1e-9, 1), name=st.text(max_size=20), tied=st.booleans(),
-       sources=st.none() | st.lists(st.text(max_size=9), max_size=3), budget=st.none() | st.floats(1e-6, 1e6))
+@given(
+    seed=st.integers(0, 2**60),
+    rate=st.floats(1e-9, 1),
+    name=st.text(max_size=20),
+    tied=st.booleans(),
+    sources=st.none() | st.lists(st.text(max_size=9), max_size=3),
+    budget=st.none() | st.floats(1e-6, 1e6),
+)
 def test_any_settings_come_back_from_their_file(tmp_path_factory, seed, rate, name, sources, budget, tied):
     """Also names that YAML might take for something else: null, 1e3, yes, a: b."""
     c = load("model.embedding=full", "train.min_learning_rate=0")
@@ -143,8 +168,10 @@ def test_any_override_is_taken_or_refused(text):
             assert str(e)
 
 
-@given(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=12)),
-       st.sampled_from([int, float, bool, str]))
+@given(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=12)),
+    st.sampled_from([int, float, bool, str]),
+)
 def test_convert_gives_the_type_or_says_what_it_wanted(value, kind):
     try:
         out = convert(value, kind)
@@ -169,8 +196,11 @@ def test_output_that_cannot_be_written_is_one_line():
     assert done.returncode == 2 and done.stderr == "error: [Errno 28] No space left on device\n"
 
 
-@pytest.mark.parametrize("locale", [{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-                                    {"LC_ALL": "en_US.ISO-8859-1", "PYTHONUTF8": "0"}], ids=str)
+@pytest.mark.parametrize(
+    "locale",
+    [{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"LC_ALL": "en_US.ISO-8859-1", "PYTHONUTF8": "0"}],
+    ids=str,
+)
 def test_output_is_utf8_whatever_the_locale(locale):
     code = r"from lab import commands; commands.run(lambda: print('\u00e4 \u65e5'))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, env={**os.environ, **locale})
@@ -196,13 +226,26 @@ argparse.ArgumentParser.parse_intermixed_args = lambda *_: os.kill(os.getpid(), 
 def pressed(code, script, folder):
     """The command, in a Python that runs `code` before it."""
     (folder / "sitecustomize.py").write_text(code)
-    return subprocess.run([sys.executable, str(ROOT / script)], capture_output=True, text=True, cwd=folder,
-                          env={**os.environ, "PYTHONPATH": str(folder)})
+    return subprocess.run(
+        [sys.executable, str(ROOT / script)],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+    )
 
 
-@pytest.mark.parametrize("script, module", [("prepare.py", "sentencepiece"), ("eval_blimp.py", "numpy"),
-                                            ("train.py", "torch"), ("train.py", "torch.nn"), ("sample.py", "torch"),
-                                            ("export.py", "torch")])
+@pytest.mark.parametrize(
+    "script, module",
+    [
+        ("prepare.py", "sentencepiece"),
+        ("eval_blimp.py", "numpy"),
+        ("train.py", "torch"),
+        ("train.py", "torch.nn"),
+        ("sample.py", "torch"),
+        ("export.py", "torch"),
+    ],
+)
 def test_ctrl_c_while_python_imports(script, module, tmp_path):
     done = pressed(AT_IMPORT.format(module=module), script, tmp_path)
     assert done.returncode == 130 and done.stderr == "interrupted\n"
@@ -215,33 +258,36 @@ def test_ctrl_c_while_arguments_are_read(script, tmp_path):
 
 
 def test_ctrl_c_again_while_ending_is_ignored():
-    done = python("import atexit, os, signal\n"
-                  "from lab import commands\n"
-                  "press = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
-                  "atexit.register(press)\n"
-                  "commands.run(press)")
+    done = python(
+        "import atexit, os, signal\n"
+        "from lab import commands\n"
+        "press = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
+        "atexit.register(press)\n"
+        "commands.run(press)"
+    )
     assert done.returncode == 130 and done.stderr == "interrupted\n"
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_first():
-    done = python("import os, signal, time\n"
-                  "from lab import commands\n"
-                  "press = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
-                  "def main():\n"
-                  "    try:\n"
-                  "        press()\n"
-                  "    finally:\n"
-                  "        press()\n"
-                  "        time.sleep(60)\n"
-                  "commands.run(main)", timeout=30)
+    done = python(
+        "import os, signal, time\n"
+        "from lab import commands\n"
+        "press = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
+        "def main():\n"
+        "    try:\n"
+        "        press()\n"
+        "    finally:\n"
+        "        press()\n"
+        "        time.sleep(60)\n"
+        "commands.run(main)",
+        timeout=30,
+    )
     assert done.returncode == 130 and done.stderr == "interrupted\n"
 
 
 def test_a_command_in_the_background_leaves_ctrl_c_ignored():
     """As under nohup, which has SIGINT ignored before Python starts."""
-    code = ("import os, signal\n"
-            "from lab import commands\n"
-            "commands.run(lambda: os.kill(os.getpid(), signal.SIGINT))")
+    code = "import os, signal\nfrom lab import commands\ncommands.run(lambda: os.kill(os.getpid(), signal.SIGINT))"
     done = python(code, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
     assert done.returncode == 0 and done.stderr == ""
 
@@ -256,6 +302,7 @@ def test_atomic_write_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatc
     def synced(handle):
         events.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else f"{os.fstat(handle).st_size} bytes")
         fsync(handle)
+
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", lambda a, b: events.append("rename") or replace(a, b))
     files.atomic_write(tmp_path / "file", "12345")
@@ -269,6 +316,7 @@ def test_atomic_write_keeps_the_old_file_when_it_fails(tmp_path):
     def breaks(f):
         f.write(b"half")
         raise OSError(28, "No space left on device")
+
     with pytest.raises(UserError, match="No space left"):
         files.atomic_write(path, breaks)
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -1,4 +1,5 @@
 """cores.map is map, on several processes that end whatever happens to the one that started them."""
+
 import os
 import signal
 import subprocess
@@ -36,6 +37,7 @@ def test_only_a_few_parts_are_under_way():
         for i in range(60):
             taken.append(i)
             yield i
+
     with Cores(2) as cores:
         for done, _ in enumerate(cores.map(abs, items())):
             assert len(taken) <= done + WORTH + 6
@@ -73,8 +75,14 @@ def test_they_end_with_their_parent(tmp_path, how):
     """Ctrl-C goes to all processes of a terminal at once; only the parent may speak of it."""
     (tmp_path / "parent.py").write_text(PARENT)
     parent = subprocess.Popen(
-        [sys.executable, "parent.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        [sys.executable, "parent.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     children = parent.stdout.readline().split()
     assert len(children) == 2
     if how == signal.SIGINT:

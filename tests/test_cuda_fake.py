@@ -3,6 +3,7 @@
 Training, validation, scoring and generation each fail here on what a GPU would refuse: tensors of two devices in one
 call, an index that is on the CPU, a gradient of another type. And they are held to how often they may wait for the GPU.
 """
+
 import functools
 import json
 import re
@@ -13,10 +14,16 @@ import torch
 
 from tests import fakeguard
 
-SHAPE = {"vocab_size": 61, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "intermediate_size": 24, "max_position_embeddings": 8}
+SHAPE = {
+    "vocab_size": 61,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 24,
+    "max_position_embeddings": 8,
+}
 SLLAMA = {"embedding": "repeat", "attention": "pwa", "mlp": "shared_projection", "layer_sharing": "share"}
-CASES = {                                                               # name: (model settings, training settings)
+CASES = {  # name: (model settings, training settings)
     "plain": ({}, {}),
     "sllama": (SLLAMA, {}),
     "linear": (SLLAMA | {"embedding": "linear"}, {}),
@@ -46,6 +53,7 @@ def faults(model_settings, train_settings, dtype, device):
     from lab.distributed import Distributed
     from lab.settings import load_config
     from model import Model, ModelConfig
+
     s = load_config("quick", [f"train.{key}={value}" for key, value in train_settings.items()]).train
     model = fakeguard.build(Model, ModelConfig(**SHAPE, **model_settings), device)
     model.gradient_checkpointing, model.z_loss = s.gradient_checkpointing, s.z_loss
@@ -56,7 +64,7 @@ def faults(model_settings, train_settings, dtype, device):
     gaps = gaps if gaps is None else gaps.to(device)
     found = []
 
-    streams = set()                                                     # types of the residual stream, where it is read
+    streams = set()  # types of the residual stream, where it is read
     for reader in (*model.layers, model.norm):
         reader.register_forward_pre_hook(lambda module, args: streams.add(args[0].dtype))
     with fakeguard.Watch() as watch:
@@ -75,9 +83,10 @@ def faults(model_settings, train_settings, dtype, device):
     optimizers = train.make_optimizers(model, s, device)
     scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
     with fakeguard.Watch() as watch:
-        train.train_step(model, model.hidden, [(ids, ids, gaps)], optimizers, scaler, autocast, 1.0, s.grad_clip,
-                         Distributed())
-    allowed = 2 + (len(optimizers) if scaler.is_enabled() else 0)       # loss and norm; the scaler reads each overflow
+        train.train_step(
+            model, model.hidden, [(ids, ids, gaps)], optimizers, scaler, autocast, 1.0, s.grad_clip, Distributed()
+        )
+    allowed = 2 + (len(optimizers) if scaler.is_enabled() else 0)  # loss and norm; the scaler reads each overflow
     if watch.syncs.total() > allowed:
         found.append(f"a step waits {watch.syncs.total()} times")
     found += [f"step: CPU tensor in {name}" for name in watch.strays]
@@ -94,10 +103,11 @@ def faults(model_settings, train_settings, dtype, device):
 def inference_faults(model, device):
     """The same of scoring and generation, which are in float32."""
     from lab import tries
+
     with fakeguard.Watch() as watch, torch.no_grad():
         batch = next(tries.batches([[1, 5, 6, 7], [1, 5, 6, 8], [1, 9, 6]], [1, 1, 1], 64))
         scores = tries.token_log_probabilities(model, batch)
-        tokens = list(model.generate([1, 2, 3, 4, 5], 5))               # and past the context of 8
+        tokens = list(model.generate([1, 2, 3, 4, 5], 5))  # and past the context of 8
     found = [f"inference: CPU tensor in {name}" for name in watch.strays]
     if scores.device != device or scores.dtype != torch.float32:
         found.append(f"scores: {scores.dtype} on {scores.device}")
@@ -113,7 +123,7 @@ def report(dtype):
         for name, case in CASES.items():
             try:
                 results[name] = faults(*case, getattr(torch, dtype), device)
-            except Exception as e:                                      # what a GPU would refuse
+            except Exception as e:  # what a GPU would refuse
                 results[name] = [f"{type(e).__name__}: {e}"[:500]]
     print(json.dumps(results))
 
@@ -138,12 +148,16 @@ def test_every_trick(dtype, folder):
 @possible
 def test_kernels_and_waits_of_a_step(folder):
     """Of the released model at its full size, and of Muon's launches; counted by bench/speed/kernels.py."""
-    done = fakeguard.start(["-m", "bench.speed.kernels", "--inside", "--preset", "sllama", "--preset", "2mb-3m"],
-                           folder, capture_output=True, text=True)
+    done = fakeguard.start(
+        ["-m", "bench.speed.kernels", "--inside", "--preset", "sllama", "--preset", "2mb-3m"],
+        folder,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     sllama, tuned = done.stdout.splitlines()
     assert int(re.search(r"(\d+) kernels a micro-batch", sllama)[1]) <= 900
-    assert int(re.search(r"optimiser (\d+)", tuned)[1]) <= 200          # torch.optim.Muon: 913
+    assert int(re.search(r"optimiser (\d+)", tuned)[1]) <= 200  # torch.optim.Muon: 913
     for line in (sllama, tuned):
         assert int(re.search(r"(\d+) syncs a step", line)[1]) <= 2
 

@@ -1,4 +1,5 @@
 """Downloads end whole or in one line, and leave no half file: a small server on this machine, nothing of a network."""
+
 import contextlib
 import hashlib
 import http.server
@@ -19,7 +20,7 @@ from lab import download
 from lab.download import DownloadError
 from lab.files import UserError
 
-CONTENT = bytes(range(256)) * 3000                   # 768 kB
+CONTENT = bytes(range(256)) * 3000  # 768 kB
 TEXT = b"".join(b"The cats number %d chase the mice.\n" % i for i in range(3000))
 
 
@@ -36,6 +37,7 @@ def impatient(monkeypatch, tmp_path):
 @contextlib.contextmanager
 def serve(*script):
     """Calls the next function of `script` with the handler for each GET (the last one for ever); counts them."""
+
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             server.asked += 1
@@ -47,6 +49,7 @@ def serve(*script):
 
         def log_message(self, *_):
             pass
+
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.asked = 0
@@ -59,11 +62,13 @@ def serve(*script):
 
 def good(content=CONTENT, status=200, most=None):
     """The content and its true length. `most`: hang up after so many bytes of it."""
+
     def reply(handler):
         handler.send_response(status)
         handler.send_header("Content-Length", str(len(content)))
         handler.end_headers()
         handler.wfile.write(content[:most])
+
     return reply
 
 
@@ -87,7 +92,7 @@ def test_plain():
     with serve(good()) as server:
         get(server)
         whole()
-        get(server)                                                     # the file at hand is as it was: not asked again
+        get(server)  # the file at hand is as it was: not asked again
         assert server.asked == 1
 
 
@@ -110,8 +115,9 @@ def test_a_file_put_there_by_hand_is_used():
     whole(b"mine")
 
 
-@pytest.mark.parametrize("first", [good(most=300_000), good(status=503), good(status=429)],
-                         ids=["cut off", "503", "429"])
+@pytest.mark.parametrize(
+    "first", [good(most=300_000), good(status=503), good(status=429)], ids=["cut off", "503", "429"]
+)
 def test_one_failure_is_forgiven(first):
     with serve(first, good()) as server:
         get(server)
@@ -119,12 +125,15 @@ def test_one_failure_is_forgiven(first):
         assert server.asked == 2
 
 
-@pytest.mark.parametrize("always, words", [
-    (good(most=300_000), "given up after 4 tries"),
-    (good(status=500), "given up after 4 tries .the server answers 500"),
-    (good(status=404), "the server answers 404"),
-    (good(b"<!DOCTYPE html><html>Please log in</html>"), "a web page came instead"),
-])
+@pytest.mark.parametrize(
+    "always, words",
+    [
+        (good(most=300_000), "given up after 4 tries"),
+        (good(status=500), "given up after 4 tries .the server answers 500"),
+        (good(status=404), "the server answers 404"),
+        (good(b"<!DOCTYPE html><html>Please log in</html>"), "a web page came instead"),
+    ],
+)
 def test_what_fails_for_good_leaves_nothing(always, words):
     with serve(always) as server:
         with pytest.raises(DownloadError, match=f"{server.url}/file: {words}"):
@@ -181,6 +190,7 @@ def test_a_name_look_up_that_hangs_is_noticed_in_time(monkeypatch):
 
 # ---------------------------------------------------------------------------------------------------- BabyLM and BLiMP
 
+
 def archive(files):
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as z:
@@ -201,6 +211,7 @@ def mirror(monkeypatch):
 
     def reply(handler):
         (good(files[handler.path]) if handler.path in files else good(b"sorry", 404))(handler)
+
     monkeypatch.setattr(prepare, "BLIMP_SHA256", hashlib.sha256(PAIRS).hexdigest())
     with serve(reply) as server:
         monkeypatch.setenv("SLLAMA_LAB_BABYLM_URL", server.url + "/b")
@@ -232,7 +243,7 @@ def test_babylm_and_blimp(mirror, capsys):
     assert [source["name"] for source in meta["sources"]] == ["simple_wiki", "childes"]
     assert sorted(os.listdir("data/blimp")) == ["one.jsonl", "two.jsonl"]
     assert open("data/blimp/one.jsonl", "rb").read() == PAIR
-    mirror.clear()                                                      # from here on without a network
+    mirror.clear()  # from here on without a network
     make()
     assert "up to date" in capsys.readouterr().out
     make("data.seed=1")
@@ -255,14 +266,14 @@ def test_auto_falls_back_and_says_so(mirror, capsys):
     assert "BABYLM CANNOT BE DOWNLOADED" in out and "404" in out
     assert meta["source"] == "pocket"
     assert meta["corpus"].startswith("Pocket English (synthetic") and meta["corpus"] in out
-    assert 330 < meta["vocab_size"] < 32000                             # no text of this size supports 32000
+    assert 330 < meta["vocab_size"] < 32000  # no text of this size supports 32000
     assert meta["pairs"] == "pairs" and os.listdir("data/t/pairs")
 
-    mirror.update(FILES)                                                # the host is back
+    mirror.update(FILES)  # the host is back
     meta = make()
     assert meta["source"] == "babylm" and meta["pairs"] is None and not os.listdir("data/t/pairs")
 
-    mirror.clear()                                                      # and gone again, and so are the downloads
+    mirror.clear()  # and gone again, and so are the downloads
     for name in os.listdir("data/downloads/babylm"):
         os.unlink("data/downloads/babylm/" + name)
     assert make() == meta
@@ -304,6 +315,7 @@ def test_babylm_without_blimp_is_a_notice(mirror, capsys, blimp, words):
 def test_pocket_never_asks_the_network(monkeypatch):
     def no_network(*_, **__):
         raise AssertionError("the network was asked")
+
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
     make("data.source=pocket")
     assert os.listdir("data") == ["t"]
@@ -314,8 +326,9 @@ def test_unknown_babylm_source_is_suggested():
         make("data.sources=[childs]")
 
 
-@pytest.mark.parametrize("content", [PAIRS[:200], b"", PAIRS.replace(b"one", b"eno", 1)],
-                         ids=["cut off", "nothing", "changed"])
+@pytest.mark.parametrize(
+    "content", [PAIRS[:200], b"", PAIRS.replace(b"one", b"eno", 1)], ids=["cut off", "nothing", "changed"]
+)
 def test_a_broken_archive_leaves_nothing(content):
     with open("x.zip", "wb") as f:
         f.write(content)
@@ -331,4 +344,4 @@ def test_unpacking_writes_plain_names_and_only_into_its_folder():
     download.unpack("x.zip", "data/blimp")
     assert os.listdir("data") == ["blimp"] and os.listdir("data/blimp") == ["one.jsonl"]
     with pytest.raises(UserError, match="data/blimp: cannot be made"):
-        download.unpack("x.zip", "data/blimp")                          # what is there stays
+        download.unpack("x.zip", "data/blimp")  # what is there stays

@@ -1,4 +1,5 @@
 """The rule, accuracies of models that can be worked out by hand, and the command with all that can go wrong."""
+
 import copy
 import csv
 import json
@@ -40,8 +41,10 @@ def test_the_rule_by_hand():
 
 def test_a_uniform_model_and_the_three_views_of_a_tie(tmp_path):
     """It prefers the shorter sentence, and ties where both are as long: counted as correct, ties look like grammar."""
-    rows = {"one": [pair("a", "a b"), pair("a b", "c d"), pair("a b c", "d e f"), pair("a b c", "d e")],
-            "two": [pair("a", "b")]}
+    rows = {
+        "one": [pair("a", "a b"), pair("a b", "c d"), pair("a b c", "d e f"), pair("a b c", "d e")],
+        "two": [pair("a", "b")],
+    }
     result, details = evaluated(uniform(), rows, tmp_path)
     assert result["accuracy"] == result["accuracy_strict"] == pytest.approx((1 / 4 + 0) / 2)
     assert result["accuracy_ties_half"] == pytest.approx((2 / 4 + 1 / 2) / 2)
@@ -88,9 +91,13 @@ def test_dev_and_test(tmp_path):
 
 
 def test_groups(tmp_path):
-    rows = {"x": [pair("a", "a a", UID="u", linguistics_term="s-selection", field="syntax/semantics"),
-                  pair("a", "b", UID="v", linguistics_term="argument_structure", field="syntax_semantics")],
-            "y": [pair("a", "a a", phenomenon="other")]}
+    rows = {
+        "x": [
+            pair("a", "a a", UID="u", linguistics_term="s-selection", field="syntax/semantics"),
+            pair("a", "b", UID="v", linguistics_term="argument_structure", field="syntax_semantics"),
+        ],
+        "y": [pair("a", "a a", phenomenon="other")],
+    }
     result, _ = evaluated(uniform(), rows, tmp_path)
     assert list(result["paradigms"]) == ["u", "v", "y"]
     phenomena = {name: (g["accuracy"], g["paradigms"]) for name, g in result["phenomena"].items()}
@@ -138,6 +145,7 @@ def test_files_and_lines_in_another_order(tmp_path):
 def workplace(project):
     """A working folder with two small checkpoints, 0.pt and 1.pt, and a folder of pairs in BLiMP's fields, mine."""
     from tokenizer import load
+
     tok = load("data/tiny/tokenizer.model")
     config = ModelConfig(tok.vocab_size, 32, 2, 2, 48, max_position_embeddings=32)
     for seed in (0, 1):
@@ -153,6 +161,7 @@ def workplace(project):
 
     def sentence():
         return " ".join(rng.choices(words, k=rng.randint(3, 7))) + "."
+
     files = {}
     for uid, term in (("alpha", "s-selection"), ("beta", "argument_structure"), ("gamma", "binding")):
         fields = {"UID": uid, "linguistics_term": term, "field": "f"}
@@ -171,25 +180,72 @@ def load_csv(path):
 
 
 def test_all_outputs_agree(workplace, capsys):
-    eval_blimp.main(["0.pt", "--data", "mine", "--json", "o/r.json", "--csv", "o/p.csv", "--predictions", "o/b.json",
-                     "--plot", "o/p.png", "--compare", "1.pt"])
+    eval_blimp.main(
+        [
+            "0.pt",
+            "--data",
+            "mine",
+            "--json",
+            "o/r.json",
+            "--csv",
+            "o/p.csv",
+            "--predictions",
+            "o/b.json",
+            "--plot",
+            "o/p.png",
+            "--compare",
+            "1.pt",
+        ]
+    )
     out = capsys.readouterr().out
     result = load_json("o/r.json")
     block = dict(line.split(": ", 1) for line in out.splitlines()[-20:] if ": " in line)
     assert float(block["accuracy"]) == pytest.approx(result["accuracy"], abs=1e-6)
     assert block["pairs"] == "90" and block["corpus"] == "tiny test corpus"
-    assert block.keys() >= {"accuracy", "accuracy_ties_half", "pairs", "ties", "nan", "paradigms", "seconds",
-                            "checkpoint", "data", "benchmark", "rule", "incomplete"}
+    assert block.keys() >= {
+        "accuracy",
+        "accuracy_ties_half",
+        "pairs",
+        "ties",
+        "nan",
+        "paradigms",
+        "seconds",
+        "checkpoint",
+        "data",
+        "benchmark",
+        "rule",
+        "incomplete",
+    }
     assert max(map(len, out.splitlines())) <= 100 and "mine" in out and "not BLiMP" in out
-    assert result.keys() >= {"accuracy", "accuracy_ties_half", "accuracy_ties_correct", "pairs", "ties", "paradigms",
-                             "phenomena", "fields", "corpus", "checkpoint", "seconds"}
+    assert result.keys() >= {
+        "accuracy",
+        "accuracy_ties_half",
+        "accuracy_ties_correct",
+        "pairs",
+        "ties",
+        "paradigms",
+        "phenomena",
+        "fields",
+        "corpus",
+        "checkpoint",
+        "seconds",
+    }
     assert result["paradigms"]["beta"].keys() >= {"accuracy", "pairs", "ties", "interval"}
     assert result["incomplete"] is False
     assert result["sha256"].keys() == {"checkpoint", "tokenizer", "data"}
     assert result["sha256"]["checkpoint"] == checkpoint.file_sha256("0.pt")
-    assert result["conventions"] == {"method": "full", "bos": True, "leading_space": False, "eos": False, "mean": False,
-                                     "ties_correct": False, "compat": None, "dtype": "float32", "split": "all",
-                                     "max_pairs_per_paradigm": None}
+    assert result["conventions"] == {
+        "method": "full",
+        "bos": True,
+        "leading_space": False,
+        "eos": False,
+        "mean": False,
+        "ties_correct": False,
+        "compat": None,
+        "dtype": "float32",
+        "split": "all",
+        "max_pairs_per_paradigm": None,
+    }
     assert result["phenomena"].keys() == {"argument_structure", "binding"}
     assert result["phenomena"]["argument_structure"]["paradigms"] == 2
     assert result["accuracy_interval"][0] < result["accuracy"] < result["accuracy_interval"][1]
@@ -228,8 +284,13 @@ import sys, eval_blimp
 eval_blimp.main(["0.pt", "--data", "mine", "--json", "r.json", "--csv", "p.csv"])
 sys.exit(", ".join({"matplotlib", "lab.plots", "lab.compare_page", "transformers"} & sys.modules.keys()) or 0)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=workplace,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=workplace,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -256,18 +317,27 @@ def test_training_scores_a_fixed_subset(workplace, monkeypatch):
     from matplotlib.axes import Axes
 
     import train
+
     twins, twinx = [], Axes.twinx
     monkeypatch.setattr(Axes, "twinx", lambda axes: twins.append(twinx(axes)) or twins[-1])
-    train.main([*TINY, "train.out=out/t", "train.sample_tokens=0", "eval.data=mine", "eval.blimp_every=8",
-                "eval.blimp_pairs=2"])
+    train.main(
+        [
+            *TINY,
+            "train.out=out/t",
+            "train.sample_tokens=0",
+            "eval.data=mine",
+            "eval.blimp_every=8",
+            "eval.blimp_pairs=2",
+        ]
+    )
     rows = [row for row in load_csv("out/t/losses.csv") if row["blimp"]]
     scores = [float(row["blimp"]) for row in rows]
     assert [row["step"] for row in rows] == ["0", "8", "12"] and all(row["val_loss"] for row in rows)
-    assert set(scores) <= {k / 6 for k in range(7)}                     # 3 paradigms of 2 pairs
+    assert set(scores) <= {k / 6 for k in range(7)}  # 3 paradigms of 2 pairs
     model, ckpt = checkpoint.load_model("out/t/ckpt.pt")
     assert ckpt.provenance["steps"] == 12
     assert scores[-1] == eval_blimp.quick_accuracy(model, ckpt.tokenizer, "mine", 2)
-    line, = twins[-1].get_lines()
+    (line,) = twins[-1].get_lines()
     assert line.get_ydata() == pytest.approx([100 * a for a in scores])
     assert list(line.get_xdata()) == [int(row["tokens"]) for row in rows]
 
@@ -275,6 +345,7 @@ def test_training_scores_a_fixed_subset(workplace, monkeypatch):
 def test_learning_curve(workplace, monkeypatch, capsys):
     """Several checkpoints: a table of them, all in the JSON, and the plot's lines are their accuracies."""
     import matplotlib.pyplot as plt
+
     figures = []
     monkeypatch.setattr(plt, "close", figures.append)
     eval_blimp.main(["0.pt", "1.pt", "--data", "mine", "--json", "r.json", "--plot", "curve.png", "--paradigms"])
@@ -293,11 +364,15 @@ def test_learning_curve(workplace, monkeypatch, capsys):
     assert lines["mean over paradigms"] == (words, [100 * r["accuracy"] for r in results])
 
 
-@pytest.mark.parametrize("compat, leading_space, rule", [
-    ("babylm-2025", False, "ties_correct=True compat=babylm-2025"),
-    ("babylm-2026", False, "ties_half=True compat=babylm-2026"),
-    ("babylm", False, "ties_half=True compat=babylm-2026"),
-    ("lm-eval", True, "ties_correct=True compat=lm-eval")])
+@pytest.mark.parametrize(
+    "compat, leading_space, rule",
+    [
+        ("babylm-2025", False, "ties_correct=True compat=babylm-2025"),
+        ("babylm-2026", False, "ties_half=True compat=babylm-2026"),
+        ("babylm", False, "ties_half=True compat=babylm-2026"),
+        ("lm-eval", True, "ties_correct=True compat=lm-eval"),
+    ],
+)
 def test_other_rules(workplace, capsys, compat, leading_space, rule):
     eval_blimp.main(["0.pt", "--data", "mine", "--csv", "p.csv", "--json", "r.json", "--compat", compat])
     model, ckpt = checkpoint.load_model("0.pt")
@@ -322,21 +397,25 @@ def test_which_data_is_scored(workplace, capsys):
     tree = checkpoint.read("0.pt")
     tree["provenance"]["data"]["name"] = "own"
     checkpoint.save("out/sllama/ckpt.pt", tree)
-    eval_blimp.main([])                                         # the preset's checkpoint, its own corpus's pairs
+    eval_blimp.main([])  # the preset's checkpoint, its own corpus's pairs
     out = capsys.readouterr().out
     assert "benchmark: POCKET ENGLISH PAIRS, NOT BLiMP" in out
     assert f"data: {pathlib.Path('data/own/pairs')}" in out
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["missing.pt", "--data", "mine"], ["missing.pt", "no such file"]),
-    (["0.pt", "--data", "nowhere"], ["nowhere", "no such folder"]),
-    (["0.pt", "--data", "mine", "--device", "cuda:77"], ["--device cuda:77"]),
-    (["0.pt", "--data", "mine", "--max-pairs-per-paradigm", "0"], ["--max-pairs-per-paradigm"]),
-    (["0.pt", "--data", "mine", "--compare", "o.pt"], ["o.pt"]),
-    (["0.pt", "evil.data=mine"], ["eval"]),
-    (["config.yaml", "--data", "mine"], ["config.yaml"]),
-    (["0.pt", "--data", "mine", "--json", "0.pt/r.json"], ["0.pt/r.json"])])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["missing.pt", "--data", "mine"], ["missing.pt", "no such file"]),
+        (["0.pt", "--data", "nowhere"], ["nowhere", "no such folder"]),
+        (["0.pt", "--data", "mine", "--device", "cuda:77"], ["--device cuda:77"]),
+        (["0.pt", "--data", "mine", "--max-pairs-per-paradigm", "0"], ["--max-pairs-per-paradigm"]),
+        (["0.pt", "--data", "mine", "--compare", "o.pt"], ["o.pt"]),
+        (["0.pt", "evil.data=mine"], ["eval"]),
+        (["config.yaml", "--data", "mine"], ["config.yaml"]),
+        (["0.pt", "--data", "mine", "--json", "0.pt/r.json"], ["0.pt/r.json"]),
+    ],
+)
 def test_mistakes(workplace, arguments, words):
     with pytest.raises(UserError) as e:
         eval_blimp.main(arguments)
@@ -379,6 +458,7 @@ SHARED = pathlib.Path(__file__).resolve().parent.parent.parent / "shared" / "dat
 def test_a_uniform_model_is_worth_91_9_where_ties_are_correct():
     """What is published as 91.94 is what a model gets that knows nothing but the number of tokens."""
     from tokenizer import load
+
     filtered, info = pairs.read_pairs(str(SHARED / "blimp_filtered"))
     assert info["warnings"] == [] and len(filtered) == 59875
     tok = load(SHARED / "llama_tokenizer" / "tokenizer.model")

@@ -1,4 +1,5 @@
 """export.py: its folders load in transformers as they are and compute the same; a folder becomes our weights again."""
+
 import io
 import itertools
 import json
@@ -30,10 +31,46 @@ KINDS = {
     "skqa": {"attention": "skqa", "hidden_act": "relu2"},
 }
 HOSTILE = [
-    "", " ", "  ", " a", "a ", "two  spaces", "   three   ", "\t", "\n", "a\tb\n", "\r\n", "🙂", "👩‍👩‍👧 family",
-    "日本語のテキスト", "<s>", "</s> <unk>", "a<s>b", "<s> <s>", "<0x0A>", "▁", "a▁b", "▁▁ a", " ▁", "\u00a0x",
-    "e\u0301", "ﬁ", "\u200b", "\ufeff", "\U0010ffff", "\ufffd", "\x00", "a\x00b", "\x01\x7f", "  \n  x  ",
-    "aaaaaaaaaaaa", "=====", "12345 3.14", "x" * 3000, " " * 300]
+    "",
+    " ",
+    "  ",
+    " a",
+    "a ",
+    "two  spaces",
+    "   three   ",
+    "\t",
+    "\n",
+    "a\tb\n",
+    "\r\n",
+    "🙂",
+    "👩‍👩‍👧 family",
+    "日本語のテキスト",
+    "<s>",
+    "</s> <unk>",
+    "a<s>b",
+    "<s> <s>",
+    "<0x0A>",
+    "▁",
+    "a▁b",
+    "▁▁ a",
+    " ▁",
+    "\u00a0x",
+    "e\u0301",
+    "ﬁ",
+    "\u200b",
+    "\ufeff",
+    "\U0010ffff",
+    "\ufffd",
+    "\x00",
+    "a\x00b",
+    "\x01\x7f",
+    "  \n  x  ",
+    "aaaaaaaaaaaa",
+    "=====",
+    "12345 3.14",
+    "x" * 3000,
+    " " * 300,
+]
 CORPUS = ROOT.parent / "shared" / "data"
 IDS = torch.randint(61, (2, 30), generator=torch.Generator().manual_seed(3))
 
@@ -53,9 +90,11 @@ def save(path, tok, model, **provenance):
 @pytest.fixture
 def make(tok, tmp_path):
     """make(kind) -> (path of a checkpoint of that kind, its model)"""
+
     def make(kind="sllama", name="ckpt.pt", **provenance):
         model = random_model(tiny(vocab_size=tok.vocab_size, **KINDS[kind]), scale=0.2)
         return save(tmp_path / name, tok, model, **provenance), model
+
     return make
 
 
@@ -175,8 +214,9 @@ def test_fine_tuning_with_padding(side, transformers, make, tmp_path):
     load = transformers.AutoModelForSequenceClassification.from_pretrained
     model = load(str(tmp_path / "hf"), num_labels=2).train()
     assert names.pad_token_id == names.eos_token_id == model.config.pad_token_id == 2
-    texts = [f"The {noun} {verb}{end}" for noun in ("cat", "dogs") for verb in ("sees", "see")
-             for end in (".", " a man.")]
+    texts = [
+        f"The {noun} {verb}{end}" for noun in ("cat", "dogs") for verb in ("sees", "see") for end in (".", " a man.")
+    ]
     batch = names(texts, padding=True, return_tensors="pt")
     assert (batch["attention_mask"] == 0).any() and (batch["input_ids"][batch["attention_mask"] == 0] == 2).all()
     labels = torch.tensor([text.startswith("The cat") for text in texts]).long()
@@ -199,15 +239,23 @@ def test_export_needs_no_transformers(make, tmp_path):
     code = "import sys; sys.modules['transformers'] = None; import export; export.main(sys.argv[1:])"
     subprocess.run([sys.executable, "-c", code, path, str(tmp_path / "hf")], check=True, cwd=ROOT, capture_output=True)
     assert sorted(os.listdir(tmp_path / "hf")) == [
-        "README.md", "config.json", "generation_config.json", "model.safetensors", "special_tokens_map.json",
-        "tokenizer.json", "tokenizer.model", "tokenizer_config.json"]
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+    ]
 
 
 # --- what cannot be expressed
 
 
-@pytest.mark.parametrize("settings, reason", [
-    ({"embedding": "attention"}, "looks at the tokens before"), ({"qk_norm": True}, "qk_norm")])
+@pytest.mark.parametrize(
+    "settings, reason", [({"embedding": "attention"}, "looks at the tokens before"), ({"qk_norm": True}, "qk_norm")]
+)
 def test_refuses_what_a_llama_cannot_compute(settings, reason, tok, tmp_path):
     path = save(tmp_path / "c.pt", tok, random_model(tiny(vocab_size=tok.vocab_size, **settings)))
     with pytest.raises(UserError, match=reason):
@@ -219,14 +267,26 @@ def sentencepiece_model(vocab_size, **options):
     model = io.BytesIO()
     plain = {"model_type": "bpe", "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(pocket_english.text(3000)), model_writer=model, vocab_size=vocab_size, minloglevel=2,
-        **plain | options)
+        sentence_iterator=iter(pocket_english.text(3000)),
+        model_writer=model,
+        vocab_size=vocab_size,
+        minloglevel=2,
+        **plain | options,
+    )
     return tokenizer.Tokenizer(model.getvalue())
 
 
-@pytest.mark.parametrize("options", [
-    {"model_type": "unigram"}, {"normalization_rule_name": "nmt_nfkc"}, {"user_defined_symbols": ["<mask>"]},
-    {"remove_extra_whitespaces": True}, {"treat_whitespace_as_suffix": True}], ids=lambda options: next(iter(options)))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model_type": "unigram"},
+        {"normalization_rule_name": "nmt_nfkc"},
+        {"user_defined_symbols": ["<mask>"]},
+        {"remove_extra_whitespaces": True},
+        {"treat_whitespace_as_suffix": True},
+    ],
+    ids=lambda options: next(iter(options)),
+)
 def test_refuses_a_tokenizer_of_another_kind(options):
     with pytest.raises(UserError, match="byte-pair encoding"):
         hf_tokenizer.tokenizer_files(sentencepiece_model(400, byte_fallback=True, **options), 256)
@@ -255,9 +315,19 @@ def test_round_trip(kind, make, tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_folders_written_by_transformers(dtype, transformers, tok, tmp_path):
     torch.manual_seed(0)
-    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(
-        vocab_size=tok.vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, rope_theta=5000.0, tie_word_embeddings=dtype == "bfloat16"))
+    theirs = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=tok.vocab_size,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            rope_theta=5000.0,
+            tie_word_embeddings=dtype == "bfloat16",
+        )
+    )
     theirs = theirs.to(getattr(torch, dtype)).eval()
     theirs.save_pretrained(str(tmp_path / "hf"))
     (tmp_path / "hf" / "tokenizer.model").write_bytes(tok.model_bytes)
@@ -292,6 +362,7 @@ def released(tok61, tmp_path):
         (folder / "config.json").write_text(json.dumps(config))
         (folder / "tokenizer.model").write_bytes(tok61.model_bytes)
         return str(folder), weights
+
     return released
 
 
@@ -318,6 +389,7 @@ def test_released_layout(case, released, tmp_path):
 
 def test_released_layout_however_it_was_saved(released, tmp_path):
     """Shared weights repeated for every layer; or, as save_pretrained leaves them, under the names of the last one."""
+
     def repeated(w):
         more = {}
         for name, t in w.items():
@@ -341,41 +413,62 @@ def added(name, w):
     return lambda weights: weights | {name: w}
 
 
-@pytest.mark.parametrize("change, reason", [
-    (added("model.layers.2.mlp.gate_proj.weight", torch.randn(24, 16)), "are one weight in this model, but differ"),
-    (added("model.layers.0.self_attn.q_proj.weight", torch.randn(16, 16)), "has no place"),
-    (added("lm_head.weight", torch.randn(61, 17)), "its settings need"),
-    (added("lm_head.weight", torch.randn(16, 61)), "do not fit"),
-    (added("lm_head.weight", torch.full((61, 16), float("nan"))), "NaN"),
-    (added("lm_head.weight", torch.ones(61, 16).long()), "floating-point"),
-    (lambda weights: {name: w for name, w in weights.items() if "norm" not in name}, "norm.weight is missing"),
-])
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (added("model.layers.2.mlp.gate_proj.weight", torch.randn(24, 16)), "are one weight in this model, but differ"),
+        (added("model.layers.0.self_attn.q_proj.weight", torch.randn(16, 16)), "has no place"),
+        (added("lm_head.weight", torch.randn(61, 17)), "its settings need"),
+        (added("lm_head.weight", torch.randn(16, 61)), "do not fit"),
+        (added("lm_head.weight", torch.full((61, 16), float("nan"))), "NaN"),
+        (added("lm_head.weight", torch.ones(61, 16).long()), "floating-point"),
+        (lambda weights: {name: w for name, w in weights.items() if "norm" not in name}, "norm.weight is missing"),
+    ],
+)
 def test_wrong_weights_are_refused(change, reason, released, tmp_path):
     with pytest.raises(UserError, match=reason):
         from_hf(released("sllama_full", change)[0], tmp_path)
     assert not (tmp_path / "c.pt").exists()
 
 
-@pytest.mark.parametrize("settings, reason", [
-    ({"model_type": "gpt2"}, "model_type"), ({"hidden_size": "many"}, "hidden_size"), ({"vocab_size": 62}, "61 pieces"),
-    ({"hidden_act": "gelu"}, "hidden_act"), ({"head_dim": 8}, "head_dim"), ({"mlp_bias": True}, "mlp_bias"),
-    ({"attention_bias": True}, "attention_bias"), ({"rope_scaling": {"type": "linear"}}, "rope_scaling"),
-    ({"rope_parameters": {"rope_type": "llama3"}}, "rope_scaling"), ({"emb_reduction_type": ["repeat"]}, "embedding"),
-    ({"attn_reduction_type": {"a": 1}}, "attention"), ({"layer_reduction_type": "all"}, "layer_sharing"),
-    ({"n_group": "x"}, "num_groups"), ({"num_hidden_layers": 5}, "missing"), ({"intermediate_size": 25}, "need"),
-])
+@pytest.mark.parametrize(
+    "settings, reason",
+    [
+        ({"model_type": "gpt2"}, "model_type"),
+        ({"hidden_size": "many"}, "hidden_size"),
+        ({"vocab_size": 62}, "61 pieces"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"head_dim": 8}, "head_dim"),
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_scaling"),
+        ({"rope_parameters": {"rope_type": "llama3"}}, "rope_scaling"),
+        ({"emb_reduction_type": ["repeat"]}, "embedding"),
+        ({"attn_reduction_type": {"a": 1}}, "attention"),
+        ({"layer_reduction_type": "all"}, "layer_sharing"),
+        ({"n_group": "x"}, "num_groups"),
+        ({"num_hidden_layers": 5}, "missing"),
+        ({"intermediate_size": 25}, "need"),
+    ],
+)
 def test_wrong_settings_are_refused(settings, reason, released, tmp_path):
     with pytest.raises(UserError, match=reason):
         from_hf(released("sllama_full", **settings)[0], tmp_path)
     assert not (tmp_path / "c.pt").exists()
 
 
-@pytest.mark.parametrize("name, content, reason", [
-    ("config.json", b"{", "not a JSON dictionary"), ("config.json", b"[1]", "not a JSON dictionary"),
-    ("config.json", None, "cannot be read"), ("tokenizer.model", None, "no tokenizer.model"),
-    ("tokenizer.model", b"junk", "SentencePiece"), ("model.safetensors", None, "save the model again"),
-    ("model.safetensors", b"\0" * 100, "is damaged"),
-])
+@pytest.mark.parametrize(
+    "name, content, reason",
+    [
+        ("config.json", b"{", "not a JSON dictionary"),
+        ("config.json", b"[1]", "not a JSON dictionary"),
+        ("config.json", None, "cannot be read"),
+        ("tokenizer.model", None, "no tokenizer.model"),
+        ("tokenizer.model", b"junk", "SentencePiece"),
+        ("model.safetensors", None, "save the model again"),
+        ("model.safetensors", b"\0" * 100, "is damaged"),
+    ],
+)
 def test_broken_files_are_refused(name, content, reason, released, tmp_path):
     folder = released("plain_llama")[0]
     os.remove(os.path.join(folder, name))
@@ -410,12 +503,12 @@ def test_folder_is_replaced_only_if_ours_or_forced(make, tmp_path):
     export.main([path, str(folder)])
     before = listing(folder)
     (folder / "notes").write_text("mine")
-    export.main([other, str(folder)])                   # ours: replaced, what else is in it stays
+    export.main([other, str(folder)])  # ours: replaced, what else is in it stays
     assert (folder / "notes").read_text() == "mine"
     assert (folder / "model.safetensors").read_bytes() != before["model.safetensors"]
     foreign = tmp_path / "foreign"
     foreign.mkdir()
-    export.main([path, str(foreign)])                   # empty
+    export.main([path, str(foreign)])  # empty
     (foreign / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(UserError, match="--force"):
         export.main([path, str(foreign)])
@@ -447,29 +540,63 @@ def test_a_failure_leaves_the_folder_as_it_was(make, tmp_path, monkeypatch):
 def test_model_card(make, tmp_path):
     sources = [{"name": "wiki", "bytes": 666667, "words": 112345}, {"name": "odd: |name", "bytes": 5, "words": 1}]
     path, model = make(
-        corpus="a: corpus {x} of #1", data={"sources": sources, "train": {"words": 99}}, words=990, val_loss=3.25,
-        val_bits_per_byte=1.5, steps=85, preset="sllama",
-        settings={"train": {"learning_rate": 3e-4, "betas": [0.9, 0.95]}})
+        corpus="a: corpus {x} of #1",
+        data={"sources": sources, "train": {"words": 99}},
+        words=990,
+        val_loss=3.25,
+        val_bits_per_byte=1.5,
+        steps=85,
+        preset="sllama",
+        settings={"train": {"learning_rate": 3e-4, "betas": [0.9, 0.95]}},
+    )
     phenomena = {"npi_licensing": {"accuracy": 0.75, "pairs": 14, "ties": 0}}
     scores = {"accuracy": 0.6125, "pairs": 134, "ties": 2, "phenomena": phenomena}
     (tmp_path / "scores.json").write_text(json.dumps(scores))
     (tmp_path / "babylm.json").write_text('{"main": {"comps": {"accuracy": 0.5125, "items": 91028}}}')
-    export.main([path, str(tmp_path / "model-x"), "--blimp", str(tmp_path / "scores.json"), "--license", "mit",
-                 "--babylm", str(tmp_path / "babylm.json")])
+    export.main(
+        [
+            path,
+            str(tmp_path / "model-x"),
+            "--blimp",
+            str(tmp_path / "scores.json"),
+            "--license",
+            "mit",
+            "--babylm",
+            str(tmp_path / "babylm.json"),
+        ]
+    )
     _, front, body = (tmp_path / "model-x" / "README.md").read_text().split("---\n", 2)
     front = yaml.safe_load(front)
     assert (front["license"], front["pipeline_tag"]) == ("mit", "text-generation")
     assert front["model-index"][0]["name"] == "model-x"
-    results = [(r["metrics"][0]["type"], r["metrics"][0]["value"], r["dataset"]["name"])
-               for r in front["model-index"][0]["results"]]
-    assert results == [("loss", 3.25, "a: corpus {x} of #1"), ("bits_per_byte", 1.5, "a: corpus {x} of #1"),
-                       ("accuracy", 0.6125, "BLiMP")]
+    results = [
+        (r["metrics"][0]["type"], r["metrics"][0]["value"], r["dataset"]["name"])
+        for r in front["model-index"][0]["results"]
+    ]
+    assert results == [
+        ("loss", 3.25, "a: corpus {x} of #1"),
+        ("bits_per_byte", 1.5, "a: corpus {x} of #1"),
+        ("accuracy", 0.6125, "BLiMP"),
+    ]
     total = f"{sum(p.numel() for p in model.parameters()):,}"
-    for text in (total, "a: corpus {x} of #1", "| wiki | 666,667 | 112,345 |", "99 words, 990 seen",
-                 "odd: \\|name", "**61.25 %**",
-                 "| npi_licensing | 75.00 | 14 |", "| comps | 51.25 | 91,028 |", "`attention: pwa`", "learning_rate",
-                 "| val_loss | 3.25 |", "## Limitations", "## Licence", "2025.emnlp-main.1198", "tacl_a_00321",
-                 "conll-babylm.1"):
+    for text in (
+        total,
+        "a: corpus {x} of #1",
+        "| wiki | 666,667 | 112,345 |",
+        "99 words, 990 seen",
+        "odd: \\|name",
+        "**61.25 %**",
+        "| npi_licensing | 75.00 | 14 |",
+        "| comps | 51.25 | 91,028 |",
+        "`attention: pwa`",
+        "learning_rate",
+        "| val_loss | 3.25 |",
+        "## Limitations",
+        "## Licence",
+        "2025.emnlp-main.1198",
+        "tacl_a_00321",
+        "conll-babylm.1",
+    ):
         assert text in body, text
     (tmp_path / "bad.json").write_text("{}")
     for option, words in (("--blimp", "no accuracy"), ("--babylm", "no scores")):
@@ -496,7 +623,7 @@ def test_all_checkpoints(make, tmp_path, capsys):
     assert sorted(os.listdir(hub)) == ["chck_10M", "chck_1M", "chck_2M", "main"]
     for revision in os.listdir(hub):
         assert os.listdir(hub / revision) == ["hub"] and (hub / revision / "hub" / "model.safetensors").exists()
-    export.main([str(run), str(hub), "--all-checkpoints"])          # again: they are ours
+    export.main([str(run), str(hub), "--all-checkpoints"])  # again: they are ours
     out = capsys.readouterr().out
     assert out.index("main") < out.index("chck_2M") < out.index("chck_10M") and "--revision" in out
 

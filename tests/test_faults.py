@@ -1,4 +1,5 @@
 """Faults that any command may meet: Ctrl-C, a disk that is really full, a folder of another corpus."""
+
 import json
 import os
 import shutil
@@ -28,8 +29,9 @@ def ckpt(project):
 
 def interrupted_after(words, script, *args):
     """Starts the command, sends SIGINT as soon as it has printed `words`; it ends with one line and status 130."""
-    process = subprocess.Popen([sys.executable, str(ROOT / script), *args], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / script), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     while words not in process.stdout.readline() and process.poll() is None:
         pass
     process.send_signal(signal.SIGINT)
@@ -51,8 +53,19 @@ def test_ctrl_c_while_scoring_leaves_no_scores(ckpt):
         for i in range(30_000):
             pair = {"sentence_good": f"The cats see {i} dogs.", "sentence_bad": f"The cats sees {i} dogs."}
             f.write(json.dumps({**pair, "UID": "x", "pairID": str(i)}) + "\n")
-    interrupted_after("30,000 pairs", "eval_blimp.py", ckpt, "--data", "pairs", "--json", "s.json", "--csv", "s.csv",
-                      "--device", "cpu")
+    interrupted_after(
+        "30,000 pairs",
+        "eval_blimp.py",
+        ckpt,
+        "--data",
+        "pairs",
+        "--json",
+        "s.json",
+        "--csv",
+        "s.csv",
+        "--device",
+        "cpu",
+    )
     assert sorted(os.listdir()) == ["ckpt.pt", "config.yaml", "data", "pairs"]
 
 

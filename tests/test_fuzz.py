@@ -1,4 +1,5 @@
 """Damaged input of every kind is refused in one line, or harmless: a short run of tests/fuzz.py, and named damages."""
+
 import json
 import os
 import random
@@ -20,6 +21,7 @@ def test_every_kind_of_file(capsys):
 
 def reads(what):
     """A reader that treats the content `good` well and another one as `what` says."""
+
     def read():
         with open("file", "rb") as f:
             if f.read() == b"good" or what in ("accepted", "changed"):
@@ -33,12 +35,22 @@ def reads(what):
         while what == "hang":
             pass
         os._exit(3)
+
     return read
 
 
-@pytest.mark.parametrize("what, outcome, words", [
-    ("accepted", "accepted", ""), ("changed", "changed", ""), ("refused", "refused", ""), ("hang", "hang", ""),
-    ("traceback", "traceback", "KeyError"), ("memory", "traceback", "MemoryError"), ("death", "traceback", "status 3")])
+@pytest.mark.parametrize(
+    "what, outcome, words",
+    [
+        ("accepted", "accepted", ""),
+        ("changed", "changed", ""),
+        ("refused", "refused", ""),
+        ("hang", "hang", ""),
+        ("traceback", "traceback", "KeyError"),
+        ("memory", "traceback", "MemoryError"),
+        ("death", "traceback", "status 3"),
+    ],
+)
 def test_the_fuzzer_sees_what_it_looks_for(what, outcome, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(fuzz, "LIMIT", 1)
@@ -57,8 +69,10 @@ def test_mutations_follow_from_the_seed():
     assert sum(mutant != good for mutant in mutants) > 80
 
 
-@pytest.mark.parametrize("part, key, value", [
-    ("train", "bytes", 1), ("train", "words", "many"), (None, "corpus", "another"), (None, "meta_sha256", None)])
+@pytest.mark.parametrize(
+    "part, key, value",
+    [("train", "bytes", 1), ("train", "words", "many"), (None, "corpus", "another"), (None, "meta_sha256", None)],
+)
 def test_an_edited_meta_is_refused(project, part, key, value):
     source = project / "data" / "tiny"
     meta = json.loads((source / "meta.json").read_text())
@@ -71,9 +85,21 @@ def test_an_edited_meta_is_refused(project, part, key, value):
         train.main(["--preset", "quick", *TINY, "data.name=edited"])
 
 
-@pytest.mark.parametrize("text", [
-    "presets: [1]", "presets: {quick: 3}", "presets: {1: {}}", "preset: [quick]", "preset: 5", "a: !!timestamp x",
-    "preset: quick\nseed: !!int ''", "[" * 2000, "preset: quick\npresets: {quick: {train: 5}}", "? [a]\n: b"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "presets: [1]",
+        "presets: {quick: 3}",
+        "presets: {1: {}}",
+        "preset: [quick]",
+        "preset: 5",
+        "a: !!timestamp x",
+        "preset: quick\nseed: !!int ''",
+        "[" * 2000,
+        "preset: quick\npresets: {quick: {train: 5}}",
+        "? [a]\n: b",
+    ],
+)
 def test_odd_settings_files(text, tmp_path):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(UserError, match="c.yaml"):

@@ -1,4 +1,5 @@
 """What only a GPU can show; skipped without CUDA."""
+
 import csv
 import json
 import math
@@ -31,8 +32,12 @@ def losses(*options, out):
 def test_precisions_and_switches_follow_one_curve(project):
     base = losses(out="float32")
     assert losses("train.device=cpu", out="cpu") == pytest.approx(base, abs=1e-3)
-    for option, tolerance in (("train.dtype=bfloat16", 0.05), ("train.dtype=float16", 0.05),
-                              ("train.gradient_checkpointing=true", 1e-4), ("train.compile=true", 1e-3)):
+    for option, tolerance in (
+        ("train.dtype=bfloat16", 0.05),
+        ("train.dtype=float16", 0.05),
+        ("train.gradient_checkpointing=true", 1e-4),
+        ("train.compile=true", 1e-3),
+    ):
         assert losses(option, out=option) == pytest.approx(base, abs=tolerance), option
 
 
@@ -46,14 +51,16 @@ def test_auto_is_bfloat16_and_float16_scales_its_gradients(project):
 
 def test_float16_overflow_skips_the_step_and_goes_on(project, monkeypatch):
     """From 2^30 the scale has to be halved some ten times before a step is taken; twenty are made."""
+
     class Big(torch.amp.GradScaler):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, init_scale=2.0**30, **kwargs)
+
     monkeypatch.setattr(torch.amp, "GradScaler", Big)
     found = losses("train.dtype=float16", out="a")
     last = checkpoint.read("out/a/last.pt")["training"]
     assert 0 < last["skipped"] < 19 and last["scaler"]["scale"] < 2.0**30
-    assert found[-1] < found[0]                                         # so steps were taken too
+    assert found[-1] < found[0]  # so steps were taken too
 
 
 def test_resume_is_exact_in_strict_mode(project):
@@ -80,7 +87,7 @@ def test_fused_adamw_is_adamw():
     for device in ("cpu", "cuda"):
         torch.manual_seed(0)
         model = Model(config.model).to(device)
-        optimizer, = train.make_optimizers(model, config.train, torch.device(device))
+        (optimizer,) = train.make_optimizers(model, config.train, torch.device(device))
         assert all(g["fused"] for g in optimizer.param_groups)
         generator = torch.Generator().manual_seed(1)
         for _ in range(3):
@@ -138,7 +145,7 @@ def test_memory_of_66m_parameters(project):
     torch.cuda.reset_peak_memory_stats()
     model = Model(config.model).cuda()
     model.gradient_checkpointing = True
-    optimizer, = train.make_optimizers(model, config.train, torch.device("cuda"))
+    (optimizer,) = train.make_optimizers(model, config.train, torch.device("cuda"))
     ids = torch.randint(0, config.model.vocab_size, (16, 512), device="cuda")
     for _ in range(2):
         with torch.autocast("cuda", torch.bfloat16):

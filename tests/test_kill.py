@@ -1,4 +1,5 @@
 """Runs killed at random instants end like undisturbed ones: a short run of tests/kill.py."""
+
 import subprocess
 import sys
 

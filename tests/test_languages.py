@@ -2,6 +2,7 @@
 
 All sentences are made here, by a rule for each language; the bad one of a pair breaks agreement or the order of words.
 """
+
 import builtins
 import itertools
 import json
@@ -15,17 +16,42 @@ import prepare
 import tokenizer
 from conftest import ROOT, TINY, command
 
-WORDS = {                   # subjects, objects, verbs that fit, verbs that don't; how they are put together
-    "georgian": (["ბიჭი", "გოგო", "ძაღლი", "მეფე"], ["სახლს", "ხეს", "წიგნს", "მთვარეს", "მდინარეს"],
-                 ["ხედავს", "ხატავს"], ["ხედავენ", "ხატავენ"], "{0} {1} {2}."),
-    "hindi": (["लड़का", "राजा", "कुत्ता", "बच्चा"], ["घर", "पेड़", "चाँद", "फूल", "तारा"],
-              ["देखता है", "ढूँढता है"], ["देखते हैं", "ढूँढते हैं"], "{0} {1} {2}।"),
-    "arabic": (["الولد", "الملك", "الكلب", "الطفل"], ["البيت", "الشجرة", "الكتاب", "القمر", "النهر"],
-               ["يرى", "يرسم"], ["ترى", "ترسم"], "{0} {2} {1}."),
-    "chinese": (["男孩", "国王", "小狗", "孩子"], ["房子", "树", "书", "月亮", "河"],
-                ["看见了", "画了"], ["了看见", "了画"], "{0}{2}{1}。"),
-    "persian": (["پسر", "پادشاه", "سگ", "کودک"], ["خانه", "درخت", "کتاب", "ماه", "رود"],
-                ["را می\u200cبیند", "را می\u200cکشد"], ["را می\u200cبینند", "را می\u200cکشند"], "{0} {1} {2}."),
+WORDS = {  # subjects, objects, verbs that fit, verbs that don't; how they are put together
+    "georgian": (
+        ["ბიჭი", "გოგო", "ძაღლი", "მეფე"],
+        ["სახლს", "ხეს", "წიგნს", "მთვარეს", "მდინარეს"],
+        ["ხედავს", "ხატავს"],
+        ["ხედავენ", "ხატავენ"],
+        "{0} {1} {2}.",
+    ),
+    "hindi": (
+        ["लड़का", "राजा", "कुत्ता", "बच्चा"],
+        ["घर", "पेड़", "चाँद", "फूल", "तारा"],
+        ["देखता है", "ढूँढता है"],
+        ["देखते हैं", "ढूँढते हैं"],
+        "{0} {1} {2}।",
+    ),
+    "arabic": (
+        ["الولد", "الملك", "الكلب", "الطفل"],
+        ["البيت", "الشجرة", "الكتاب", "القمر", "النهر"],
+        ["يرى", "يرسم"],
+        ["ترى", "ترسم"],
+        "{0} {2} {1}.",
+    ),
+    "chinese": (
+        ["男孩", "国王", "小狗", "孩子"],
+        ["房子", "树", "书", "月亮", "河"],
+        ["看见了", "画了"],
+        ["了看见", "了画"],
+        "{0}{2}{1}。",
+    ),
+    "persian": (
+        ["پسر", "پادشاه", "سگ", "کودک"],
+        ["خانه", "درخت", "کتاب", "ماه", "رود"],
+        ["را می\u200cبیند", "را می\u200cکشد"],
+        ["را می\u200cبینند", "را می\u200cکشند"],
+        "{0} {1} {2}.",
+    ),
 }
 
 
@@ -38,8 +64,15 @@ def sentences(language):
         yield tuple(unicodedata.normalize("NFC", sentence) for sentence in pair)
 
 
-OVERRIDES = [*TINY, "data.name=languages", "data.source=my texts", "data.validation_kb=2", "tokenizer.vocab_size=500",
-             "eval.data=my pairs", "data.clean=[unicode_joiners, speaker_tags, markup, unwrap, spaces]"]
+OVERRIDES = [
+    *TINY,
+    "data.name=languages",
+    "data.source=my texts",
+    "data.validation_kb=2",
+    "tokenizer.vocab_size=500",
+    "eval.data=my pairs",
+    "data.clean=[unicode_joiners, speaker_tags, markup, unwrap, spaces]",
+]
 
 
 @pytest.fixture
@@ -75,12 +108,15 @@ def test_every_script_comes_back_from_its_tokens(folder):
         lines = np.split(ids, np.flatnonzero(ids == tok.bos_id)[1:])
         found += [tok.decode(line[1:]) for line in lines]
     assert sorted(found) == sorted(good for language in WORDS for good, _ in sentences(language))
-    assert any("\u200c" in line for line in found)                      # which Persian is spelled with
+    assert any("\u200c" in line for line in found)  # which Persian is spelled with
 
 
 def test_pairs_in_any_script_are_scored(folder):
-    for script, args in (("prepare.py", OVERRIDES), ("train.py", [*OVERRIDES, "train.out=my run"]),
-                         ("eval_blimp.py", ["my run/ckpt.pt", "--data", "my pairs", "--json", "my scores.json"])):
+    for script, args in (
+        ("prepare.py", OVERRIDES),
+        ("train.py", [*OVERRIDES, "train.out=my run"]),
+        ("eval_blimp.py", ["my run/ckpt.pt", "--data", "my pairs", "--json", "my scores.json"]),
+    ):
         done = command(script, *args, cwd=folder)
         assert done.returncode == 0, done.stderr
     scores = json.load(open("my scores.json", encoding="utf-8"))
@@ -105,11 +141,12 @@ def test_files_are_utf8_where_the_system_thinks_cp1252(folder, monkeypatch):
         if "b" not in mode:
             encoding = encoding or "cp1252"
         return real(file, mode, buffering, encoding, *rest, **options)
+
     prepare.main(OVERRIDES)
     expected = prepared_files()
     os.unlink("data/languages/meta.json")
     with monkeypatch.context() as windows:
         windows.setattr(builtins, "open", windows_open)
         prepare.main(OVERRIDES)
-        prepare.main(OVERRIDES)                                         # and finds it up to date
+        prepare.main(OVERRIDES)  # and finds it up to date
     assert prepared_files() == expected

@@ -1,4 +1,5 @@
 """model.py: equal to the released code's numbers, counted in closed form, causal, the same whichever way it is run."""
+
 import copy
 import dataclasses
 import itertools
@@ -32,8 +33,14 @@ def arrays():
 
 
 def tiny(**settings):
-    shape = {"vocab_size": 61, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 4,
-             "intermediate_size": 24, "max_position_embeddings": 32}
+    shape = {
+        "vocab_size": 61,
+        "hidden_size": 16,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 24,
+        "max_position_embeddings": 32,
+    }
     return ModelConfig(**shape | settings)
 
 
@@ -49,12 +56,14 @@ def random_model(config, seed=0, scale=0.3):
 
 def combinations(**more):
     """Every valid combination of the tricks with tying, grouped key-value heads and whatever `more` adds."""
-    choices = {"embedding": ("full", "repeat", "linear", "attention"),
-               "attention": ("mha", "skqa", "pwa", "rra"),
-               "mlp": ("full", "shared_projection"),
-               "sharing": (("none", 1), ("share", 1), ("share", 2), ("reuse", 1)),
-               "tie_word_embeddings": (False, True),
-               "num_key_value_heads": (None, 2)} | more
+    choices = {
+        "embedding": ("full", "repeat", "linear", "attention"),
+        "attention": ("mha", "skqa", "pwa", "rra"),
+        "mlp": ("full", "shared_projection"),
+        "sharing": (("none", 1), ("share", 1), ("share", 2), ("reuse", 1)),
+        "tie_word_embeddings": (False, True),
+        "num_key_value_heads": (None, 2),
+    } | more
     for values in itertools.product(*choices.values()):
         settings = dict(zip(choices, values))
         settings["layer_sharing"], settings["num_groups"] = settings.pop("sharing")
@@ -69,8 +78,15 @@ IDS = torch.randint(61, (2, 12), generator=torch.Generator().manual_seed(1))
 
 def label(config):
     c = config
-    parts = (c.embedding, c.attention, c.mlp, c.layer_sharing, c.num_groups, c.tie_word_embeddings,
-             c.num_key_value_heads)
+    parts = (
+        c.embedding,
+        c.attention,
+        c.mlp,
+        c.layer_sharing,
+        c.num_groups,
+        c.tie_word_embeddings,
+        c.num_key_value_heads,
+    )
     return "-".join(map(str, parts))
 
 
@@ -117,10 +133,24 @@ def test_released_sizes():
 @pytest.mark.parametrize("shape", [(61, 16, 4, 4, 24, False, 2), (97, 48, 6, 6, 40, True, 4)], ids=str)
 def test_parameter_counts_in_closed_form(shape):
     """Part by part, for every combination with 1, 2 and all key-value heads; some at another size, with QK-norm."""
-    keys = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "qk_norm",
-            "embedding_factor")
-    part_of = {"embed_tokens": "embedding", "projector": "embedding", "attention": "attention", "mlp": "mlp",
-               "layers": "norms", "norm": "norms", "lm_head": "head"}
+    keys = (
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "qk_norm",
+        "embedding_factor",
+    )
+    part_of = {
+        "embed_tokens": "embedding",
+        "projector": "embedding",
+        "attention": "attention",
+        "mlp": "mlp",
+        "layers": "norms",
+        "norm": "norms",
+        "lm_head": "head",
+    }
     seen = 0
     every = list(combinations(num_key_value_heads=(None, 1, 2)))
     for config in every if shape[0] == 61 else every[::4]:
@@ -145,32 +175,35 @@ def test_pwa_picks(h):
     attention.shared_weights.data.copy_(S)
     x = torch.randn(1, 3, h)
     for i, got in enumerate(attention.project(x)):
-        rows = S[p[i * h:(i + 1) * h]] if h <= 360 else S[p[torch.arange(i * h, (i + 1) * h) % 1440]]
-        assert torch.equal(attention.picks[i * h:(i + 1) * h], p[torch.arange(i * h, (i + 1) * h) % 1440])
+        rows = S[p[i * h : (i + 1) * h]] if h <= 360 else S[p[torch.arange(i * h, (i + 1) * h) % 1440]]
+        assert torch.equal(attention.picks[i * h : (i + 1) * h], p[torch.arange(i * h, (i + 1) * h) % 1440])
         torch.testing.assert_close(got, x @ rows.T, rtol=1e-5, atol=1e-5)
     assert torch.linalg.matrix_rank(S[attention.picks]) == 6
 
 
 def test_pwa_picks_of_grouped_heads():
     picks = Model(tiny(attention="pwa", num_key_value_heads=2)).attention[0].picks
-    assert torch.equal(picks, Model(tiny(attention="pwa")).attention[0].picks[:32])   # 16 of q, 8 of k, 8 of v
+    assert torch.equal(picks, Model(tiny(attention="pwa")).attention[0].picks[:32])  # 16 of q, 8 of k, 8 of v
 
 
-@pytest.mark.parametrize("settings, reason", [
-    ({"hidden_size": 0}, "must be at least 1"),
-    ({"dropout": math.nan}, "must be at most 0.9"),
-    ({"attention": "mla"}, "expected one of mha, skqa, pwa, rra"),
-    ({"embedding": "narrow"}, "expected one of full, repeat, linear, attention"),
-    ({"num_attention_heads": 3}, "does not divide hidden_size"),
-    ({"hidden_size": 12, "num_attention_heads": 4}, "must be even"),
-    ({"num_key_value_heads": 3}, "does not divide num_attention_heads"),
-    ({"num_key_value_heads": 2, "attention": "skqa"}, "one matrix for queries and keys"),
-    ({"embedding": "repeat", "embedding_factor": 3}, "does not divide hidden_size"),
-    ({"embedding": "linear", "tie_word_embeddings": True}, "narrower"),
-    ({"hidden_size": 6, "num_attention_heads": 1, "attention": "rra"}, "multiple of 4"),
-    ({"layer_sharing": "share", "num_groups": 5}, "5 groups for 4 layers"),
-    ({"layer_sharing": "reuse", "num_hidden_layers": 3}, "must be even"),
-])
+@pytest.mark.parametrize(
+    "settings, reason",
+    [
+        ({"hidden_size": 0}, "must be at least 1"),
+        ({"dropout": math.nan}, "must be at most 0.9"),
+        ({"attention": "mla"}, "expected one of mha, skqa, pwa, rra"),
+        ({"embedding": "narrow"}, "expected one of full, repeat, linear, attention"),
+        ({"num_attention_heads": 3}, "does not divide hidden_size"),
+        ({"hidden_size": 12, "num_attention_heads": 4}, "must be even"),
+        ({"num_key_value_heads": 3}, "does not divide num_attention_heads"),
+        ({"num_key_value_heads": 2, "attention": "skqa"}, "one matrix for queries and keys"),
+        ({"embedding": "repeat", "embedding_factor": 3}, "does not divide hidden_size"),
+        ({"embedding": "linear", "tie_word_embeddings": True}, "narrower"),
+        ({"hidden_size": 6, "num_attention_heads": 1, "attention": "rra"}, "multiple of 4"),
+        ({"layer_sharing": "share", "num_groups": 5}, "5 groups for 4 layers"),
+        ({"layer_sharing": "reuse", "num_hidden_layers": 3}, "must be even"),
+    ],
+)
 def test_invalid_combinations_are_refused(settings, reason):
     problems = tiny(**settings).problems()
     assert len(problems) == 1 and reason in problems[0]
@@ -215,8 +248,15 @@ def test_a_step_on_one_layer_moves_all_that_share(kind, groups, tmp_path):
 
 @pytest.mark.parametrize("kind, groups", shared_settings())
 def test_a_saved_file_holds_each_weight_once(kind, groups, tmp_path):
-    config = tiny(vocab_size=500, hidden_size=64, intermediate_size=256, embedding="repeat", mlp="shared_projection",
-                  layer_sharing=kind, num_groups=groups)
+    config = tiny(
+        vocab_size=500,
+        hidden_size=64,
+        intermediate_size=256,
+        embedding="repeat",
+        mlp="shared_projection",
+        layer_sharing=kind,
+        num_groups=groups,
+    )
     model = random_model(config)
     path = str(tmp_path / "c.pt")
     checkpoint.save(path, checkpoint.make(config, model.state_dict(), b"x", {}))
@@ -262,7 +302,7 @@ def test_cached_generation_equals_recomputation(embedding):
             whole = model(IDS)
             cache, start = KVCache(), 0
             for n in (1, 1, 3, 1, 4, 1):
-                step = model.step(IDS[:, start:start + n], cache)
+                step = model.step(IDS[:, start : start + n], cache)
                 start += n
                 assert torch.allclose(step, whole[:, start - 1], rtol=1e-4, atol=1e-4), (label(config), start)
             assert cache.length == 11
@@ -276,7 +316,7 @@ def test_greedy_generation_with_cache_picks_the_same_tokens():
         assert new.item() == model(ids)[0, -1].argmax().item()
         ids = torch.cat((ids, new), 1)
     with pytest.raises(ValueError, match="do not fit"):
-        model.step(IDS[:1].repeat(1, 3)[:, :32 - cache.length + 1], cache)
+        model.step(IDS[:1].repeat(1, 3)[:, : 32 - cache.length + 1], cache)
 
 
 @pytest.mark.parametrize("config", EVERY[::9], ids=label)
@@ -287,7 +327,7 @@ def test_batch_and_padding_change_nothing(config):
         one = model(IDS[:1, :7])
         torch.testing.assert_close(model(IDS[:, :7])[:1], one, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(model(IDS)[:1, :7], one, rtol=1e-5, atol=1e-5)
-        padded = torch.cat((IDS[:1, 7:], IDS[:1, :7]), 1)               # 5 tokens of padding on the left
+        padded = torch.cat((IDS[:1, 7:], IDS[:1, :7]), 1)  # 5 tokens of padding on the left
         positions = torch.cat((torch.zeros(5), torch.arange(7))).long()
         mask = torch.ones(12, 12, dtype=torch.bool).tril()
         mask[5:, :5] = False
@@ -316,7 +356,7 @@ def test_a_tree_of_continuations_equals_separate_sequences(config):
 def naive_attention(q, k, v, mask=None, cache=None):
     """softmax(q k^T / sqrt(hs)) v as it is written in the paper; cache is not used here."""
     k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
-    scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])                             # (B, nh, T, T)
+    scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])  # (B, nh, T, T)
     seen = torch.ones(scores.shape[-2:], dtype=torch.bool).tril() if mask is None else mask
     return scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v
 
@@ -369,8 +409,8 @@ def test_rope_is_a_rotation_of_complex_numbers():
     x = torch.randn(2, 50, 3, 8)
     y = apply_rotary_emb(x, cos[None, :, None], sin[None, :, None])
     frequency = 10000.0 ** (-torch.arange(0, 8, 2, dtype=torch.float64) / 8)
-    angles = torch.arange(50)[:, None] * frequency                                      # (T, hs/2)
-    turn = torch.polar(torch.ones_like(angles), angles)[:, None]                        # (T, 1, hs/2)
+    angles = torch.arange(50)[:, None] * frequency  # (T, hs/2)
+    turn = torch.polar(torch.ones_like(angles), angles)[:, None]  # (T, 1, hs/2)
     z = torch.complex(x[..., :4].double(), x[..., 4:].double()) * turn
     torch.testing.assert_close(y.double(), torch.cat((z.real, z.imag), -1), rtol=1e-5, atol=1e-5)
 
@@ -380,7 +420,8 @@ def test_rope_scores_depend_on_the_distance_alone():
     q, k = torch.randn(2, 1, 1, 1, 16)
 
     def at(x, m):
-        return apply_rotary_emb(x, cos[None, m:m + 1, None], sin[None, m:m + 1, None]).flatten()
+        return apply_rotary_emb(x, cos[None, m : m + 1, None], sin[None, m : m + 1, None]).flatten()
+
     for distance in (0, 1, 7, 20):
         scores = torch.stack([at(q, m + distance) @ at(k, m) for m in range(20)])
         torch.testing.assert_close(scores, scores[:1].expand(20), rtol=1e-4, atol=1e-5)
@@ -437,7 +478,7 @@ def test_loss_of_extreme_logits_and_of_nothing():
     """A probability of 0 counts as the least there is, 87 nats; the gradients do not notice."""
     x, w = torch.eye(2, requires_grad=True), (torch.eye(2) * 1e4).requires_grad_()
     loss = LinearCrossEntropy.apply(x, w, torch.tensor([0, 0]), 0.0, torch.float32, True)
-    assert loss.item() == pytest.approx(-np.log(torch.finfo(torch.float32).tiny) / 2)   # of 0 and 10^4 nats
+    assert loss.item() == pytest.approx(-np.log(torch.finfo(torch.float32).tiny) / 2)  # of 0 and 10^4 nats
     loss.backward()
     exact = F.softmax(w.detach(), -1) - torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     torch.testing.assert_close(x.grad, exact / 2 @ w.detach())
@@ -467,7 +508,7 @@ def test_model_loss_is_the_cross_entropy_of_its_logits():
 def test_a_line_that_is_isolated_is_as_it_is_alone(settings, dtype, tolerance):
     model = random_model(tiny(**settings), scale=0.1)
     window = torch.randint(2, 61, (2, 24))
-    starts = [[0, 5, 6, 17], [0, 9]]                                    # the first line of a window is the end of one
+    starts = [[0, 5, 6, 17], [0, 9]]  # the first line of a window is the end of one
     for row, places in enumerate(starts):
         window[row, places[1:]] = 1
     together = model.hidden(window)
@@ -476,7 +517,7 @@ def test_a_line_that_is_isolated_is_as_it_is_alone(settings, dtype, tolerance):
         isolated = model.hidden(window)
     for row, places in enumerate(starts):
         for start, end in zip(places, [*places[1:], 24]):
-            alone = model.hidden(window[row:row + 1, start:end])[0]
+            alone = model.hidden(window[row : row + 1, start:end])[0]
             torch.testing.assert_close(isolated[row, start:end].float(), alone, atol=tolerance, rtol=tolerance)
             assert start == 0 or not torch.allclose(together[row, start:end], alone, atol=0.05)
 
@@ -484,7 +525,7 @@ def test_a_line_that_is_isolated_is_as_it_is_alone(settings, dtype, tolerance):
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_dropout_drops_each_element_alone_and_keeps_the_mean(p):
     torch.manual_seed(0)
-    x = torch.ones(100, 33, 31, requires_grad=True)                     # 102,300 elements: not a multiple of eight
+    x = torch.ones(100, 33, 31, requires_grad=True)  # 102,300 elements: not a multiple of eight
     y = drop(x, p)
     y.sum().backward()
     kept = (y != 0).float()
@@ -492,9 +533,9 @@ def test_dropout_drops_each_element_alone_and_keeps_the_mean(p):
     assert kept.mean() == pytest.approx(1 - p, abs=noise + 1 / 512)
     assert y.mean().item() == pytest.approx(1, abs=0.05)
     assert torch.equal(x.grad, y) and len(y.unique()) == 2
-    for dim in range(3):                                                # whether a neighbour is kept says nothing
+    for dim in range(3):  # whether a neighbour is kept says nothing
         both = (kept * kept.roll(1, dim)).mean()
-        assert both == pytest.approx(kept.mean().item()**2, abs=2 * noise), dim
+        assert both == pytest.approx(kept.mean().item() ** 2, abs=2 * noise), dim
 
 
 def test_dropout_only_while_training():
@@ -513,6 +554,7 @@ def test_qk_norm_makes_attention_blind_to_the_size_of_queries_and_keys(attention
         project, before = model.attention[0].project, model(IDS)
         model.attention[0].project = lambda x: (lambda q, k, v: (8 * q, 0.5 * k, v))(*project(x))
         return (model(IDS) - before).abs().max()
+
     assert change(True) < 1e-3 < 0.1 < change(False)
 
 
@@ -574,6 +616,7 @@ def test_bfloat16_attention_on_a_cpu_is_as_close_to_float32_as_the_fused_kernel(
     def errors(f):
         rough = output_and_grads(f, [t.detach().bfloat16().requires_grad_() for t in exact], grad)
         return torch.stack([(a.float() - b).norm() / b.norm() for a, b in zip(rough, truth)])
+
     truth = output_and_grads(fused, exact, grad.float())
     ours, theirs = errors(model_file.attention), errors(fused)
     assert (ours < 1.5 * theirs + 1e-3).all() and ours.max() < 0.015, (ours, theirs)
@@ -585,7 +628,7 @@ def test_bfloat16_attention_on_a_cpu_is_as_close_to_float32_as_the_fused_kernel(
 def test_generation_goes_on_past_the_context_and_follows_its_seed():
     model = random_model(tiny(), scale=0.1)
     texts = [list(model.generate([1], 60, seed=seed)) for seed in (3, 3, 4)]
-    assert texts[0] == texts[1] != texts[2] and len(texts[0]) == 60                     # the context is 32
+    assert texts[0] == texts[1] != texts[2] and len(texts[0]) == 60  # the context is 32
     token, p = texts[0][0]
     assert p == pytest.approx(model(torch.tensor([[1]]))[0, -1].softmax(-1)[token].item(), rel=1e-5)
 
@@ -597,6 +640,7 @@ def test_generation_takes_the_tokens_that_pick_allows():
     def likeliest(logits, ids):
         seen.append(list(ids))
         return F.one_hot(logits.argmax(), len(logits)).float()
+
     tokens = [token for token, _ in model.generate([1, 2], 5, pick=likeliest)]
     ids = [1, 2]
     for token in tokens:

@@ -1,4 +1,5 @@
 """The model that comes with the repository is the one that its card describes, and knows some English."""
+
 import glob
 import os
 

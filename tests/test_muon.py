@@ -1,4 +1,5 @@
 """lab/muon.py is torch.optim.Muon, in batches."""
+
 import pytest
 import torch
 
@@ -9,7 +10,7 @@ from lab.muon import Muon
 from lab.settings import load_config
 from model import Model
 
-SHAPES = [(32, 32)] * 3 + [(48, 32), (32, 48), (48, 32), (6, 32)]        # square, tall, wide, and one of its own
+SHAPES = [(32, 32)] * 3 + [(48, 32), (32, 48), (48, 32), (6, 32)]  # square, tall, wide, and one of its own
 theirs = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon is new in PyTorch 2.9")
 
 
@@ -23,7 +24,7 @@ def steps(params, optimizer, numbers):
         generator = torch.Generator().manual_seed(number)
         for p in params:
             p.grad = torch.randn(p.shape, generator=generator)
-        params[number % 2].grad = None                                  # as of a part that a loss does not reach
+        params[number % 2].grad = None  # as of a part that a loss does not reach
         optimizer.step()
 
 
@@ -32,7 +33,7 @@ def test_equals_pytorchs():
     ours, reference = parameters(), parameters()
     steps(ours, Muon(ours, lr=0.02, weight_decay=0.1), range(5))
     steps(reference, torch.optim.Muon(reference, lr=0.02, weight_decay=0.1), range(5))
-    torch.testing.assert_close(ours, reference, rtol=1e-3, atol=1e-3)   # products in bfloat16, in whichever order
+    torch.testing.assert_close(ours, reference, rtol=1e-3, atol=1e-3)  # products in bfloat16, in whichever order
 
 
 @theirs
@@ -72,13 +73,14 @@ def test_in_float32_an_update_is_the_polynomial_of_its_singular_values():
     u, values, v = torch.linalg.svd(gradient.double(), full_matrices=False)
     values = values / values.norm()
     for _ in range(5):
-        values = 3.4445 * values - 4.7750 * values ** 3 + 2.0315 * values ** 5
-    expected = -(48 / 32) ** 0.5 * (u * values) @ v
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    expected = -((48 / 32) ** 0.5) * (u * values) @ v
     torch.testing.assert_close(p.detach().double(), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("precision, dtype", [("bfloat16", torch.bfloat16), ("float16", torch.float32),
-                                              ("float32", torch.float32)])
+@pytest.mark.parametrize(
+    "precision, dtype", [("bfloat16", torch.bfloat16), ("float16", torch.float32), ("float32", torch.float32)]
+)
 def test_a_run_multiplies_in_bfloat16_where_the_hardware_does(monkeypatch, precision, dtype):
     monkeypatch.setattr(devices, "best_precision", lambda device: precision)
     config = load_config("10m-words-3m", ["model.num_hidden_layers=1"], str(ROOT / "config.yaml"))

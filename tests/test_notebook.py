@@ -1,4 +1,5 @@
 """notebooks/quick.ipynb, run as a student runs it, with a tiny model: on a CPU, in a copy of this checkout."""
+
 import os
 import shutil
 
@@ -8,9 +9,11 @@ from nbclient import NotebookClient
 from conftest import ROOT
 
 NOTEBOOK = ROOT / "notebooks" / "quick.ipynb"
-TINY = ("data.pocket_words=20000 data.validation_kb=20 tokenizer.vocab_size=500 model.hidden_size=32 "
-        "model.num_hidden_layers=2 model.num_attention_heads=2 model.intermediate_size=48 train.max_steps=20 "
-        "train.batch_size=8 train.eval_every=20 train.device=cpu train.compile=false")
+TINY = (
+    "data.pocket_words=20000 data.validation_kb=20 tokenizer.vocab_size=500 model.hidden_size=32 "
+    "model.num_hidden_layers=2 model.num_attention_heads=2 model.intermediate_size=48 train.max_steps=20 "
+    "train.batch_size=8 train.eval_every=20 train.device=cpu train.compile=false"
+)
 
 
 def test_outputs_are_stripped():

@@ -1,4 +1,5 @@
 """Files of pairs: what they may look like, and what ends in an error that names the line."""
+
 import json
 import pathlib
 import re
@@ -15,15 +16,19 @@ GOOD = json.dumps(pair("a b", "b a"))
 SHARED = pathlib.Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 
-@pytest.mark.parametrize("text, line, reason", [
-    (GOOD + "\n" + GOOD[:20], 2, "cut short"),
-    (GOOD + "\nnonsense\n", 2, "not valid JSON"),
-    ("[1]\n", 1, "not an object"),
-    (GOOD + "\n\n" + '{"sentence_good": "a"}', 3, "`sentence_bad` is missing"),
-    (GOOD + "\n" + json.dumps(pair("a \ud800", "a")), 2, "not Unicode text"),
-    (json.dumps(pair("", "a")), 1, "`sentence_good` is missing, empty"),
-    (json.dumps(pair(["a"], "a")), 1, "`sentence_good` is missing, empty or not text"),
-    ("[" * 100000, 1, "")])
+@pytest.mark.parametrize(
+    "text, line, reason",
+    [
+        (GOOD + "\n" + GOOD[:20], 2, "cut short"),
+        (GOOD + "\nnonsense\n", 2, "not valid JSON"),
+        ("[1]\n", 1, "not an object"),
+        (GOOD + "\n\n" + '{"sentence_good": "a"}', 3, "`sentence_bad` is missing"),
+        (GOOD + "\n" + json.dumps(pair("a \ud800", "a")), 2, "not Unicode text"),
+        (json.dumps(pair("", "a")), 1, "`sentence_good` is missing, empty"),
+        (json.dumps(pair(["a"], "a")), 1, "`sentence_good` is missing, empty or not text"),
+        ("[" * 100000, 1, ""),
+    ],
+)
 def test_bad_lines_are_named(tmp_path, text, line, reason):
     folder = write(tmp_path / "pairs", {"fine": [pair("a", "b")], "spoilt": text})
     with pytest.raises(UserError, match=rf"spoilt\.jsonl:{line}: .*{reason}"):
@@ -31,8 +36,11 @@ def test_bad_lines_are_named(tmp_path, text, line, reason):
 
 
 TEXT = st.text() | st.text(st.sampled_from("a \x00\n\ud800\u2028"))
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
-                    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=5)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=5,
+)
 KEYS = st.sampled_from("sentence_good sentence_bad UID pairID pair_id linguistics_term phenomenon field".split())
 NEARLY = st.dictionaries(KEYS, TEXT, max_size=3).map(lambda row: json.dumps(pair("a b", "b a") | row).encode())
 ANY = st.dictionaries(KEYS, JSON).map(lambda row: json.dumps(row).encode())
@@ -49,7 +57,7 @@ def test_any_line_is_a_pair_or_an_error_that_names_it(tmp_path_factory, lines):
     try:
         pairs, _ = read_pairs(str(path))
     except UserError as e:
-        line, = re.findall(r"x\.jsonl:(?:(\d+):)? ", str(e))
+        (line,) = re.findall(r"x\.jsonl:(?:(\d+):)? ", str(e))
         assert "\n" not in str(e)
         assert 1 <= int(line) <= len(content.splitlines()) if line else not content.strip()
     else:
@@ -61,8 +69,11 @@ def test_any_line_is_a_pair_or_an_error_that_names_it(tmp_path_factory, lines):
 
 def test_bad_folders(tmp_path):
     empty = write(tmp_path / "e", {"empty": "\n"})
-    for path, reason in ((tmp_path / "missing", "no such folder"), (tmp_path, r"no \*.jsonl file"),
-                         (empty, "empty.jsonl: empty")):
+    for path, reason in (
+        (tmp_path / "missing", "no such folder"),
+        (tmp_path, r"no \*.jsonl file"),
+        (empty, "empty.jsonl: empty"),
+    ):
         with pytest.raises(UserError, match=reason):
             read_pairs(str(path))
     pathlib.Path(empty, "empty.jsonl").write_bytes(GOOD.encode() + b'\n{"sentence_good": "\xff"}')

@@ -1,5 +1,6 @@
 """Pocket English: the same text everywhere, pairs that were never trained on, bad sentences that are never said, no
 shortcuts."""
+
 import collections
 import hashlib
 import json
@@ -55,6 +56,7 @@ def everything(pairs):
 
 # Text
 
+
 def test_text_is_the_same_everywhere():
     """Pinned: another Python, platform or hash seed must yield these very bytes, or numbers of different people cannot
     be compared."""
@@ -81,7 +83,7 @@ def test_text_stops_after_the_line_that_reaches_the_words(words):
 def test_seeds_tell_different_stories(lines):
     assert list(pocket.text(1000, 1)) != list(pocket.text(1000, 2))
     assert len(set(lines) - {""}) > 0.9 * len([line for line in lines if line])
-    assert 5 < len(lines) / lines.count("") < 15                 # a story is a handful of lines
+    assert 5 < len(lines) / lines.count("") < 15  # a story is a handful of lines
     assert all(line.isascii() and "_" not in line and "  " not in line and line == line.strip() for line in lines)
     assert all(re.fullmatch(r'"?[A-Z].*[.?]', line) for line in lines if line)
 
@@ -111,24 +113,41 @@ def test_agreement_holds(lines):
     assert not re.search(r"\ba [aeiou]|\ban [^aeiou]", text)
 
 
-@pytest.mark.parametrize("word, form", [
-    ("cup", "cups"), ("box", "boxes"), ("carry", "carries"), ("boy", "boys"), ("witch", "witches"),
-    ("potato", "potatoes")])
+@pytest.mark.parametrize(
+    "word, form",
+    [
+        ("cup", "cups"),
+        ("box", "boxes"),
+        ("carry", "carries"),
+        ("boy", "boys"),
+        ("witch", "witches"),
+        ("potato", "potatoes"),
+    ],
+)
 def test_regular_s(word, form):
     assert pocket.s_form(word) == form
 
 
-@pytest.mark.parametrize("entry, past, part, ing", [
-    ("hug", "hugged", "hugged", "hugging"), ("dance", "danced", "danced", "dancing"),
-    ("carry", "carried", "carried", "carrying"), ("annoy", "annoyed", "annoyed", "annoying"),
-    ("visit", "visited", "visited", "visiting"), ("take:took:taken", "took", "taken", "taking"),
-    ("swim:swam:swum", "swam", "swum", "swimming"), ("say:said", "said", "said", "saying")])
+@pytest.mark.parametrize(
+    "entry, past, part, ing",
+    [
+        ("hug", "hugged", "hugged", "hugging"),
+        ("dance", "danced", "danced", "dancing"),
+        ("carry", "carried", "carried", "carrying"),
+        ("annoy", "annoyed", "annoyed", "annoying"),
+        ("visit", "visited", "visited", "visiting"),
+        ("take:took:taken", "took", "taken", "taking"),
+        ("swim:swam:swum", "swam", "swum", "swimming"),
+        ("say:said", "said", "said", "saying"),
+    ],
+)
 def test_verb_forms(entry, past, part, ing):
     v = pocket.verb(entry)
     assert (v["past"][0], v["part"], v["ing"]) == (past, part, ing)
 
 
 # Pairs
+
 
 def test_pairs_have_blimps_fields(pairs):
     assert sorted({pair["linguistics_term"] for pair in everything(pairs)}) == PHENOMENA
@@ -140,8 +159,11 @@ def test_pairs_have_blimps_fields(pairs):
         assert len({pair["sentence_good"] for pair in found}) == 100
         for pair in found:
             good, bad = pair["sentence_good"], pair["sentence_bad"]
-            assert list(pair) == """sentence_good sentence_bad field linguistics_term UID simple_LM_method
+            assert (
+                list(pair)
+                == """sentence_good sentence_bad field linguistics_term UID simple_LM_method
                 one_prefix_method two_prefix_method lexically_identical pairID""".split()
+            )
             assert pair["UID"] == uid and pair["simple_LM_method"] is True
             assert pair["field"] in ("morphology", "syntax", "semantics", "syntax_semantics")
             assert good != bad and good[-1] == bad[-1] and good[-1] in ".?" and good[0].isupper() and bad[0].isupper()
@@ -212,9 +234,11 @@ def test_more_pairs_than_a_paradigm_has_is_an_error(monkeypatch):
 
 def macro(pairs, score):
     """Accuracy of each paradigm, a tie counting half."""
+
     def points(pair):
         good, bad = score(pair["sentence_good"]), score(pair["sentence_bad"])
         return 0.5 if abs(good - bad) < 1e-9 else float(good > bad)
+
     accuracies = {uid: sum(map(points, found)) / len(found) for uid, found in pairs.items()}
     return sum(accuracies.values()) / len(accuracies), accuracies
 
@@ -228,6 +252,7 @@ def test_length_gives_nothing_away(pairs):
 def test_word_frequency_gives_nothing_away(lines, pairs):
     def words(text):
         return re.findall("[a-z']+", text.lower())
+
     counts = collections.Counter(words(" ".join(lines)))
     average, accuracies = macro(pairs, lambda sentence: sum(math.log(counts[word] + 1) for word in words(sentence)))
     assert 0.4 < average < 0.65
@@ -245,6 +270,7 @@ def test_first_sentences_seen_do_not_decide(pairs):
 
 
 # Command
+
 
 def test_command(capsys):
     pocket.main(["50", "--seed", "2"])

@@ -23,8 +23,15 @@ from lab.settings import load_config
 
 # eval.data exists: no network is asked
 SMALL = ["data.name=t", "data.source=texts", "tokenizer.vocab_size=400", "eval.data=pairs"]
-POCKET = ["--preset", "quick", "data.name=t", "data.pocket_words=20000", "tokenizer.vocab_size=600",
-          "data.validation_kb=4", "eval.data=nowhere"]
+POCKET = [
+    "--preset",
+    "quick",
+    "data.name=t",
+    "data.pocket_words=20000",
+    "tokenizer.vocab_size=600",
+    "data.validation_kb=4",
+    "eval.data=nowhere",
+]
 
 
 def sentences(seed, n):
@@ -76,11 +83,12 @@ def texts_of(part, tok=None):
 
 # ---------------------------------------------------------------------------------------------------- the whole way
 
+
 def test_everything_is_there_once(folder):
     meta = make()
     train, val = texts_of("train"), texts_of("val")
     originals = [line for name in os.listdir("texts") for line in open(f"texts/{name}").read().split("\n") if line]
-    assert sorted(train + val) == sorted(originals) and not set(train) & set(val)      # three sources of distinct lines
+    assert sorted(train + val) == sorted(originals) and not set(train) & set(val)  # three sources of distinct lines
     for part, lines in (("train", train), ("val", val)):
         assert meta[part]["lines"] == len(lines) and meta[part]["words"] == sum(len(line.split()) for line in lines)
         assert meta[part]["bytes"] == sum(len(line.encode()) + 1 for line in lines)
@@ -103,11 +111,11 @@ def test_copies_are_the_text_in_other_pieces(folder, capsys):
     assert "in 3 copies" in capsys.readouterr().out
     plain = np.fromfile("data/once/train.bin", "<u2")
     copies = np.fromfile("data/t/train.bin", "<u2")
-    assert (copies[:len(plain)] == plain).all() and (copies[-len(plain):] == plain).all()
-    second = copies[len(plain):-len(plain)]
-    assert 1.05 < len(second) / len(plain) < 1.6                        # longer: pieces that were not merged
+    assert (copies[: len(plain)] == plain).all() and (copies[-len(plain) :] == plain).all()
+    second = copies[len(plain) : -len(plain)]
+    assert 1.05 < len(second) / len(plain) < 1.6  # longer: pieces that were not merged
     texts = texts_of("train")
-    assert texts == 3 * texts[:once["train"]["lines"]]
+    assert texts == 3 * texts[: once["train"]["lines"]]
     assert meta["tokens_per_word"] == meta["train"]["tokens"] / (3 * meta["train"]["words"])
     for key in ("bytes", "words", "lines"):
         assert meta["train"][key] == once["train"][key]
@@ -118,7 +126,7 @@ def test_copies_follow_from_the_seed(folder):
     make("data.copies=2")
     first = files()["train.bin"]
     shutil.rmtree("data/t")
-    result = command("prepare.py", "--preset", "sllama", *SMALL, "data.copies=2", cwd=folder)     # another process
+    result = command("prepare.py", "--preset", "sllama", *SMALL, "data.copies=2", cwd=folder)  # another process
     assert result.returncode == 0 and files()["train.bin"] == first
     make("data.copies=2", "data.seed=1")
     assert files()["train.bin"] != first
@@ -137,10 +145,24 @@ def test_same_settings_same_bytes(folder, capsys):
     assert files()["train.bin"] != first["train.bin"]
 
 
-@pytest.mark.parametrize("change", [
-    "corpus", "train.bin", "val.bin", "tokenizer.model", "meta.json", "no meta.json", "data.boundary=document",
-    "tokenizer.vocab_size=401", "data.validation_kb=1", "data.clean=[]", "data.budget_mb=0.1", "data.sources=[wiki]",
-    "data.copies=2"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "corpus",
+        "train.bin",
+        "val.bin",
+        "tokenizer.model",
+        "meta.json",
+        "no meta.json",
+        "data.boundary=document",
+        "tokenizer.vocab_size=401",
+        "data.validation_kb=1",
+        "data.clean=[]",
+        "data.budget_mb=0.1",
+        "data.sources=[wiki]",
+        "data.copies=2",
+    ],
+)
 def test_what_changed_is_made_again(folder, change, capsys):
     make()
     good = files()
@@ -189,7 +211,7 @@ def test_any_stretch_holds_every_source(folder):
     make("data.budget_mb=0.09")
     origin = {line: name for name in os.listdir("texts") for line in open(f"texts/{name}").read().split("\n")}
     train = [origin[line] for line in texts_of("train")]
-    for part in (train[:len(train) // 4], train[len(train) // 2:3 * len(train) // 4]):
+    for part in (train[: len(train) // 4], train[len(train) // 2 : 3 * len(train) // 4]):
         shares = [part.count(name) / len(part) for name in os.listdir("texts")]
         assert all(0.23 < share < 0.43 for share in shares)
 
@@ -197,8 +219,12 @@ def test_any_stretch_holds_every_source(folder):
 def test_order_of_sources_and_unknown_ones(folder):
     meta = make("data.sources=[wiki, short]")
     assert [s["name"] for s in meta["sources"]] == ["wiki", "short"]
-    mistakes = {"[wikki]": "did you mean `wiki`", "[zzz]": "known: short, talk, wiki",
-                "[wiki, wiki]": "twice", "[]": "empty"}
+    mistakes = {
+        "[wikki]": "did you mean `wiki`",
+        "[zzz]": "known: short, talk, wiki",
+        "[wiki, wiki]": "twice",
+        "[]": "empty",
+    }
     for wanted, words in mistakes.items():
         with pytest.raises(UserError, match=words):
             make("data.sources=" + wanted)
@@ -224,7 +250,8 @@ def test_an_existing_tokenizer(folder):
             make("tokenizer.model=" + bad)
     with open("unigram.model", "wb") as f:
         sentencepiece.SentencePieceTrainer.train(
-            input="texts/wiki.train", model_writer=f, vocab_size=200, minloglevel=2)
+            input="texts/wiki.train", model_writer=f, vocab_size=200, minloglevel=2
+        )
     with pytest.raises(UserError, match="data.copies"):
         make("tokenizer.model=unigram.model", "data.copies=2")
 
@@ -239,24 +266,26 @@ def test_pocket(folder):
     assert not os.path.exists("nowhere")
     os.unlink("data/t/pairs/" + min(pairs))
     prepare.main(POCKET)
-    assert len(os.listdir("data/t/pairs")) == len(pairs)                # a missing file is noticed
+    assert len(os.listdir("data/t/pairs")) == len(pairs)  # a missing file is noticed
 
 
 def test_a_kill_leaves_nothing_to_trust(folder):
     """Killed before or between its writes: there is no meta.json, and the next run mends it."""
     make()
     want = files()
-    make("data.seed=9")                                                 # another corpus is there already
-    for name in ("tokenizer.model", "meta.json"):                       # the first and the last that is written
-        code = (f"import os, prepare; from lab import corpus; real = corpus.atomic_write\n"
-                f"def write(path, content):\n"
-                f"    if os.path.basename(path) == {name!r}: os.kill(os.getpid(), 9)\n"
-                f"    real(path, content)\n"
-                f"corpus.atomic_write = write; prepare.main({['--preset', 'sllama', *SMALL]!r})")
+    make("data.seed=9")  # another corpus is there already
+    for name in ("tokenizer.model", "meta.json"):  # the first and the last that is written
+        code = (
+            f"import os, prepare; from lab import corpus; real = corpus.atomic_write\n"
+            f"def write(path, content):\n"
+            f"    if os.path.basename(path) == {name!r}: os.kill(os.getpid(), 9)\n"
+            f"    real(path, content)\n"
+            f"corpus.atomic_write = write; prepare.main({['--preset', 'sllama', *SMALL]!r})"
+        )
         env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         died = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True)
         assert died.returncode == -signal.SIGKILL and not os.path.exists("data/t/meta.json"), died.stderr
-    open("data/t/train.bin.abc.tmp", "w").close()                       # what a kill inside of a write leaves
+    open("data/t/train.bin.abc.tmp", "w").close()  # what a kill inside of a write leaves
     make()
     assert files() == want
 
@@ -283,10 +312,17 @@ def test_command_line(folder):
     refused(command("prepare.py", *SMALL, cwd=folder), "meta.json")
 
 
-@pytest.mark.parametrize("override, words", [
-    ("data.clean=[unicorn]", "data.clean: no step `unicorn`; known: unicode"), ("data.name=../x", "data.name"),
-    ("data.name=downloads", "data.name"), ("data.name=''", "data.name"), ("eval.data=data/t", "data.name"),
-    ("data.source=''", "data.source")])
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("data.clean=[unicorn]", "data.clean: no step `unicorn`; known: unicode"),
+        ("data.name=../x", "data.name"),
+        ("data.name=downloads", "data.name"),
+        ("data.name=''", "data.name"),
+        ("eval.data=data/t", "data.name"),
+        ("data.source=''", "data.source"),
+    ],
+)
 def test_settings_that_cannot_be(folder, override, words):
     with pytest.raises(UserError, match=words):
         make(override)
@@ -294,6 +330,7 @@ def test_settings_that_cannot_be(folder, override, words):
 
 
 # ---------------------------------------------------------------------------------------------------- faulty texts
+
 
 def fault(content, *overrides, name="texts/bad.txt"):
     for other in os.listdir("texts"):
@@ -303,13 +340,22 @@ def fault(content, *overrides, name="texts/bad.txt"):
     return make(*overrides)
 
 
-@pytest.mark.parametrize("content, words", [
-    (b"", "bad.txt: empty"), (b"\n \r\n\t\n", "bad.txt: empty"), (b"\xef\xbb\xbf", "bad.txt: empty"),
-    (b"Good text.\ncaf\xe9 au lait\n", "bad.txt: not UTF-8 text at byte 14"), (b"cut off \xf0\x9f\x99", "byte 8"),
-    ("Text\n".encode("utf-16"), "not UTF-8 text at byte 0"),
-    (bytes(range(128)) * 100, "bad.txt: a binary file"), (b"\0" * 1000, "bad.txt: a binary file"),
-    (b"= = = Heading = = =\n[music]\n", "nothing of `bad` is left after cleaning"),
-    (b"Only one line without an end", "too little text"), (b"The same line.\n" * 500, "too little text")])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"", "bad.txt: empty"),
+        (b"\n \r\n\t\n", "bad.txt: empty"),
+        (b"\xef\xbb\xbf", "bad.txt: empty"),
+        (b"Good text.\ncaf\xe9 au lait\n", "bad.txt: not UTF-8 text at byte 14"),
+        (b"cut off \xf0\x9f\x99", "byte 8"),
+        ("Text\n".encode("utf-16"), "not UTF-8 text at byte 0"),
+        (bytes(range(128)) * 100, "bad.txt: a binary file"),
+        (b"\0" * 1000, "bad.txt: a binary file"),
+        (b"= = = Heading = = =\n[music]\n", "nothing of `bad` is left after cleaning"),
+        (b"Only one line without an end", "too little text"),
+        (b"The same line.\n" * 500, "too little text"),
+    ],
+)
 def test_unusable_texts_are_refused(folder, content, words):
     with pytest.raises(UserError, match=words):
         fault(content)
@@ -344,6 +390,7 @@ def test_a_file_that_cannot_be_read(folder, monkeypatch):
         if str(path).endswith("wiki.train"):
             raise PermissionError(13, "Permission denied", path)
         return real(path, *args, **kwargs)
+
     monkeypatch.setattr("builtins.open", denied)
     with pytest.raises(UserError, match="wiki.train: cannot be read .Permission denied"):
         make()
@@ -366,7 +413,7 @@ def test_nuls_stay_where_nothing_is_cleaned(folder):
 
 def test_one_enormous_line(folder):
     """No newline, and further down not even a space: cut into bounded pieces, nothing lost, within memory."""
-    words = " ".join(sentences(6, 15_000))                              # 0.7 MB
+    words = " ".join(sentences(6, 15_000))  # 0.7 MB
     tracemalloc.start()
     meta = fault((words + " " + "x" * 100_000).encode(), "data.clean=[]")
     assert tracemalloc.get_traced_memory()[1] < 40 * len(words)
@@ -420,7 +467,7 @@ def test_blocks_are_the_text_in_order(lines, at):
         assert block.size == bytes_of(flat([block])) > 0
         assert not block.text.startswith(b"\n") and b"\n\n\n" not in block.text
     parts = [("\n".join(part) + "\n").encode() for part in (lines[:at], lines[at:]) if part]
-    assert prepare.blocks(parts) == found or not lines                  # wherever the text was cut
+    assert prepare.blocks(parts) == found or not lines  # wherever the text was cut
 
 
 @given(lines_st, st.floats(0.001, 1), st.integers(0, 3))
@@ -450,12 +497,12 @@ def test_take_gives_whole_lines_up_to_the_budget(lines, budget, more):
     taken, short = prepare.take(text_blocks, budget)
     part = flat(taken)
     used = bytes_of(part)
-    assert part == everything[:len(part)] and used == sum(block.size for block in taken) <= budget
+    assert part == everything[: len(part)] and used == sum(block.size for block in taken) <= budget
     assert short == (bytes_of(lines) < budget)
-    if len(part) < len(everything):                                     # no room for the next line
+    if len(part) < len(everything):  # no room for the next line
         assert used + bytes_of([everything[len(part)]]) > budget
     larger = flat(prepare.take(text_blocks, budget + more)[0])
-    assert larger[:len(part)] == part
+    assert larger[: len(part)] == part
     assert prepare.take(text_blocks, None) == (text_blocks, False)
 
 
@@ -475,7 +522,7 @@ def test_interleave_keeps_all_and_balances(sources):
         given_so_far[i] += block.size
         shares = [given / total for given, total in zip(given_so_far, totals)]
         assert max(shares) - min(shares) <= max(n / total for n, total in zip(largest, totals)) + 1e-9
-    assert order == tagged                                              # all blocks, each source in its own order
+    assert order == tagged  # all blocks, each source in its own order
 
 
 @pytest.fixture(scope="module")
@@ -496,8 +543,10 @@ def test_any_corpus_keeps_the_promises(tok, texts, mb, seed, by_line):
     overrides = ["data.clean=[]", f"data.seed={seed}", f"data.boundary={boundary}"]
     config = load_config("sllama", overrides, os.path.join(ROOT, "config.yaml"))
     texts = ["\n".join([str(i), *lines]) + "\n" for i, lines in enumerate(texts)]
-    sources = {f"s{i}": functools.partial(lambda text: ([text.encode()], prepare.sha256(text.encode())), text)
-               for i, text in enumerate(texts)}
+    sources = {
+        f"s{i}": functools.partial(lambda text: ([text.encode()], prepare.sha256(text.encode())), text)
+        for i, text in enumerate(texts)
+    }
 
     def build(budget):
         config.data.budget_mb = budget
@@ -510,6 +559,7 @@ def test_any_corpus_keeps_the_promises(tok, texts, mb, seed, by_line):
         ids = np.frombuffer(bytes_of_bin, "<u2")
         texts = np.split(ids, np.flatnonzero(ids == tok.bos_id)[1:])
         return "\n".join(tok.decode(text[1:].tolist()) for text in texts).split("\n")
+
     whole, part = build(None), build(mb)
     assert build(mb) == part
     for files, meta in filter(None, (whole, part)):
@@ -534,6 +584,7 @@ def test_a_full_disk(folder, monkeypatch, source):
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
+
     with monkeypatch.context() as disk:
         disk.setattr(os, "fsync", full)
         with pytest.raises(UserError, match="t.*No space left"):

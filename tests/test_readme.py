@@ -1,4 +1,5 @@
 """Every command and example of README.md and docs/, in their order, in one empty folder: as written, but small."""
+
 import importlib.util
 import json
 import os
@@ -19,20 +20,46 @@ from export import unfold
 from lab import data, files, pocket_english
 from lab import settings as config
 
-PAGES = ["README.md", "docs/commands.md", "docs/own_text.md", "docs/cluster.md", "docs/faq.md", "docs/robustness.md",
-         "docs/babylm.md", "bench/README.md"]
+PAGES = [
+    "README.md",
+    "docs/commands.md",
+    "docs/own_text.md",
+    "docs/cluster.md",
+    "docs/faq.md",
+    "docs/robustness.md",
+    "docs/babylm.md",
+    "bench/README.md",
+]
 # Only read, not run: they need the network, several machines, another project or many minutes; likewise the modules
 # that SMALL does not know. Their shell is parsed, and what they give to our files is checked.
 ONLY_READ = (
-    "pip install", "uv ", "git clone", "cd ", "bash ", "for ", "torchrun", "hf ", "python -m venv",
-    "python -m lab.babylm check",                                       # of what the challenge's pipeline has collated
+    "pip install",
+    "uv ",
+    "git clone",
+    "cd ",
+    "bash ",
+    "for ",
+    "torchrun",
+    "hf ",
+    "python -m venv",
+    "python -m lab.babylm check",  # of what the challenge's pipeline has collated
 )
 DATA = ["data.pocket_words=20000", "data.validation_kb=4", "data.budget_mb=null", "tokenizer.vocab_size=400"]
 TRAIN = [
-    "model.hidden_size=32", "model.num_hidden_layers=2", "model.num_attention_heads=2", "model.intermediate_size=48",
-    "model.max_position_embeddings=32", "train.batch_size=4", "train.max_steps=4", "train.epochs=null",
+    "model.hidden_size=32",
+    "model.num_hidden_layers=2",
+    "model.num_attention_heads=2",
+    "model.intermediate_size=48",
+    "model.max_position_embeddings=32",
+    "train.batch_size=4",
+    "train.max_steps=4",
+    "train.epochs=null",
     "train.max_words=null",
-    "train.eval_every=4", "train.save_every=4", "train.eval_windows=4", "train.warmup=1", "train.device=cpu",
+    "train.eval_every=4",
+    "train.save_every=4",
+    "train.eval_windows=4",
+    "train.warmup=1",
+    "train.device=cpu",
     "train.resume=never",
 ]
 SMALL = {
@@ -98,13 +125,17 @@ def walk(tmp_path, monkeypatch):
     shutil.copy("FOLDER/simple_wiki.train", "my_texts")
     (tmp_path / "sentences.txt").write_text("The cats run.\nA dog sleeps.\n")
     evaluation = "babylm-eval/strict/evaluation_data"
-    for folder in (f"{evaluation}/full_eval/blimp_filtered", f"{evaluation}/fast_eval/blimp_fast", "data/blimp",
-                   "my_pairs"):
+    for folder in (
+        f"{evaluation}/full_eval/blimp_filtered",
+        f"{evaluation}/fast_eval/blimp_fast",
+        "data/blimp",
+        "my_pairs",
+    ):
         (tmp_path / folder).mkdir(parents=True)
         pair = {"sentence_good": "The cats run.", "sentence_bad": "The cats runs."}
         (tmp_path / folder / "mine.jsonl").write_text(json.dumps(pair) + "\n")
-    monkeypatch.setattr(data.Plan, "words", lambda plan, step: step * 500_000)      # 4 steps pass 1 and 2 million words
-    monkeypatch.setattr(model, "ATTENTION", dict(model.ATTENTION))                  # an example adds to it
+    monkeypatch.setattr(data.Plan, "words", lambda plan, step: step * 500_000)  # 4 steps pass 1 and 2 million words
+    monkeypatch.setattr(model, "ATTENTION", dict(model.ATTENTION))  # an example adds to it
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     yield tmp_path
     for s, handler in handlers.items():
@@ -117,13 +148,13 @@ def run_command(line, cwd, monkeypatch, capsys):
     name = words.pop(0)
     if name == "-m":
         name = words.pop(0)
-    if "--surprisal" not in words:                                      # which takes no setting of pairs
+    if "--surprisal" not in words:  # which takes no setting of pairs
         words += SMALL[name]
     if name == "prepare.py" and not any(word.startswith("data.source=") for word in words):
-        words.append("data.source=pocket")                              # instead of the network
+        words.append("data.source=pocket")  # instead of the network
     if name == "bench.experiments.uniform":
         shutil.copy(next(cwd.glob("data/*/tokenizer.model")), "tokenizer.model")
-    if name == "tests.kill":                                            # forks: a process of its own
+    if name == "tests.kill":  # forks: a process of its own
         done = subprocess.run([sys.executable, "-m", name, *words], capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -145,6 +176,7 @@ def only_read(line):
         assert importlib.util.find_spec(module), line
     for command in re.findall(r"torchrun [^|;\n]*", line.replace("\\\n", " ")):
         from torch.distributed.run import get_args_parser
+
         args = get_args_parser().parse_args(shlex.split(command, comments=True)[1:])
         assert (ROOT / args.training_script).exists()
         options = args.training_script_args
@@ -163,13 +195,13 @@ def test_every_command_and_example(walk, monkeypatch, capsys):
     printed, ran, read = {}, 0, 0
     for name, page in pages().items():
         for kind, text in examples(page):
-            if kind == "python" and "class " in text:                   # a new trick, written into model.py
+            if kind == "python" and "class " in text:  # a new trick, written into model.py
                 exec(text, vars(model))
             elif kind == "python":
                 exec(text, {})
             elif kind == "sbatch":
                 only_read(text)
-            elif kind == "text" or not text.split("#")[0].strip():      # what a command prints; an empty line
+            elif kind == "text" or not text.split("#")[0].strip():  # what a command prints; an empty line
                 pass
             elif kind == "sh" and text.split("#")[0].strip() == "make":
                 for line in first_run():
@@ -212,8 +244,14 @@ def readme_trick():
 def test_the_new_trick_is_a_whole_one(walk):
     """README's attention: counted, causal, the same with a cache, and exported like any other."""
     exec(readme_trick(), vars(model))
-    shape = dict(vocab_size=61, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24,
-                 max_position_embeddings=32)
+    shape = dict(
+        vocab_size=61,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=24,
+        max_position_embeddings=32,
+    )
     full = sum(model.parameter_counts(model.ModelConfig(**shape)).values())
     for kv in (4, 2):
         c = config.model_config({**shape, "num_key_value_heads": kv, "attention": "skv"})

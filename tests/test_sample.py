@@ -13,15 +13,21 @@ from conftest import ROOT, command, refused
 from lab import checkpoint, pocket_english
 from model import Model, ModelConfig
 
-SHAPE = ModelConfig(vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
-                    max_position_embeddings=24)
+SHAPE = ModelConfig(
+    vocab_size=400,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=48,
+    max_position_embeddings=24,
+)
 
 
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
     model = Model(SHAPE).eval()
-    torch.nn.init.normal_(model.lm_head.weight, std=0.7)                # sharper than a fresh model's
+    torch.nn.init.normal_(model.lm_head.weight, std=0.7)  # sharper than a fresh model's
     return model
 
 
@@ -47,7 +53,7 @@ def test_greedy_equals_recomputation(model):
 
 def test_same_seed_same_text_and_past_the_context(model):
     a, b, c = ([token for token, _ in model.generate([1], 60, seed=seed)] for seed in (3, 3, 4))
-    assert a == b != c and len(a) == 60                                 # the context is 24
+    assert a == b != c and len(a) == 60  # the context is 24
 
 
 def test_sampling_follows_the_distribution(model):
@@ -67,7 +73,7 @@ def test_top_k_top_p_penalty_by_hand():
         ({"top_p": 0.5}, [1, 0, 0, 0]),
         ({"temperature": 0}, [1, 0, 0, 0]),
         ({"temperature": 0.5}, [x / 0.345 for x in (0.25, 0.0625, 0.0225, 0.01)]),
-        ({"repetition_penalty": 2.0}, [x / 0.75 for x in (0.25, 0.25, 0.15, 0.1)]),     # log 0.5 < 0: doubled, 0.25
+        ({"repetition_penalty": 2.0}, [x / 0.75 for x in (0.25, 0.25, 0.15, 0.1)]),  # log 0.5 < 0: doubled, 0.25
     ):
         assert sample.adjust(logits, [0], **ways).tolist() == pytest.approx(expected), ways
 
@@ -119,8 +125,9 @@ def test_stop_at_line(ckpt, capsys, monkeypatch):
 def started(ckpt, *args):
     """sample.py writing without end, after its first output."""
     line = [sys.executable, ROOT / "sample.py", str(ckpt), "--max-tokens", "1000000", *args]
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert process.stdout.read(20)
     return process
 

@@ -1,4 +1,5 @@
 """Scores that can be written down by hand, and what ends in an error."""
+
 import dataclasses
 import math
 
@@ -28,7 +29,7 @@ def test_uniform_model(value):
 
 def test_unigram_model():
     logits = np.full(V, -1e4)
-    logits[3:7] = np.log([1 / 2, 1 / 4, 1 / 8, 1 / 8])                  # a b c d
+    logits[3:7] = np.log([1 / 2, 1 / 4, 1 / 8, 1 / 8])  # a b c d
     model = Table(np.tile(logits, (V, 1)))
     scores = score(model, ["a", "b a", "d c b a"])
     assert scores == pytest.approx([-math.log(2), -3 * math.log(2), -9 * math.log(2)], abs=1e-5)
@@ -36,7 +37,7 @@ def test_unigram_model():
 
 def test_bigram_model_reads_the_correct_neighbour():
     table = np.zeros((V, V))
-    table[1, 3], table[3, 4] = math.log(9 * V), math.log(9 * V)         # BOS -> a, a -> b: odds 9 V : V - 1
+    table[1, 3], table[3, 4] = math.log(9 * V), math.log(9 * V)  # BOS -> a, a -> b: odds 9 V : V - 1
     likely, rest = 9 * V / (9 * V + V - 1), 1 / (9 * V + V - 1)
     scores = score(Table(table), ["a b", "a a", "b a"])
     assert scores == pytest.approx([2 * math.log(likely), math.log(likely * rest), math.log(rest / V)], abs=1e-5)
@@ -63,13 +64,19 @@ def test_leading_space():
 def test_alternatives_in_a_context():
     """As many as an item likes; a token that reaches into the text is scored, whichever side the space is on."""
     model = History()
-    items = [[("", "a b"), ("", "b a")],
-             [("a", " c"), ("b", " c")],
-             [("a b", " c d"), ("a b ", "c d"), ("a b", " d"), ("a", " b c d")]]
-    expected = [[by_hand(model, ids, 1) for ids in ([1, 3, 4], [1, 4, 3])],
-                [by_hand(model, ids, 2) for ids in ([1, 3, 5], [1, 4, 5])],
-                [by_hand(model, ids, start) for ids, start in (([1, 3, 4, 5, 6], 3), ([1, 3, 4, 5, 6], 3),
-                                                               ([1, 3, 4, 6], 3), ([1, 3, 4, 5, 6], 2))]]
+    items = [
+        [("", "a b"), ("", "b a")],
+        [("a", " c"), ("b", " c")],
+        [("a b", " c d"), ("a b ", "c d"), ("a b", " d"), ("a", " b c d")],
+    ]
+    expected = [
+        [by_hand(model, ids, 1) for ids in ([1, 3, 4], [1, 4, 3])],
+        [by_hand(model, ids, 2) for ids in ([1, 3, 5], [1, 4, 5])],
+        [
+            by_hand(model, ids, start)
+            for ids, start in (([1, 3, 4, 5, 6], 3), ([1, 3, 4, 5, 6], 3), ([1, 3, 4, 6], 3), ([1, 3, 4, 5, 6], 2))
+        ],
+    ]
     scores = scoring.score_items(model, Words(), items)
     for of_item, values in zip(scores, expected, strict=True):
         assert of_item == pytest.approx(values, abs=1e-5)
@@ -103,6 +110,7 @@ def test_where_tokens_end():
 def test_the_first_scored_token_is_where_offsets_say(workplace):  # noqa: F811
     """As in BabyLM's pipelines: a token is scored if its offsets in transformers' tokenizer end beyond the context."""
     from transformers import AutoTokenizer
+
     export.export_folder("0.pt", "hf")
     hf, tok = AutoTokenizer.from_pretrained("hf"), checkpoint.load("0.pt").tokenizer
     whole = "The naïve  girl\u00a0says: 🙂 42 cups.\n\u3042 ran "
@@ -133,7 +141,7 @@ def test_beyond_the_context():
 def test_nan_and_infinity_name_the_sentence(factor, logit, value):
     """What follows b is broken: only the sentence where something does is named."""
     table = np.zeros((V, V))
-    table[4, 5] = logit                                                 # b -> c
+    table[4, 5] = logit  # b -> c
     model = Table(table)
     hidden = model.hidden
     model.hidden = lambda ids, *rest: hidden(ids) * torch.where(ids == 4, factor, 1.0)[..., None]
@@ -144,7 +152,7 @@ def test_nan_and_infinity_name_the_sentence(factor, logit, value):
 def test_too_long_and_foreign_tokens():
     model = uniform()
     model.cos = torch.zeros(3, 1)
-    assert len(score(model, ["a b c"])) == 1                            # BOS a b are fed in, c is only predicted
+    assert len(score(model, ["a b c"])) == 1  # BOS a b are fed in, c is only predicted
     with pytest.raises(UserError, match="5 tokens, more than the model's context of 3"):
         score(model, ["a b c d"])
     with pytest.raises(UserError, match="not the model's tokenizer"):

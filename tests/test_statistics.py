@@ -1,4 +1,5 @@
 """Intervals, tests and accuracies against values worked out by hand."""
+
 import numpy as np
 import pytest
 

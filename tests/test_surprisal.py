@@ -1,4 +1,5 @@
 """Surprisal of words: by hand, as transformers computes it from an exported model, as minicons does; the command."""
+
 import csv
 import math
 import pathlib
@@ -19,7 +20,7 @@ LINES = ["the boy sees the old dog.", "", "  Two  spaces, and 42 cups ", "\tthe 
 
 
 def test_by_hand():
-    bits = [-by_hand(History(), [1, 3, 4, 5][:n + 1], n) / math.log(2) for n in (1, 2, 3)]
+    bits = [-by_hand(History(), [1, 3, 4, 5][: n + 1], n) / math.log(2) for n in (1, 2, 3)]
     rows = surprisal.word_surprisals(History(), Words(), ["a b c"])
     assert [row[:4] for row in rows] == [[1, 1, "a", 1], [1, 2, "b", 1], [1, 3, "c", 1]]
     assert [row[4] for row in rows] == pytest.approx(bits, abs=1e-5)
@@ -43,6 +44,7 @@ def test_words_of_a_line_add_up_to_its_score(workplace):  # noqa: F811
 def test_transformers_computes_the_same(workplace):  # noqa: F811
     """Log-probabilities of the exported model, summed over the tokens whose offsets end in the word."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
     export.export_folder("0.pt", "hf")
     hf, tok = AutoModelForCausalLM.from_pretrained("hf"), AutoTokenizer.from_pretrained("hf")
     model, ckpt = checkpoint.load_model("0.pt")
@@ -70,7 +72,7 @@ def test_minicons_computes_the_same(workplace):  # noqa: F811
     lines = [line for line in LINES if line]
     theirs = scorer.token_score(lines, surprisal=True, base_two=True)
     for line, tokens in zip(lines, theirs):
-        bits = [value for _, value in tokens][1:]                       # BOS comes first, with a 0
+        bits = [value for _, value in tokens][1:]  # BOS comes first, with a 0
         rows = surprisal.word_surprisals(model, ckpt.tokenizer, [line])
         ends = np.cumsum([row[3] for row in rows])
         assert ends[-1] == len(bits)
@@ -90,14 +92,18 @@ def test_the_command(workplace, capsys):  # noqa: F811
     assert float(out["bits_per_word"]) == pytest.approx(np.mean([float(row["surprisal"]) for row in rows]), abs=1e-5)
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["--surprisal", "text.txt"], ["--surprisal", "--csv"]),
-    (["--surprisal", "text.txt", "--csv", "o.csv", "--json", "r.json"], ["--json"]),
-    (["--surprisal", "no.txt", "--csv", "o.csv"], ["no.txt", "No such file"]),
-    (["--surprisal", "empty.txt", "--csv", "o.csv"], ["empty.txt", "no sentence"]),
-    (["--surprisal", "latin.txt", "--csv", "o.csv"], ["latin.txt", "not UTF-8"]),
-    (["--surprisal", "long.txt", "--csv", "o.csv"], ["more than the model's context of 32", "'the cup the cup"]),
-    (["1.pt", "--surprisal", "text.txt", "--csv", "o.csv"], ["one checkpoint"])])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--surprisal", "text.txt"], ["--surprisal", "--csv"]),
+        (["--surprisal", "text.txt", "--csv", "o.csv", "--json", "r.json"], ["--json"]),
+        (["--surprisal", "no.txt", "--csv", "o.csv"], ["no.txt", "No such file"]),
+        (["--surprisal", "empty.txt", "--csv", "o.csv"], ["empty.txt", "no sentence"]),
+        (["--surprisal", "latin.txt", "--csv", "o.csv"], ["latin.txt", "not UTF-8"]),
+        (["--surprisal", "long.txt", "--csv", "o.csv"], ["more than the model's context of 32", "'the cup the cup"]),
+        (["1.pt", "--surprisal", "text.txt", "--csv", "o.csv"], ["one checkpoint"]),
+    ],
+)
 def test_mistakes(workplace, arguments, words):  # noqa: F811
     pathlib.Path("text.txt").write_text("the boy\n")
     pathlib.Path("empty.txt").write_text("\n \n")
@@ -110,11 +116,13 @@ def test_mistakes(workplace, arguments, words):  # noqa: F811
 
 def test_a_token_that_ends_in_the_next_word():
     """As a tokenizer may have that merges across spaces: the first word has no token of its own, and no bits."""
+
     class Merging(Words):
         byte_lengths = np.array([1, 0, 0, 4, 2, 2, 2, 2, 2, 2, 2])
 
         def encode_batch(self, texts):
-            return [[3, 4] for _ in texts]                              # " a b" in one token, then " c"
+            return [[3, 4] for _ in texts]  # " a b" in one token, then " c"
+
     rows = surprisal.word_surprisals(uniform(), Merging(), ["a b c"])
     assert [row[3] for row in rows] == [0, 1, 1] and rows[0][4] == 0
     assert scoring.token_ends(Merging(), "a b c", [3, 4]).tolist() == [3, 5]

@@ -1,4 +1,5 @@
 """The five commands where things are missing or odd: no POSIX modules, no glibc, another locale, folder names."""
+
 import json
 import os
 import shutil
@@ -29,8 +30,14 @@ sys.path.insert(0, {str(ROOT)!r})
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 TEXT = ["Le café était fermé — naïvement, « nous » attendions.", "猫は魚を食べた。犬は寝ていた。", "Zażółć gęślą jaźń."]
-TINY_TEXT = [*TINY, "data.source=my texts", "data.name=odd", "tokenizer.vocab_size=420", "eval.data=my pairs",
-             "train.max_steps=4"]
+TINY_TEXT = [
+    *TINY,
+    "data.source=my texts",
+    "data.name=odd",
+    "tokenizer.vocab_size=420",
+    "eval.data=my pairs",
+    "train.max_steps=4",
+]
 
 
 def commands():
@@ -62,7 +69,7 @@ def tour(start, env):
     env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
     for script, *args in commands():
         done = subprocess.run([*start, str(ROOT / script), *args], capture_output=True, env=env, timeout=300)
-        output = done.stdout.decode() + done.stderr.decode()            # UTF-8 whatever the locale
+        output = done.stdout.decode() + done.stderr.decode()  # UTF-8 whatever the locale
         assert done.returncode == 0, f"{script}: {output[-3000:]}"
         warned = [line for line in output.splitlines() if "EncodingWarning" in line and "site-packages" not in line]
         assert not warned and "Traceback" not in output, output[-3000:]

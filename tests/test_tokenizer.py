@@ -16,8 +16,12 @@ from conftest import ROOT
 from lab import model_proto
 from lab.files import UserError
 
-LINES = ["The cats chase the mice, and the mice hide.", "A dog  barks at 1024 trees!",
-         "Who do the girls think that the boys saw?", "\tJosé said: \"naïve\" – twice."] * 5
+LINES = [
+    "The cats chase the mice, and the mice hide.",
+    "A dog  barks at 1024 trees!",
+    "Who do the girls think that the boys saw?",
+    '\tJosé said: "naïve" – twice.',
+] * 5
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +33,8 @@ def trained(lines, **options):
     """A SentencePiece model as its own trainer writes it."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_writer=model, minloglevel=2, **options)
+        sentence_iterator=iter(lines), model_writer=model, minloglevel=2, **options
+    )
     return model.getvalue()
 
 
@@ -39,8 +44,32 @@ def other_model(**options):
 
 
 # pieces that stand for something else, where texts break
-odd = st.sampled_from(["▁", " ", "  ", "\t", "\n", "\r\n", "\0", "<s>", "</s>", "<unk>", "<0x0A>", "▁▁", "🙂", "👩‍👩‍👧",
-                       "é", "e\u0301", "\u2028", "\ufeff", "\U0010fffd", "\U0010ffff", "cat", "The"])
+odd = st.sampled_from(
+    [
+        "▁",
+        " ",
+        "  ",
+        "\t",
+        "\n",
+        "\r\n",
+        "\0",
+        "<s>",
+        "</s>",
+        "<unk>",
+        "<0x0A>",
+        "▁▁",
+        "🙂",
+        "👩‍👩‍👧",
+        "é",
+        "e\u0301",
+        "\u2028",
+        "\ufeff",
+        "\U0010fffd",
+        "\U0010ffff",
+        "cat",
+        "The",
+    ]
+)
 anything = st.lists(odd | st.text(max_size=5), max_size=12).map("".join)
 
 
@@ -68,8 +97,13 @@ OTHERS = {
     "past spaces": {"vocab_size": 120, "split_by_whitespace": False, "model_type": "bpe"},
     "with normalisation": {"vocab_size": 120, "model_type": "bpe"},
     "unigram": {"vocab_size": 100},
-    "without prefix": {"vocab_size": 120, "model_type": "bpe", "add_dummy_prefix": False,
-                       "normalization_rule_name": "identity", "remove_extra_whitespaces": False},
+    "without prefix": {
+        "vocab_size": 120,
+        "model_type": "bpe",
+        "add_dummy_prefix": False,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+    },
 }
 
 
@@ -93,9 +127,11 @@ def test_a_corpus_is_encoded_like_its_texts(corpus_encoder, texts):
 
 def test_bpe_dropout(tok):
     """Without dropout it is BPE, word for word; with it, all the text in more pieces, the same for the same seed."""
+
     def tokens(dropout, seed=0):
         cut = tokenizer.BpeDropout(tok, random.Random(seed), dropout)
         return [np.frombuffer(cut(word), "<u2").tolist() for word in words]
+
     words = [word for text in [*LINES, "🙂 Zürich  ab", "  aaaaaa"] for word in tokenizer.split_words(text)]
     assert tokens(0.0) == tok.encode_batch(words)
     some, every = tokens(0.3), tokens(1.0)
@@ -143,10 +179,21 @@ def test_half_a_character_decodes(tok):
 
 
 OURS = {
-    "model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity", "add_dummy_prefix": True,
-    "remove_extra_whitespaces": False, "allow_whitespace_only_pieces": True, "split_digits": True,
-    "character_coverage": 0.9999, "unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1,
-    "max_sentence_length": tokenizer.LONGEST_LINE * 4, "num_threads": 1, "vocab_size": 300,
+    "model_type": "bpe",
+    "byte_fallback": True,
+    "normalization_rule_name": "identity",
+    "add_dummy_prefix": True,
+    "remove_extra_whitespaces": False,
+    "allow_whitespace_only_pieces": True,
+    "split_digits": True,
+    "character_coverage": 0.9999,
+    "unk_id": 0,
+    "bos_id": 1,
+    "eos_id": 2,
+    "pad_id": -1,
+    "max_sentence_length": tokenizer.LONGEST_LINE * 4,
+    "num_threads": 1,
+    "vocab_size": 300,
 }
 
 
@@ -166,8 +213,13 @@ def test_counts_of_words_teach_what_the_lines_teach(odd):
 def test_same_text_same_bytes(tok):
     assert tokenizer.train(LINES, 420).model_bytes == tok.model_bytes
     code = f"import tokenizer; print(tokenizer.train({LINES!r}, 420).sha256)"
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
-                           env={**os.environ, "PYTHONHASHSEED": "7"})
+    other = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+    )
     assert other.stdout.strip() == tok.sha256
     assert tokenizer.train(LINES + ["another line"], 420).sha256 != tok.sha256
 
@@ -201,6 +253,7 @@ def test_ctrl_c_between_two_lines_stays_ctrl_c():
     def lines():
         yield "a line"
         raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
         tokenizer.train(lines(), 300)
 
@@ -227,9 +280,10 @@ def test_models_that_cannot_serve_are_refused():
 
 
 def test_more_pieces_than_16_bits_are_refused(tok):
-    def piece(n):                               # in field 1: field 1, its text, and field 2, its score
+    def piece(n):  # in field 1: field 1, its text, and field 2, its score
         text = model_proto.short_message(1, b"x%06d" % n)
         return model_proto.short_message(1, text + b"\x15" + struct.pack("<f", -n))
+
     model = tok.model_bytes + b"".join(map(piece, range(420, 65536)))
     assert tokenizer.Tokenizer(model).vocab_size == 65536
     with pytest.raises(UserError, match="65537"):

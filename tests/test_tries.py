@@ -1,4 +1,5 @@
 """The fast scores are the plain ones: any sequences, every kind of model, any layout, order and threads."""
+
 import math
 import random
 import types
@@ -73,7 +74,7 @@ def test_work_is_shared_and_hardly_padded():
     assert len(different) <= written < 1.1 * len(different) < 0.7 * sum(map(len, sequences))
     cells = sum(batch.ids.size for batch in tries.batches(sequences, [1] * len(sequences), 4096))
     assert written <= cells < 1.01 * written
-    for row in rows[:20]:       # a real tree: every token's parent is the last one before it that is one less deep
+    for row in rows[:20]:  # a real tree: every token's parent is the last one before it that is one less deep
         assert row.depth[0] == 0
         for place in range(1, len(row.tokens)):
             parent = max(p for p in range(place) if row.depth[p] == row.depth[place] - 1)
@@ -88,9 +89,9 @@ def float64_llama(model, ids):
     def norm(x, weight):
         return x / np.sqrt((x * x).mean(-1, keepdims=True) + config.rms_norm_eps) * weight
 
-    def rotate(x):                                                      # (T, heads, hs)
+    def rotate(x):  # (T, heads, hs)
         angle = np.outer(np.arange(T), config.rope_theta ** (-np.arange(0, hs, 2) / hs))[:, None]
-        a, b = x[..., :hs // 2], x[..., hs // 2:]
+        a, b = x[..., : hs // 2], x[..., hs // 2 :]
         return np.concatenate((a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)), -1)
 
     x = w["embed_tokens.weight"][ids[:-1]]
@@ -120,6 +121,7 @@ def test_batches_order_and_threads_change_nothing():
 
     def score(texts, **how):
         return scoring.score_sentences(model, Words(), texts, **how)
+
     base = score(texts)
     others = [score(texts, batch_tokens=n) for n in (1, 130, 5000)]
     shuffled = random.Random(5).sample(range(len(texts)), len(texts))
@@ -149,7 +151,7 @@ def test_onednn_is_only_a_faster_way(monkeypatch):
         assert torch.allclose(F.linear(x, w, b), x @ w.T + b, atol=1e-5)
         assert torch.allclose(F.linear(x, w), x @ w.T, atol=1e-5)
         assert torch.allclose(F.linear(x.double(), w.double(), b.double()), x.double() @ w.T.double() + b)
-    monkeypatch.setattr(torch.ops, "mkldnn", types.SimpleNamespace())   # a PyTorch built without it
+    monkeypatch.setattr(torch.ops, "mkldnn", types.SimpleNamespace())  # a PyTorch built without it
     with tries.OneDNN():
         assert torch.allclose(F.linear(x, w, b), x @ w.T + b, atol=1e-5)
 
@@ -167,8 +169,8 @@ def test_the_model_is_left_as_it_was():
     try:
         first = scoring.score_sentences(model, Words(), ["a b c", "a c"])
         assert model.training and torch.get_float32_matmul_precision() == "high"
-        assert (first == scoring.score_sentences(model, Words(), ["a b c", "a c"])).all()      # dropout was off
-        model(torch.tensor([[1, 3]]), torch.tensor([[3, 4]])).backward()                       # and it trains on
+        assert (first == scoring.score_sentences(model, Words(), ["a b c", "a c"])).all()  # dropout was off
+        model(torch.tensor([[1, 3]]), torch.tensor([[3, 4]])).backward()  # and it trains on
     finally:
         torch.set_float32_matmul_precision("highest")
 
@@ -184,6 +186,7 @@ def test_a_score_that_is_not_finite_ends_the_work():
         def hidden(self, ids, positions=None, mask=None):
             Counting.calls += 1
             return torch.full((*ids.shape, V), math.nan)
+
     sequences = [(1, 3 + i % 8, 3 + i // 8) for i in range(64)]
     scores = tries.log_likelihoods(Counting(), sequences, [1] * 64, batch_tokens=1)
     assert Counting.calls == 1 and np.isnan(scores).any()

@@ -7,6 +7,7 @@ Every variant sees the same windows in the same order for 250 steps of 32 x 256 
 results/ablation.csv is not trained again. Tokens per second are measured apart, one step of each variant in turn, so
 that a busy machine is busy for all. Writes results/ablation.csv, results/ablation.md and assets/ablation.png.
 """
+
 import argparse
 import io
 import os
@@ -25,12 +26,22 @@ from model import Model
 
 PLAIN = ["model.embedding=full", "model.attention=mha", "model.mlp=full", "model.layer_sharing=none"]
 BUDGET = [
-    "train.batch_size=32", "train.gradient_accumulation_steps=1", "train.max_steps=250", "train.learning_rate=2e-3",
-    "train.min_learning_rate=2e-4", "train.warmup=0.05", "train.decay_steps=null", "train.eval_every=125",
-    "train.save_every=50", "train.sample_tokens=0",
+    "train.batch_size=32",
+    "train.gradient_accumulation_steps=1",
+    "train.max_steps=250",
+    "train.learning_rate=2e-3",
+    "train.min_learning_rate=2e-4",
+    "train.warmup=0.05",
+    "train.decay_steps=null",
+    "train.eval_every=125",
+    "train.save_every=50",
+    "train.sample_tokens=0",
 ]
 RRHP, PWA, SPMLP, SHARING = SLLAMA = [
-    "model.embedding=repeat", "model.attention=pwa", "model.mlp=shared_projection", "model.layer_sharing=share",
+    "model.embedding=repeat",
+    "model.attention=pwa",
+    "model.mlp=shared_projection",
+    "model.layer_sharing=share",
 ]
 VARIANTS = {
     "LLaMA": [],
@@ -69,7 +80,9 @@ def speeds(rounds=5):
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
+
         return step
+
     seconds = in_turns({name: stepper(settings) for name, settings in VARIANTS.items()}, rounds)
     return {name: 8 * 256 / statistics.median(times) for name, times in seconds.items()}
 
@@ -113,8 +126,17 @@ def figure(rows):
             if mine := finished(rows, name):
                 values = [scale * float(row[column]) for row in mine]
                 millions = int(mine[0]["parameters"]) / 1e6
-                axes.errorbar(millions, statistics.mean(values), deviation(values), label=name,
-                              fmt="osD^vPX"[i % 7], color=f"C{i % 10}", capsize=3, ms=7, alpha=0.8)
+                axes.errorbar(
+                    millions,
+                    statistics.mean(values),
+                    deviation(values),
+                    label=name,
+                    fmt="osD^vPX"[i % 7],
+                    color=f"C{i % 10}",
+                    capsize=3,
+                    ms=7,
+                    alpha=0.8,
+                )
         axes.set(xlabel="parameters, millions", ylabel=label)
         axes.grid(alpha=0.3)
     picture.legend(*right.get_legend_handles_labels(), loc="outside right center", fontsize=8)

@@ -5,6 +5,7 @@
 From results/final.csv (ours) and results/published.csv (what others report); writes assets/parameters.png and
 assets/minutes.png.
 """
+
 import argparse
 import csv
 import io
@@ -71,8 +72,11 @@ def main(argv=None):
     with open(os.path.join("results", "published.csv"), newline="", encoding="utf-8") as f:
         published = [(int(row["parameters"]), float(row["blimp"]), row["model"]) for row in csv.DictReader(f)]
     models = ours()
-    same_text = [(parameters, accuracies, name, TEXTS[text])
-                 for name, text, parameters, _, accuracies in models if text == "10 M words"]
+    same_text = [
+        (parameters, accuracies, name, TEXTS[text])
+        for name, text, parameters, _, accuracies in models
+        if text == "10 M words"
+    ]
     draw(os.path.join("assets", "parameters.png"), "parameters", same_text, published)
     by_cost = [(minutes, accuracies, f"{name} ({text})", TEXTS[text]) for name, text, _, minutes, accuracies in models]
     draw(os.path.join("assets", "minutes.png"), "minutes of one core", by_cost)

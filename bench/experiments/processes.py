@@ -8,6 +8,7 @@ torch.compile, and prints the largest difference of the training and validation 
 place. SLlama's own learning rate is used for the second: at the preset's 2e-3, PWA leaves its plateau at step 60 so
 suddenly that rounding is multiplied by a thousand there, with one process as with two.
 """
+
 import argparse
 import csv
 import os
@@ -22,9 +23,16 @@ from lab.files import UserError
 SETTINGS = {
     "plain": [],
     "everything": [
-        "train.gradient_accumulation_steps=2", "train.batch_size=16", "train.gradient_checkpointing=true",
-        "train.mntp=0.25", "train.compile=true", "train.learning_rate=4e-4", "model.layer_sharing=share",
-        "model.attention=pwa", "model.mlp=shared_projection", "model.embedding=repeat",
+        "train.gradient_accumulation_steps=2",
+        "train.batch_size=16",
+        "train.gradient_checkpointing=true",
+        "train.mntp=0.25",
+        "train.compile=true",
+        "train.learning_rate=4e-4",
+        "model.layer_sharing=share",
+        "model.attention=pwa",
+        "model.mlp=shared_projection",
+        "model.embedding=repeat",
     ],
 }
 
@@ -56,9 +64,12 @@ def main(argv=None):
             one = losses(one_process, settings, os.path.join(folder, "one"))
             many = losses([*torchrun, one_process[1]], settings, os.path.join(folder, "many"))
         gaps = [abs(a - b) for a, b in zip(one, many, strict=True)]
-        print(f"{name}: {args.steps} steps, {len(one)} losses from {one[0]:.4f} to {one[-1]:.4f}, "
-              f"1 against {args.processes} processes: largest difference {max(gaps):.1e}, "
-              f"of the first half {max(gaps[:len(gaps) // 2]):.1e}", flush=True)
+        print(
+            f"{name}: {args.steps} steps, {len(one)} losses from {one[0]:.4f} to {one[-1]:.4f}, "
+            f"1 against {args.processes} processes: largest difference {max(gaps):.1e}, "
+            f"of the first half {max(gaps[: len(gaps) // 2]):.1e}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

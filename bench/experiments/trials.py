@@ -7,6 +7,7 @@ command line go with every trial. Recipes are chosen with `split: dev`, which re
 only; the others are scored with `split: all`. A trial that has a row is not run again, and an interrupted one goes on
 from its last.pt, so the same command continues the list.
 """
+
 import argparse
 import csv
 import io
@@ -27,9 +28,31 @@ from lab.files import UserError, atomic_write
 from model import parameter_counts
 
 COLUMNS = [
-    "name", "seed", "preset", "settings", "parameters", "words", "epochs", "tokens", "steps", "minutes",
-    "tokens_per_second", "peak_memory_mb", "device", "val_loss", "bits_per_byte", "split", "pairs", "ties", "accuracy",
-    "accuracy_dev", "accuracy_test", "phenomena", "corpus", "commit", "failed",
+    "name",
+    "seed",
+    "preset",
+    "settings",
+    "parameters",
+    "words",
+    "epochs",
+    "tokens",
+    "steps",
+    "minutes",
+    "tokens_per_second",
+    "peak_memory_mb",
+    "device",
+    "val_loss",
+    "bits_per_byte",
+    "split",
+    "pairs",
+    "ties",
+    "accuracy",
+    "accuracy_dev",
+    "accuracy_test",
+    "phenomena",
+    "corpus",
+    "commit",
+    "failed",
 ]
 
 
@@ -43,7 +66,7 @@ def command(name, *args):
     for line in process.stdout:
         sys.stdout.write(line)
         lines.append(line)
-    if process.wait() in (130, 143):                                    # asked to end: the row is not finished
+    if process.wait() in (130, 143):  # asked to end: the row is not finished
         raise KeyboardInterrupt
     if process.returncode:
         raise UserError(f"{name} failed: {' '.join(''.join(lines[-2:]).split())[-300:]}")
@@ -61,7 +84,7 @@ def train(out, settings):
         "words": block["words"],
         "tokens": block["tokens"],
         "steps": steps,
-        "epochs": round(made["epochs"] * steps / max(1, made["steps"]), 2),     # `made` is of the best step
+        "epochs": round(made["epochs"] * steps / max(1, made["steps"]), 2),  # `made` is of the best step
         "minutes": round(float(block["seconds"]) / 60, 2),
         "tokens_per_second": block["tokens_per_second"],
         "peak_memory_mb": block["peak_memory_mb"],
@@ -133,7 +156,7 @@ def run_list(entries, path, overrides, args):
             continue
         print(f"\n=== {entry['name']}, seed {seed}", flush=True)
         row = trial(entry, seed, overrides, args.blimp, args.keep)
-        write(path, [*read(path), row])                                 # read again: others may have written meanwhile
+        write(path, [*read(path), row])  # read again: others may have written meanwhile
 
 
 def arguments(parser):

@@ -4,6 +4,7 @@
 
 The numbers under the panels are model.py's own, at the released sizes.
 """
+
 import argparse
 import itertools
 import os
@@ -29,8 +30,17 @@ def box(axes, x, y, width, height, color, text="", **style):
 
 
 def arrow(axes, start, end, curve=0.0):
-    axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=11, color="#444444",
-                                   connectionstyle=f"arc3,rad={curve}", linewidth=1.1))
+    axes.add_patch(
+        FancyArrowPatch(
+            start,
+            end,
+            arrowstyle="-|>",
+            mutation_scale=11,
+            color="#444444",
+            connectionstyle=f"arc3,rad={curve}",
+            linewidth=1.1,
+        )
+    )
 
 
 def note(axes, x, y, text, **style):
@@ -58,10 +68,10 @@ def picks(axes):
     for row in range(6):
         box(axes, 0.3, 4.5 - 0.5 * row, 2.2, 0.5, SIX[row], str(row))
     note(axes, 1.4, 1.55, "six rows of 64")
-    order = list(itertools.chain.from_iterable(itertools.permutations(range(6), 4)))    # as model.PermutatedWeights
+    order = list(itertools.chain.from_iterable(itertools.permutations(range(6), 4)))  # as model.PermutatedWeights
     for column, name in enumerate("qkv"):
         x = 4.2 + 1.95 * column
-        for n, row in enumerate(order[64 * column:64 * column + 12]):
+        for n, row in enumerate(order[64 * column : 64 * column + 12]):
             box(axes, x, 4.67 - 0.33 * n, 1.5, 0.33, SIX[row], str(row))
         note(axes, x + 0.75, 0.75, "⋮", fontsize=12)
         note(axes, x + 0.75, 5.4, f"$W_{name}$")

@@ -5,6 +5,7 @@
 With SLlama's tokenizer (Llama 2's, 32,000 pieces) and the 59,875 pairs of the BabyLM challenge's filter, ties counted
 as correct give 0.9194.
 """
+
 import argparse
 
 import torch
@@ -24,7 +25,7 @@ def main():
     tok = tokenizer.load(args.tokenizer)
     shape = dict(hidden_size=2, num_hidden_layers=1, num_attention_heads=1, intermediate_size=1)
     model = Model(ModelConfig(vocab_size=tok.vocab_size, **shape)).eval()
-    torch.nn.init.zeros_(model.lm_head.weight)                          # every logit is 0
+    torch.nn.init.zeros_(model.lm_head.weight)  # every logit is 0
     result = eval_blimp.evaluate(model, tok, blimp_pairs.read_pairs(args.data)[0])[0]
     for key in ("accuracy", "accuracy_ties_half", "accuracy_ties_correct", "pairs", "ties"):
         print(f"{key}: {result[key]}")

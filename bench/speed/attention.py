@@ -4,6 +4,7 @@
 
 Forward and backward of one layer, in turns; ratio of the times, min / median / max over the rounds.
 """
+
 import torch
 import torch.nn.functional as F
 
@@ -11,7 +12,7 @@ from bench.common import in_turns, spread
 from lab.devices import keep_freed_memory
 from model import attention
 
-SHAPES = {                                                              # windows, heads, tokens, head size
+SHAPES = {  # windows, heads, tokens, head size
     "sllama": (32, 4, 256, 16),
     "llama-26m": (16, 6, 512, 64),
     "llama-66m": (8, 8, 512, 64),
@@ -22,10 +23,13 @@ def ratios(B, nh, T, hs, rounds=9):
     """Seconds of the fused kernel over ours, one number a round."""
     q, k, v = (torch.randn(B, T, nh, hs, dtype=torch.bfloat16).transpose(1, 2).requires_grad_() for _ in range(3))
     grad = torch.randn(B, nh, T, hs, dtype=torch.bfloat16)
-    seconds = in_turns({
-        "ours": lambda: attention(q, k, v, None, None).backward(grad),
-        "fused": lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True).backward(grad),
-    }, rounds)
+    seconds = in_turns(
+        {
+            "ours": lambda: attention(q, k, v, None, None).backward(grad),
+            "fused": lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True).backward(grad),
+        },
+        rounds,
+    )
     return [fused / ours for fused, ours in zip(seconds["fused"], seconds["ours"])]
 
 

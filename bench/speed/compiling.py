@@ -7,6 +7,7 @@ keeps what it compiled in a folder: `first` finds it empty, `again` finds there 
 reckoned: what it takes until the end of the first step, and the other steps at the speed of these. Validation and
 files are not in it.
 """
+
 import argparse
 import os
 import tempfile
@@ -33,8 +34,14 @@ def measure(preset, threads, steps, overrides):
     with tempfile.TemporaryDirectory() as cache:
         environment = {**ENVIRONMENT, "TORCHINDUCTOR_CACHE_DIR": cache, "OMP_NUM_THREADS": str(threads)}
         for way, compiled in WAYS.items():
-            arguments = ["--preset", preset, *overrides, f"train.compile={compiled}", "train.eval_windows=1",
-                         "train.sample_tokens=0"]
+            arguments = [
+                "--preset",
+                preset,
+                *overrides,
+                f"train.compile={compiled}",
+                "train.eval_windows=1",
+                "train.sample_tokens=0",
+            ]
             points, block = startup.measure(arguments, steps, environment)
             first = sum(seconds for point, (seconds, _) in points.items() if point != "second step")
             speed = float(block["tokens_per_second"])
@@ -56,8 +63,16 @@ def main(argv=None):
         for threads in args.threads:
             for way, (first, speed, minutes) in measure(preset, threads, args.steps, overrides).items():
                 print(f"{preset:<16}{threads:>8}  {way:<14}{first:>14.1f}{speed:>10,.0f}{minutes:>16.1f}", flush=True)
-                rows.append({"preset": preset, "threads": threads, "way": way, "first_step_seconds": first,
-                             "tokens_per_second": speed, "minutes": minutes})
+                rows.append(
+                    {
+                        "preset": preset,
+                        "threads": threads,
+                        "way": way,
+                        "first_step_seconds": first,
+                        "tokens_per_second": speed,
+                        "minutes": minutes,
+                    }
+                )
     if args.json:
         write_json(args.json, rows)
 

@@ -8,6 +8,7 @@
 one after the other, each in a process of its own: wall time, processor time and peak memory are the process's, start-up
 included. All run in float32 on the CPU with the same number of threads.
 """
+
 import argparse
 import json
 import os
@@ -94,19 +95,37 @@ def contestants(args, checkpoint, uids, tmp):
     ours = [*script("eval_blimp.py", checkpoint), "--data", f"{tmp}/blimp", "--device", "cpu", "--allow-incomplete"]
     found = []
     if args.babylm:
-        theirs = [args.python, "-m", "evaluation_pipeline.sentence_zero_shot.run", "--backend", "causal",
-                  "--task", "blimp", "--save_predictions", "--model_path_or_name", f"{tmp}/model",
-                  "--data_path", f"{tmp}/blimp", "--output_dir", f"{tmp}/results"]
+        theirs = [
+            args.python,
+            "-m",
+            "evaluation_pipeline.sentence_zero_shot.run",
+            "--backend",
+            "causal",
+            "--task",
+            "blimp",
+            "--save_predictions",
+            "--model_path_or_name",
+            f"{tmp}/model",
+            "--data_path",
+            f"{tmp}/blimp",
+            "--output_dir",
+            f"{tmp}/results",
+        ]
         predictions = f"{tmp}/results/model/main/zero_shot/causal/blimp/blimp/predictions.json"
         mine = f"{tmp}/ours-babylm.json"
         command = [*ours, "--compat", "babylm-2025", "--predictions", mine]
-        found.append((("ours, --compat babylm-2025", command, None, mine),
-                      ("BabyLM 2025", theirs, args.babylm, predictions)))
+        found.append(
+            (("ours, --compat babylm-2025", command, None, mine), ("BabyLM 2025", theirs, args.babylm, predictions))
+        )
     if args.lm_eval:
         predictions, mine = f"{tmp}/lm.json", f"{tmp}/ours-lm.json"
         theirs = [args.python, "-c", LM_EVAL, f"{tmp}/model", f"{tmp}/blimp", predictions, *uids]
-        found.append((("ours, --compat lm-eval", [*ours, "--compat", "lm-eval", "--predictions", mine], None, mine),
-                      ("lm-eval", theirs, None, predictions)))
+        found.append(
+            (
+                ("ours, --compat lm-eval", [*ours, "--compat", "lm-eval", "--predictions", mine], None, mine),
+                ("lm-eval", theirs, None, predictions),
+            )
+        )
     if not found:
         raise UserError("nothing to compare with: give --babylm DIR or --lm-eval")
     return found
@@ -146,8 +165,10 @@ def main(argv=None):
             print(f"{key}_differ: {' '.join(differ[:20]) or 'none'}")
             for column, what in enumerate(("wall_time", "processor_time", "peak_memory")):
                 ratios = [their[column] / our[column] for our, their in zip(used[mine], used[theirs])]
-                print(f"{key}_{what}_ratio: {statistics.median(ratios):.2f} "
-                      f"({min(ratios):.2f} to {max(ratios):.2f}, {len(ratios)} rounds)")
+                print(
+                    f"{key}_{what}_ratio: {statistics.median(ratios):.2f} "
+                    f"({min(ratios):.2f} to {max(ratios):.2f}, {len(ratios)} rounds)"
+                )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ A real step of train.py runs on tensors that have shapes and no numbers (tests/f
 call that computes something on the device. So it is an upper bound: attention and RMSNorm, counted here in their
 pieces, are one kernel each where PyTorch has CUDA, and torch.compile joins others.
 """
+
 import argparse
 import collections
 import functools
@@ -39,10 +40,11 @@ def count(config, dtype, device):
         loss.backward()
     model.zero_grad()
     batches = [(ids, ids, None)] * s.gradient_accumulation_steps
-    for part in ("first step", "step"):                                 # the first makes the optimisers' states
+    for part in ("first step", "step"):  # the first makes the optimisers' states
         with parts[part]:
-            train.train_step(model, model.hidden, batches, optimizers, scaler, autocast, 1.0, s.grad_clip,
-                             Distributed())
+            train.train_step(
+                model, model.hidden, batches, optimizers, scaler, autocast, 1.0, s.grad_clip, Distributed()
+            )
     return parts
 
 
@@ -55,9 +57,11 @@ def report(presets, overrides, dtype, names):
             forward, loss, backward, step = (kernels[part] for part in ("forward", "loss", "backward", "step"))
             micro_batch = forward + loss + backward
             optimizer = step - micro_batch * config.train.gradient_accumulation_steps
-            print(f"{preset}: {dtype}: forward {forward}, loss {loss}, backward {backward}: {micro_batch} kernels a "
-                  f"micro-batch; optimiser {optimizer}; {step} kernels and {parts['step'].syncs.total()} syncs a step",
-                  flush=True)
+            print(
+                f"{preset}: {dtype}: forward {forward}, loss {loss}, backward {backward}: {micro_batch} kernels a "
+                f"micro-batch; optimiser {optimizer}; {step} kernels and {parts['step'].syncs.total()} syncs a step",
+                flush=True,
+            )
             for part, watch in parts.items() if names else ():
                 print(f"  {part}: {', '.join(f'{name} {n}' for name, n in watch.kernels.most_common())}")
 

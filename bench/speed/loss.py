@@ -5,6 +5,7 @@
 Forward and backward of the head alone at each preset's size, in turns; time over ours as min / median / max, and how
 far the gradient is from float64's.
 """
+
 import argparse
 import statistics
 
@@ -15,7 +16,7 @@ from bench.common import in_turns, spread
 from lab.devices import keep_freed_memory
 from model import LinearCrossEntropy
 
-SHAPES = {                                                              # tokens, hidden size, pieces
+SHAPES = {  # tokens, hidden size, pieces
     "sllama": (8192, 64, 32000),
     "llama-26m": (4096, 384, 16000),
     "llama-66m": (4096, 512, 32000),
@@ -24,6 +25,7 @@ SHAPES = {                                                              # tokens
 
 def losses(dtype):
     """{name: loss(x, w, targets)}"""
+
     def ours(x, w, t):
         return LinearCrossEntropy.apply(x, w, t, 0.0, dtype, True)
 
@@ -32,8 +34,9 @@ def losses(dtype):
 
     def pytorch_chunked(x, w, t):
         return F.linear_cross_entropy(x.to(dtype), w.to(dtype), t, options=torch.nn.LinearCrossEntropyOptions())
+
     found = {"ours": ours, "plain logits": plain_logits}
-    if hasattr(F, "linear_cross_entropy"):                              # from torch 2.13 on
+    if hasattr(F, "linear_cross_entropy"):  # from torch 2.13 on
         found["F.linear_cross_entropy"] = pytorch_chunked
     return found
 
@@ -43,7 +46,7 @@ def gradient_error(loss, x, w, t, tokens=256):
     exact = x.detach()[:tokens].double().requires_grad_()
     F.cross_entropy(exact @ w.detach().double().T, t[:tokens]).backward()
     loss(x, w, t).backward()
-    ours = x.grad[:tokens].double() * len(x) / tokens                   # the loss is a mean over all tokens
+    ours = x.grad[:tokens].double() * len(x) / tokens  # the loss is a mean over all tokens
     x.grad = w.grad = None
     return ((ours - exact.grad).norm() / exact.grad.norm()).item()
 
@@ -65,14 +68,18 @@ def main(argv=None):
         def step(loss, x=x, w=w, t=t):
             loss(x, w, t).backward()
             x.grad = w.grad = None
+
         ways = {way: (lambda loss=loss: step(loss)) for way, loss in losses(getattr(torch, args.dtype)).items()}
         for way, loss in losses(getattr(torch, args.dtype)).items():
             print(f"{name}: {way}: relative error of the gradient {gradient_error(loss, x, w, t):.1e}")
         seconds = in_turns(ways, args.rounds)
         for way, times in seconds.items():
             ratios = [theirs / ours for theirs, ours in zip(times, seconds["ours"])]
-            print(f"{name}: {N} x {h} x {V}, {args.dtype}, {args.threads} threads: {way}: "
-                  f"{statistics.median(times):.3f} s, over ours {spread(ratios)}", flush=True)
+            print(
+                f"{name}: {N} x {h} x {V}, {args.dtype}, {args.threads} threads: {way}: "
+                f"{statistics.median(times):.3f} s, over ours {spread(ratios)}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ needed. On a CPU the figure is the most memory the process ever held (Python and
 GPU what PyTorch had allocated. A cell of all logits (F.cross_entropy) that does not fit into what the machine has free
 is left out: it may take other programs down with it.
 """
+
 import argparse
 import csv
 import itertools
@@ -29,8 +30,14 @@ from lab import settings as configuration
 from lab.data import TokenDataset
 from model import Model
 
-STEPS = ["train.max_steps=2", "train.epochs=null", "train.gradient_accumulation_steps=2", "train.eval_windows=1",
-         "train.sample_tokens=0", "train.warmup=0"]
+STEPS = [
+    "train.max_steps=2",
+    "train.epochs=null",
+    "train.gradient_accumulation_steps=2",
+    "train.eval_windows=1",
+    "train.sample_tokens=0",
+    "train.warmup=0",
+]
 
 
 def random_data(config):
@@ -41,8 +48,15 @@ def random_data(config):
         windows = TokenDataset(f.name, T, vocab, s.seed)
     n = len(windows.tokens)
     counts = {"tokens": n, "words": n, "bytes": n, "lines": 1, "sha256": ""}
-    meta = {"corpus": "random tokens", "name": "random", "vocab_size": vocab, "tokens_per_word": 1.0,
-            "train": counts, "val": counts, "pairs": None}
+    meta = {
+        "corpus": "random tokens",
+        "name": "random",
+        "vocab_size": vocab,
+        "tokens_per_word": 1.0,
+        "train": counts,
+        "val": counts,
+        "pairs": None,
+    }
     tokenizer = types.SimpleNamespace(model_bytes=b"none", bos_id=1, sha256="", vocab_size=vocab)
     return windows, windows, meta, tokenizer
 
@@ -103,8 +117,13 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--presets", nargs="+", default=["llama-66m", "llama-26m", "sllama"])
     parser.add_argument("--batch", type=int, help="windows per pass (default: the preset's)")
-    parser.add_argument("--set", nargs="+", default=[], metavar="section.key=value",
-                        help="settings of every cell, e.g. train.device=cuda")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="section.key=value",
+        help="settings of every cell, e.g. train.device=cuda",
+    )
     parser.add_argument("--json", help="also write the figures here")
     args = parser.parse_args(argv)
     given = args.set if args.batch is None else [f"train.batch_size={args.batch}", *args.set]

@@ -16,6 +16,7 @@ the three is what it is `bound by`.
 MFU (Chowdhery et al. 2022) is the FLOPs of the products over time and peak. We count the causal half of attention only,
 and nothing recomputed.
 """
+
 import argparse
 import dataclasses
 import platform
@@ -31,7 +32,7 @@ from lab import commands, devices
 from lab import settings as configuration
 from model import Model, parameter_counts, sharing
 
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}               # FLOP/s in bfloat16, dense, of the data sheets
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # FLOP/s in bfloat16, dense, of the data sheets
 PARTS = ["embedding", "attention matrices", "attention", "MLP", "norms, rope", "head, loss", "optimiser"]
 
 
@@ -47,27 +48,27 @@ def work(c, tokens, itemsize=2, passes=1):
     gradient written once, in float32. itemsize: bytes of an activation; passes: forward and backward passes per step.
     """
     h, f, V, T = c.hidden_size, c.intermediate_size, c.vocab_size, c.max_position_embeddings
-    e = h if c.embedding == "full" else h // c.embedding_factor         # width of the embedding's rows
+    e = h if c.embedding == "full" else h // c.embedding_factor  # width of the embedding's rows
     kv = (c.num_key_value_heads or c.num_attention_heads) * (h // c.num_attention_heads)
-    runs = len(sharing(c)[2])                                           # layers that are run, shared or not
-    seen = (T + 1) / 2                                                  # tokens that a token attends to, on average
+    runs = len(sharing(c)[2])  # layers that are run, shared or not
+    seen = (T + 1) / 2  # tokens that a token attends to, on average
     counts = parameter_counts(c)
     P = sum(counts.values())
-    held = {part: 12 * n / tokens for part, n in counts.items()}        # bytes of weights and their gradients
+    held = {part: 12 * n / tokens for part, n in counts.items()}  # bytes of weights and their gradients
 
     widen = {"linear": e * h, "attention": 2 * e * e + e * h + (e + h) * seen}.get(c.embedding, 0)
-    project = {                                                         # multiplications, the output matrix's included
+    project = {  # multiplications, the output matrix's included
         "mha": 2 * h * h + 2 * h * kv,
         "skqa": 3 * h * h,
         "pwa": h * (h + 2 * kv),
         "rra": (2 * h * h + 2 * h * kv) / 4,
     }[c.attention]
-    output = 0 if c.attention == "pwa" else 5 * h                       # numbers: in, out; in, gradients of both
+    output = 0 if c.attention == "pwa" else 5 * h  # numbers: in, out; in, gradients of both
     normed = (2 * runs + 1) * h + c.qk_norm * runs * (h + kv)
     return {
         "embedding": (
             6 * widen,
-            4 * 2 * (e + h) + held["embedding"] / 3,                    # rows, not the whole table, are read
+            4 * 2 * (e + h) + held["embedding"] / 3,  # rows, not the whole table, are read
             2 * (seen + h) if c.embedding == "attention" else 0,
         ),
         "attention matrices": (
@@ -85,13 +86,9 @@ def work(c, tokens, itemsize=2, passes=1):
             runs * itemsize * (5 * h + 4 * f) + held["mlp"],
             2 * runs * f * (c.hidden_act == "silu"),
         ),
-        "norms, rope": (
-            12 * normed + 6 * runs * (h + kv),
-            4 * (5 * normed + 4 * runs * (h + kv)),
-            0,
-        ),
+        "norms, rope": (12 * normed + 6 * runs * (h + kv), 4 * (5 * normed + 4 * runs * (h + kv)), 0),
         "head, loss": (6 * h * V, 4 * 2 * h + held["head"], V),
-        "optimiser": (15 * P / tokens / passes, 40 * P / tokens / passes, 0),   # clipping: 3 and 12, AdamW: 12 and 28
+        "optimiser": (15 * P / tokens / passes, 40 * P / tokens / passes, 0),  # clipping: 3 and 12, AdamW: 12 and 28
     }
 
 
@@ -113,7 +110,7 @@ def clock(device):
     return time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
 
 
-LEAST = 0.3                                                             # seconds to measure a function for
+LEAST = 0.3  # seconds to measure a function for
 
 
 def seconds(function, device):
@@ -123,7 +120,8 @@ def seconds(function, device):
     def synchronize():
         if device.type == "cuda":
             torch.cuda.synchronize()
-    for _ in range(2):                                                  # the first calls choose kernels and find memory
+
+    for _ in range(2):  # the first calls choose kernels and find memory
         function()
     times = []
     while len(times) < 5 or sum(times) * calls < LEAST:
@@ -139,8 +137,8 @@ def seconds(function, device):
 def ceilings(device, dtype, h, vocab, small=False):
     """{name: (rate per second, unit)}: products of a large square and of the head, float32 and dtype; memory; exp."""
     size, chunk = (8192, 8192) if device.type == "cuda" else (2048, 512)
-    stream = 2**28 if device.type == "cuda" else 2**25                  # numbers, more than any cache holds
-    cached = 2**22 if device.type == "cuda" else 2**18                  # numbers that the last cache holds
+    stream = 2**28 if device.type == "cuda" else 2**25  # numbers, more than any cache holds
+    cached = 2**22 if device.type == "cuda" else 2**18  # numbers that the last cache holds
     if small:
         size, chunk, vocab, stream = 64, 64, min(vocab, 512), 2**12
     products = {
@@ -155,7 +153,7 @@ def ceilings(device, dtype, h, vocab, small=False):
             rate = 2 * n * k * m / seconds(lambda a=a, b=b, c=c: torch.mm(a, b, out=c), device)
             found[f"products, {name_of(kind)}, {what}"] = (rate, "FLOP/s")
     a, b = torch.zeros(stream, device=device), torch.zeros(stream, device=device)
-    rate = 12 * stream / seconds(lambda: a.add_(b), device)             # a copy would also read what it overwrites
+    rate = 12 * stream / seconds(lambda: a.add_(b), device)  # a copy would also read what it overwrites
     found["memory, a += b, read and written"] = (rate, "B/s")
     x = torch.randn(cached, device=device).to(dtype)
     y = torch.empty_like(x)
@@ -188,13 +186,14 @@ def product_seconds(once, device):
     """How long the matrix products of once() take, each done alone."""
     with Products() as products:
         once()
-    alike = {}                                                          # products of equal shapes, in equal layouts
+    alike = {}  # products of equal shapes, in equal layouts
     for function, args, kwargs in products.found:
         key = function, *((a.shape, a.stride()) for a in args)
         alike.setdefault(key, []).append((function, args, kwargs))
     with torch.no_grad():
-        return sum(len(calls) * seconds(lambda call=calls[0]: call[0](*call[1], **call[2]), device)
-                   for calls in alike.values())
+        return sum(
+            len(calls) * seconds(lambda call=calls[0]: call[0](*call[1], **call[2]), device) for calls in alike.values()
+        )
 
 
 def part_times(model, optimizers, batch, dtype, device):
@@ -209,6 +208,7 @@ def part_times(model, optimizers, batch, dtype, device):
 
     def both(forward, *inputs):
         """A function that runs forward() -> tensors and its backward pass from random gradients."""
+
         def once(gradients=None):
             for t in (*inputs, *model.parameters()):
                 t.grad = None
@@ -217,32 +217,40 @@ def part_times(model, optimizers, batch, dtype, device):
             gradients = gradients or [torch.randn_like(t) for t in outputs]
             torch.autograd.backward(outputs, gradients)
             return gradients
+
         gradients = once()
         return lambda: once(gradients)
 
     x = random(batch, T, h)
     y = random(batch, T, h, kind=dtype)
-    q, k, v = (random(batch, T, n, hs, kind=dtype) for n in (heads, kv_heads, kv_heads))        # as the matrices give
-    heads_first = [t.detach().transpose(1, 2).requires_grad_() for t in (q, k, v)]              # (B, heads, T, hs)
+    q, k, v = (random(batch, T, n, hs, kind=dtype) for n in (heads, kv_heads, kv_heads))  # as the matrices give
+    heads_first = [t.detach().transpose(1, 2).requires_grad_() for t in (q, k, v)]  # (B, heads, T, hs)
     rope = tuple(t[:T].view(1, T, 1, -1) for t in (model.cos, model.sin))
     attention, mlp = model.attention[0], model.mlp[0]
-    functions = {                                                       # part: [(how often it is run, function)]
+    functions = {  # part: [(how often it is run, function)]
         "embedding": [(1, both(lambda: [model.embed(ids)]))],
         "attention matrices": [(runs, both(lambda: [*attention.project(x), attention.output(y)], x, y))],
         "attention": [(runs, both(lambda: [models.attention(*heads_first, None, None)], *heads_first))],
         "MLP": [(runs, both(lambda: [mlp(x)], x))],
-        "norms, rope": [(2 * runs + 1, both(lambda: [model.norm(x)], x)),
-                        (runs, both(lambda: [models.apply_rotary_emb(t, *rope) for t in (q, k)], q, k))],
+        "norms, rope": [
+            (2 * runs + 1, both(lambda: [model.norm(x)], x)),
+            (runs, both(lambda: [models.apply_rotary_emb(t, *rope) for t in (q, k)], q, k)),
+        ],
         "head, loss": [(1, both(lambda: [model.loss(x, ids)], x))],
     }
-    times = {part: (sum(n * seconds(once, device) for n, once in several),
-                    sum(n * product_seconds(once, device) for n, once in several))
-             for part, several in functions.items()}
+    times = {
+        part: (
+            sum(n * seconds(once, device) for n, once in several),
+            sum(n * product_seconds(once, device) for n, once in several),
+        )
+        for part, several in functions.items()
+    }
 
     def update():
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
+
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     times["optimiser"] = seconds(update, device), product_seconds(update, device)
@@ -259,6 +267,7 @@ def pass_time(model, batch, dtype, device, compiled):
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             loss = model.loss(hidden(ids), ids)
         loss.backward()
+
     return seconds(once, device)
 
 
@@ -275,6 +284,7 @@ def measure(config, batch, dtype, device, compiled=False, flops_peak=None, small
 
     def fastest(kind):
         return max(rate for what, rate in rates.items() if what.startswith(kind))
+
     products, memory, exp = fastest(f"products, {name_of(dtype)}"), fastest("memory"), fastest("exp")
     whole = pass_time(model, batch, dtype, device, compiled)
     times = part_times(model, train.make_optimizers(model, config.train, device), batch, dtype, device)
@@ -283,8 +293,15 @@ def measure(config, batch, dtype, device, compiled=False, flops_peak=None, small
         least = max(flops / products + exps / exp, moved / memory)
         measured, alone = (t / tokens / (passes if part == "optimiser" else 1) for t in times[part])
         bounds = {"products": alone / measured, "exp": exps / exp / measured, "memory": moved / memory / measured}
-        parts[part] = {"flops": flops, "bytes": moved, "exps": exps, "least": least, "measured": measured,
-                       "of_ceiling": least / measured, "bounds": bounds}
+        parts[part] = {
+            "flops": flops,
+            "bytes": moved,
+            "exps": exps,
+            "least": least,
+            "measured": measured,
+            "of_ceiling": least / measured,
+            "bounds": bounds,
+        }
     step = whole / tokens + parts["optimiser"]["measured"]
     best = flops_peak or peak(devices.device_name(device)) or products
     return {
@@ -310,8 +327,10 @@ def measure(config, batch, dtype, device, compiled=False, flops_peak=None, small
 
 
 def row(name, p, measured, share, of_ceiling):
-    return (f"{name:<20}{p['flops'] / 1e3:>10,.1f}{p['bytes'] / 1e3:>9,.1f}{p['exps']:>9,.0f}{p['least'] * 1e6:>11.3f}"
-            f"{measured * 1e6:>13.3f}{share:>8.1%}{of_ceiling:>12.1%}")
+    return (
+        f"{name:<20}{p['flops'] / 1e3:>10,.1f}{p['bytes'] / 1e3:>9,.1f}{p['exps']:>9,.0f}{p['least'] * 1e6:>11.3f}"
+        f"{measured * 1e6:>13.3f}{share:>8.1%}{of_ceiling:>12.1%}"
+    )
 
 
 def table(r):
@@ -327,8 +346,10 @@ def table(r):
     for what, rate in r["ceilings"].items():
         lines.append(f"{what:<56}{rate / 1e9:>12,.2f} {units[what.split(',')[0]]}")
     lines.append("")
-    lines.append(f"{'per token':<20}{'kFLOP':>10}{'kB':>9}{'exp':>9}{'least us':>11}{'measured us':>13}"
-                 f"{'share':>8}{'of ceiling':>12}")
+    lines.append(
+        f"{'per token':<20}{'kFLOP':>10}{'kB':>9}{'exp':>9}{'least us':>11}{'measured us':>13}"
+        f"{'share':>8}{'of ceiling':>12}"
+    )
     step, parts = r["step"], r["parts"]
     for name, p in parts.items():
         lines.append(row(name, p, p["measured"], p["measured"] / step, p["of_ceiling"]))
@@ -339,8 +360,10 @@ def table(r):
     lines += ["", f"{'share of the time':<20}{'products, alone':>17}{'exp':>10}{'memory':>10}    bound by"]
     for name, p in parts.items():
         bounds = p["bounds"]
-        lines.append(f"{name:<20}{bounds['products']:>17.1%}{bounds['exp']:>10.1%}{bounds['memory']:>10.1%}    "
-                     f"{max(bounds, key=bounds.get)}")
+        lines.append(
+            f"{name:<20}{bounds['products']:>17.1%}{bounds['exp']:>10.1%}{bounds['memory']:>10.1%}    "
+            f"{max(bounds, key=bounds.get)}"
+        )
     lines.append("")
     lines.append(f"tokens_per_second: {r['tokens_per_second']:.0f}")
     lines.append(f"model_flops_per_token: {r['model_flops']:.0f}")
@@ -355,8 +378,12 @@ def main(argv=None):
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="of the processor (default: PyTorch's)")
     parser.add_argument("--compile", action="store_true", help="compile the whole step; the parts stay as they are")
-    parser.add_argument("--peak", type=float, help="FLOP/s that MFU is a share of (default: the data sheet's of "
-                                                   "an A100, H100 or H200, else the fastest product here)")
+    parser.add_argument(
+        "--peak",
+        type=float,
+        help="FLOP/s that MFU is a share of (default: the data sheet's of "
+        "an A100, H100 or H200, else the fastest product here)",
+    )
     parser.add_argument("--small", action="store_true", help="tiny ceilings, to try the program out")
     parser.add_argument("--json", help="also write the figures here")
     args, config = configuration.parse_args(parser, argv)

@@ -4,6 +4,7 @@
 
 Both write the same text with the same weights, taking turns; the ratio of the rounds is printed as min / median / max.
 """
+
 import argparse
 import statistics
 
@@ -42,6 +43,7 @@ def main(argv=None):
 
     def without():
         texts["recompute"] = recompute(model, start, tokens)
+
     seconds = in_turns({"cache": with_cache, "recompute": without}, args.rounds)
     for way, times in seconds.items():
         print(f"{way}_tokens_per_second: {tokens / statistics.median(times):.1f}")

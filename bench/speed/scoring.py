@@ -6,6 +6,7 @@ On paper: the layers' products for each token that is computed, sentences that b
 the head's products and one exponential a piece for each token that another one follows. The least time is their sum at
 the rates that `ceilings` measures here; `of ceiling` is that over the time taken. On a CPU.
 """
+
 import argparse
 import time
 
@@ -23,11 +24,11 @@ CPU = torch.device("cpu")
 def on_paper(c, batches):
     """(tokens computed, tokens followed by another, FLOPs of the products, exponentials) of Batches of tries."""
     parts = work(c, 1)
-    layers = sum(parts[part][0] for part in ("embedding", "attention matrices", "MLP")) / 3     # forward: a third
+    layers = sum(parts[part][0] for part in ("embedding", "attention matrices", "MLP")) / 3  # forward: a third
     runs = len(sharing(c)[2])
     tokens = followed = flops = exps = 0
     for batch in batches:
-        seen = int((batch.depth + 1).sum())                             # tokens that the tokens attend to
+        seen = int((batch.depth + 1).sum())  # tokens that the tokens attend to
         n = len(batch.followed[0])
         tokens += batch.ids.size
         followed += n
@@ -45,6 +46,7 @@ def ceilings(h, vocab):
         def onednn(x=x, w=w):
             with tries.OneDNN():
                 F.linear(x, w)
+
         rates += [2 * n * k * m / seconds(once, CPU) for once in (lambda x=x, w=w: F.linear(x, w), onednn)]
     x, y = torch.randn(2, 2**18)
     return max(rates), len(x) / seconds(lambda: torch.exp(x, out=y), CPU)
@@ -76,8 +78,10 @@ def main(argv=None):
     least = flops / products + exps / exp
     written = sum(len(ids) - 1 for ids in sentences)
     print(f"{len(pairs):,} pairs of {written:,} tokens: {tokens:,} computed, {followed:,} followed by another")
-    print(f"least: {flops / 1e12:.2f} TFLOP at {products / 1e9:.0f} GFLOP/s and {exps / 1e9:.1f} G exponentials at "
-          f"{exp / 1e9:.2f} G/s, {flops / products:.1f} + {exps / exp:.1f} s")
+    print(
+        f"least: {flops / 1e12:.2f} TFLOP at {products / 1e9:.0f} GFLOP/s and {exps / 1e9:.1f} G exponentials at "
+        f"{exp / 1e9:.2f} G/s, {flops / products:.1f} + {exps / exp:.1f} s"
+    )
     print(f"tokenising: {tokenising:.1f} s")
     print(f"scoring: {taken:.1f} s")
     print(f"of_ceiling: {least / taken:.3f}")

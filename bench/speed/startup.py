@@ -7,6 +7,7 @@ Runs train.py with two steps in a process of its own, with the clock read at six
 lengthen the first number and hardly the second, which does not count compilers and other children. What the imports
 consist of: python -X importtime -c "import train"
 """
+
 import argparse
 import subprocess
 import sys
@@ -25,8 +26,10 @@ def watched(arguments):
     def mark():
         if point := next(points, None):
             print(f"clock: {point}|{time.time()}|{time.process_time()}", flush=True)
+
     mark()
     import train
+
     mark()
     validate, step, calls = train.validate, train.train_step, []
 
@@ -43,6 +46,7 @@ def watched(arguments):
         out = step(*args, **kwargs)
         mark()
         return out
+
     train.validate, train.train_step = marked_validate, marked_step
     train.commands.run(lambda: train.main(arguments))
 

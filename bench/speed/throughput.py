@@ -14,6 +14,7 @@ it. --curve compares float32 and bfloat16. The released code needs transformers 
 depth and heads of ours, but learned positions and an MLP of two matrices, four times as wide as the model, so weights
 and losses are its own.
 """
+
 import argparse
 import importlib.util
 import itertools
@@ -37,11 +38,7 @@ from lab import settings as configuration
 from lab.files import UserError
 from model import Model
 
-PEERS = {
-    "transformers": "transformers LlamaForCausalLM",
-    "released": "released SLlama",
-    "nanogpt": "nanoGPT",
-}
+PEERS = {"transformers": "transformers LlamaForCausalLM", "released": "released SLlama", "nanogpt": "nanoGPT"}
 
 
 class NanoGPT(torch.nn.Module):
@@ -52,9 +49,17 @@ class NanoGPT(torch.nn.Module):
         spec = importlib.util.spec_from_file_location("nanogpt", os.path.join(folder, "model.py"))
         nanogpt = sys.modules["nanogpt"] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(nanogpt)
-        self.gpt = nanogpt.GPT(nanogpt.GPTConfig(
-            block_size=config.max_position_embeddings, vocab_size=config.vocab_size, n_layer=config.num_hidden_layers,
-            n_head=config.num_attention_heads, n_embd=config.hidden_size, dropout=0.0, bias=False))
+        self.gpt = nanogpt.GPT(
+            nanogpt.GPTConfig(
+                block_size=config.max_position_embeddings,
+                vocab_size=config.vocab_size,
+                n_layer=config.num_hidden_layers,
+                n_head=config.num_attention_heads,
+                n_embd=config.hidden_size,
+                dropout=0.0,
+                bias=False,
+            )
+        )
 
     def forward(self, input_ids, labels):
         targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-1)
@@ -79,10 +84,12 @@ def peer_model(config, kind, folder):
     )
     if kind == "transformers":
         from transformers import LlamaConfig, LlamaForCausalLM
+
         return LlamaForCausalLM(LlamaConfig(**shape, attn_implementation="sdpa"))
     sys.path.append(folder)
     from src.configuration_sllama import SLLamaConfig
     from src.modeling_sllama import SLLamaForCausalLM
+
     their_names = {"full": None, "none": None, "attention": "attn"}
     tricks = dict(
         emb_reduction_type=their_names.get(config.embedding, config.embedding),
@@ -135,6 +142,7 @@ def build(who, config, peer, device, dtype, compiled):
         optimizer.step()
         optimizer.zero_grad()
         return loss.item()
+
     return step
 
 
@@ -142,7 +150,7 @@ def serve(pipe, who, device, same_allocator, threads, config, peer, dtype, compi
     """A process of its own: takes lists of batches, sends back (losses, seconds, processor seconds)."""
     torch.set_num_threads(threads)
     if device.type == "cpu" and (who == "ours" or same_allocator):
-        devices.keep_freed_memory()                                       # as train.py does
+        devices.keep_freed_memory()  # as train.py does
     step = build(who, config, peer, device, dtype, compiled)
     while (batches := pipe.recv()) is not None:
         wall, processor = time.perf_counter(), time.process_time()
@@ -152,12 +160,12 @@ def serve(pipe, who, device, same_allocator, threads, config, peer, dtype, compi
 
 def in_turns(device, batch, rounds, steps, *settings):
     """(losses, seconds, processor seconds), each {"ours": [...], "peer": [...]}; the first round is not timed."""
-    kind = "fork" if device.type == "cpu" else "spawn"                  # fork is quicker, and CUDA does not allow it
+    kind = "fork" if device.type == "cpu" else "spawn"  # fork is quicker, and CUDA does not allow it
     context, pipes = multiprocessing.get_context(kind), {}
     for who in ("ours", "peer"):
         pipes[who], theirs = context.Pipe()
         context.Process(target=serve, args=(theirs, who, device, *settings), daemon=True).start()
-        theirs.close()                                                  # so that its end is noticed here
+        theirs.close()  # so that its end is noticed here
     losses, wall, processor = ({"ours": [], "peer": []} for _ in range(3))
     try:
         for r in range(rounds + 1):
@@ -190,8 +198,9 @@ def curve_result(curves):
         result[f"largest_loss_difference_{dtype}"] = largest_difference(losses["ours"], losses["peer"])
         result[f"mean_loss_difference_{dtype}"] = statistics.mean(losses["ours"]) - statistics.mean(losses["peer"])
     for who in ("ours", "peer"):
-        result[f"largest_difference_bfloat16_float32_{who}"] = largest_difference(curves["float32"][who],
-                                                                                 curves["bfloat16"][who])
+        result[f"largest_difference_bfloat16_float32_{who}"] = largest_difference(
+            curves["float32"][who], curves["bfloat16"][who]
+        )
     losses = curves["float32"]["ours"]
     return result | {"steps": len(losses), "first_loss": losses[0], "last_loss": losses[-1], "curves": curves}
 
@@ -207,14 +216,21 @@ def main(argv=None):
     parser.add_argument("--batch", type=int, default=8, help="windows per step")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2, help="steps per round of each")
-    parser.add_argument("--curve", type=int, nargs="?", const=100, metavar="N",
-                        help="compare the losses of N steps (default: 100), and time nothing")
+    parser.add_argument(
+        "--curve",
+        type=int,
+        nargs="?",
+        const=100,
+        metavar="N",
+        help="compare the losses of N steps (default: 100), and time nothing",
+    )
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="of the processor (default: PyTorch's)")
     parser.add_argument("--compile", choices=["ours", "both"], help="torch.compile for ours, or for the peer too")
-    parser.add_argument("--same-allocator", action="store_true",
-                        help="also let the peer keep its freed memory, as train.py does (CPU)")
+    parser.add_argument(
+        "--same-allocator", action="store_true", help="also let the peer keep its freed memory, as train.py does (CPU)"
+    )
     parser.add_argument("--json", help="also write the figures here")
     args, config = configuration.parse_args(parser, argv)
     device, T = torch.device(args.device), config.model.max_position_embeddings
@@ -231,7 +247,7 @@ def main(argv=None):
 
     def batch(step):
         starts = np.random.default_rng(step).integers(0, len(tokens) - T, args.batch)
-        return tokens[starts[:, None] + np.arange(T)]                   # (batch, T)
+        return tokens[starts[:, None] + np.arange(T)]  # (batch, T)
 
     def run(rounds, steps, dtype):
         settings = args.same_allocator, threads, config, (kind, folder), getattr(torch, dtype), args.compile
