@@ -16,11 +16,11 @@ The rule. A model is correct on a pair if it gives the grammatical sentence the 
                       BLiMP has 67 paradigms of 1000 pairs
 
 The forward pass is in float32, the sums are in float64. `score_plainly` below is the score, written plainly. The
-command takes lab/scoring.py, which gives the same numbers and computes what sentences have in common only once.
+command takes lab/score/scoring.py, which gives the same numbers and computes what sentences have in common only once.
 `--compat` changes the rule to what another evaluator computes.
 """
 
-from lab import commands  # isort: skip  first: from here on Ctrl-C is no traceback
+from lab import cli  # isort: skip  first: from here on Ctrl-C is no traceback
 import argparse
 import json
 import os
@@ -30,10 +30,13 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from lab import checkpoint, devices, report, scoring, statistics
+from lab import checkpoint
 from lab import settings as configuration
 from lab.files import UserError, atomic_write
-from lab.pairs import find_data, read_pairs
+from lab.report import tables
+from lab.run import devices
+from lab.score import scoring, statistics
+from lab.score.pairs import find_data, read_pairs
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The rule
@@ -53,7 +56,7 @@ def score_plainly(model, tokenizer, sentences):
 
 
 def evaluate(model, tokenizer, pairs, leading_space=False, ties_correct=False, ties_half=False, **how):
-    """(result, details) of pairs as lab.pairs.read_pairs returns them.
+    """(result, details) of pairs as lab.score.pairs.read_pairs returns them.
 
     result: the dictionary of statistics.summarize with `warnings` and `incomplete`; details: {pairs, scores and tokens
     (N, 2) of (good, bad), correct (N)}. how: dtype, batch_tokens, progress.
@@ -227,24 +230,24 @@ def main(argv=None):
         require_same_pairs(on_page, "--html")
     result["seconds"] = time.perf_counter() - began
 
-    print("\n" + report.table(results, args.paradigms))
-    print("\n" + report.block(result))
+    print("\n" + tables.table(results, args.paradigms))
+    print("\n" + tables.block(result))
     if args.json:
         everything = {**result, "checkpoints": results} if len(results) > 1 else result
         atomic_write(args.json, json.dumps(everything, indent=1))
     if args.csv:
-        origin = {"checkpoint": result["sha256"]["checkpoint"][:16], "rule": report.rule(result["conventions"])}
-        atomic_write(args.csv, report.pairs_csv(**details, **origin))
+        origin = {"checkpoint": result["sha256"]["checkpoint"][:16], "rule": tables.rule(result["conventions"])}
+        atomic_write(args.csv, tables.pairs_csv(**details, **origin))
     if args.predictions:
-        atomic_write(args.predictions, json.dumps(report.predictions(details["pairs"], details["correct"])))
+        atomic_write(args.predictions, json.dumps(tables.predictions(details["pairs"], details["correct"])))
     if args.plot:
-        from lab import plots
+        from lab.report import plots
 
         atomic_write(args.plot, lambda f: plots.plot(results, f))
     if args.html:
-        from lab import compare_page
+        from lab.report import page
 
-        atomic_write(args.html, compare_page.page(on_page))
+        atomic_write(args.html, page.page(on_page))
 
 
 def evaluate_checkpoints(args, paths, settings, device):
@@ -318,7 +321,7 @@ def require_same_pairs(evaluations, flag):
 
 def write_surprisals(args, paths, device):
     """--surprisal: no pairs, but the words of a file."""
-    from lab import surprisal
+    from lab.score import surprisal
 
     if len(paths) > 1:
         raise UserError("--surprisal: takes one checkpoint; run the command once for each")
@@ -335,4 +338,4 @@ def write_surprisals(args, paths, device):
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

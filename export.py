@@ -10,7 +10,7 @@ up_proj, shared layers are copied. No custom code is needed to load the result. 
 refused: an embedding that attends (`attention`), and normalised queries and keys (`qk_norm`).
 """
 
-from lab import commands  # isort: skip  first: from here on Ctrl-C is no traceback
+from lab import cli  # isort: skip  first: from here on Ctrl-C is no traceback
 import argparse
 import json
 import os
@@ -27,8 +27,8 @@ except ImportError:  # training needs it not
 from lab import checkpoint
 from lab import settings as configuration
 from lab.files import UserError, atomic_write
-from lab.hf_tokenizer import tokenizer_files
-from lab.model_card import model_card, read_babylm, read_json, read_scores
+from lab.hub.model_card import model_card, read_babylm, read_json, read_scores
+from lab.hub.tokenizer_files import tokenizer_files
 from model import Model, parameter_counts, sharing
 from tokenizer import load as load_tokenizer
 
@@ -354,7 +354,7 @@ def export_run(run, folder, **options):
 
 
 UPLOAD = """On the Hub each revision is a branch of one repository:
-  python -m lab.babylm upload {folder} USER/{name} --dry-run
+  python -m lab.hub.babylm upload {folder} USER/{name} --dry-run
 Given a folder, the BabyLM pipeline ignores --revision_name but for the place of the results: name both, such as
   --model_path_or_name {folder}/chck_1M/{name} --revision_name chck_1M"""
 
@@ -376,7 +376,7 @@ def main(argv=None):
         help="ckpt.pt and every chck_NM.pt of a run, each into DIR/REVISION/DIR",
     )
     p.add_argument("--blimp", metavar="FILE", help="what eval_blimp.py --json wrote, for the model card")
-    p.add_argument("--babylm", metavar="FILE", help="the scores.json of lab.babylm, for the model card")
+    p.add_argument("--babylm", metavar="FILE", help="the scores.json of lab.hub.babylm, for the model card")
     p.add_argument(
         "--license", default="unknown", metavar="ID", help="licence of the weights for the model card, such as mit"
     )
@@ -411,4 +411,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

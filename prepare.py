@@ -5,7 +5,7 @@
     python prepare.py --preset quick                         # Pocket English, no network
 
 1. find:  download (retried, checked), a local folder, or the built-in grammar
-2. clean: the steps of lab/cleaning.py that data.clean names
+2. clean: the steps of lab/text/cleaning.py that data.clean names
 3. split: each source into blocks of a few kB of consecutive lines, shuffled by (data.seed, source); the first ones are
    validation
 4. mix:   round robin over the sources, equally many bytes of each, so that any stretch of the stream holds all of them
@@ -16,7 +16,7 @@ share one validation text, of which no line occurs in the training text of any b
 bytes.
 """
 
-from lab import commands  # isort: skip  first: from here on Ctrl-C is no traceback
+from lab import cli  # isort: skip  first: from here on Ctrl-C is no traceback
 import argparse
 import collections
 import functools
@@ -33,13 +33,13 @@ import time
 from typing import NamedTuple
 
 import tokenizer
-from lab import corpus, pocket_english
-from lab.cleaning import CLEANING, clean
-from lab.cores import Cores
-from lab.download import DownloadError, download, unpack
 from lab.files import UserError, read_json
 from lab.settings import parse_args
-from lab.sources import BABYLM, DOWNLOADS, PART, babylm_source, folder_source, pocket_source, sha256
+from lab.text import corpus, pocket_english
+from lab.text.cleaning import CLEANING, clean
+from lab.text.cores import Cores
+from lab.text.download import DownloadError, download, unpack
+from lab.text.sources import BABYLM, DOWNLOADS, PART, babylm_source, folder_source, pocket_source, sha256
 
 FORMAT = 1  # of meta.json
 BLOCK = 4000  # bytes of consecutive lines that stay together: some windows of context
@@ -50,7 +50,7 @@ BLIMP_URL = f"https://raw.githubusercontent.com/alexwarstadt/blimp/{BLIMP_COMMIT
 BLIMP_SHA256 = "172a1a714d72e72a89e8384dd531483f3d0f8a9aee3d33dccaf7992d8cecbb73"
 
 
-# 1. find is lab/sources.py, 2. clean is lab/cleaning.py.
+# 1. find is lab/text/sources.py, 2. clean is lab/text/cleaning.py.
 # ---------------------------------------------------------------------------------------------------- 3. split
 
 
@@ -478,4 +478,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

@@ -7,7 +7,7 @@ here are the ways to pick the next token. In the training text every line starts
 is the end of a line.
 """
 
-from lab import commands  # isort: skip  first: from here on Ctrl-C is no traceback
+from lab import cli  # isort: skip  first: from here on Ctrl-C is no traceback
 import argparse
 import sys
 
@@ -143,4 +143,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

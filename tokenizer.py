@@ -23,8 +23,8 @@ import re
 import numpy as np
 import sentencepiece
 
-from lab import model_proto
 from lab.files import UserError
+from lab.hub import model_proto
 
 LONGEST_LINE = 16_384  # characters: SentencePiece's trainer counts the characters of a word in 16 bits
 SPACE = "\u2581"  # ▁, what SentencePiece writes for a space

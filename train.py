@@ -14,7 +14,7 @@ What is not a lesson in training lives in lab/: data.py (windows of tokens), dis
 resume.py (last.pt), interrupts.py (Ctrl-C), progress.py (everything shown), mntp.py (an objective that fills gaps).
 """
 
-from lab import commands  # isort: skip  first: from here on Ctrl-C is no traceback
+from lab import cli  # isort: skip  first: from here on Ctrl-C is no traceback
 import argparse
 import contextlib
 import functools
@@ -25,12 +25,13 @@ import time
 import numpy as np
 import torch
 
-from lab import devices, interrupts, mntp, progress, resume, settings
-from lab.data import load_data, plan
-from lab.distributed import Distributed
-from lab.failures import Diverged, explained
+from lab import settings
 from lab.files import UserError
-from lab.muon import Muon
+from lab.run import devices, interrupts, mntp, progress, resume
+from lab.run.data import load_data, plan
+from lab.run.distributed import Distributed
+from lab.run.failures import Diverged, explained
+from lab.run.muon import Muon
 from model import Model
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -170,7 +171,7 @@ def validate(model, data, limit, batch_size, autocast, distributed, device):
 def score_blimp(model, tokenizer, config, meta):
     """Accuracy on a fixed subset of minimal pairs, to watch; never used to choose anything."""
     from eval_blimp import quick_accuracy
-    from lab.pairs import find_data
+    from lab.score.pairs import find_data
 
     folder, _ = find_data(config.eval.data, meta)
     return quick_accuracy(model, tokenizer, folder, config.eval.blimp_pairs)
@@ -303,4 +304,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

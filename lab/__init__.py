@@ -1,0 +1,9 @@
+"""What keeps the lessons safe and comfortable, a drawer for each: it changes no number, and nobody reads it first.
+
+text/    for prepare.py: where text comes from, cleaning, the corpus on disk, Pocket English
+run/     for train.py: the surroundings of a run, its data, devices, processes, optimiser, files and screen
+score/   for eval_blimp.py: minimal pairs, fast scoring, statistics, surprisal
+report/  tables, the HTML page, plots
+hub/     for export.py: tokenizer files, the model card, a BabyLM submission
+settings.py, checkpoint.py, files.py, cli.py: what all of them share
+"""

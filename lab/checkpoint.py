@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from lab.devices import pick_device
 from lab.files import UserError, atomic_write, file_sha256
+from lab.run.devices import pick_device
 from lab.settings import model_config
 from model import Model, ModelConfig, parameter_counts
 from tokenizer import Tokenizer

@@ -37,7 +37,8 @@ def strictness():
 def tiny_corpus(tmp_path_factory):
     """A folder in which train.py finds config.yaml and data/tiny."""
     import tokenizer
-    from lab import files, pocket_english
+    from lab import files
+    from lab.text import pocket_english
 
     folder = tmp_path_factory.mktemp("project")
     (folder / "config.yaml").write_text((ROOT / "config.yaml").read_text())

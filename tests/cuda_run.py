@@ -14,8 +14,8 @@ import torch.distributed as dist
 
 import train
 from lab import checkpoint
-from lab.distributed import Distributed
 from lab.files import atomic_write
+from lab.run.distributed import Distributed
 from tests import fakeguard
 
 messages, groups = [], []

@@ -36,7 +36,7 @@ import prepare
 import sample
 import tokenizer
 import train
-from lab import checkpoint, commands, settings
+from lab import checkpoint, cli, settings
 from lab.files import UserError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -413,4 +413,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

@@ -5,7 +5,7 @@ import sys
 import torch.distributed as dist
 
 import train
-from lab.distributed import Distributed
+from lab.run.distributed import Distributed
 
 leave = Distributed.leave
 

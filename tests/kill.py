@@ -24,7 +24,7 @@ import torch
 
 import prepare
 import train
-from lab import checkpoint, commands, files
+from lab import checkpoint, cli, files
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SMALL = [
@@ -89,7 +89,7 @@ def child(main, args):
         torch.set_num_threads(1)  # the models are tiny
         sys.modules["matplotlib.figure"] = None  # no curves.png: that would be most of the time
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-        commands.run(lambda: main(args))
+        cli.run(lambda: main(args))
     except SystemExit as e:
         status = e.code or 0
     except Exception as e:
@@ -228,4 +228,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

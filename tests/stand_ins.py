@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from lab import pairs
+from lab.score import pairs
 from model import Model, ModelConfig
 
 WORDS = "a b c d e f g h".split()  # ids 3 to 10; 0, 1, 2 are unknown, BOS, EOS

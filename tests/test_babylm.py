@@ -1,4 +1,4 @@
-"""lab/babylm.py: predictions in the pipeline's format, the check of a submission, the uploads. All data are made up."""
+"""lab/hub/babylm.py: predictions in its format, the check of submissions, the uploads. All data is made up."""
 
 import json
 import os
@@ -12,8 +12,10 @@ import torch
 import tokenizer
 from conftest import ROOT, refused
 from eval_blimp import score_plainly
-from lab import babylm, checkpoint, pocket_english, submission
+from lab import checkpoint
 from lab.files import UserError
+from lab.hub import babylm, submission
+from lab.text import pocket_english
 from model import Model, ModelConfig
 
 SHAPE = ModelConfig(
@@ -262,7 +264,7 @@ def test_uploads(tmp_path, monkeypatch, capfd):
 def test_command(work):
     def run(*args):
         return subprocess.run(
-            [sys.executable, "-m", "lab.babylm", *args],
+            [sys.executable, "-m", "lab.hub.babylm", *args],
             cwd=work,
             capture_output=True,
             text=True,

@@ -18,7 +18,8 @@ from bench import common, gpu
 from bench.experiments import ablation, trials
 from bench.speed import attention, loss, memory, roofline, scoring, startup, throughput
 from conftest import ROOT, TINY
-from lab import checkpoint, tries
+from lab import checkpoint
+from lab.score import tries
 from lab.settings import load_config
 from model import LinearCrossEntropy, Model, ModelConfig
 

@@ -11,8 +11,10 @@ import torch
 
 import tokenizer
 from conftest import command, refused
-from lab import checkpoint, pocket_english, release
+from lab import checkpoint
 from lab.files import UserError
+from lab.hub import release
+from lab.text import pocket_english
 from model import Model, ModelConfig
 
 SHAPE = ModelConfig(

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import tokenizer
 from conftest import ROOT
-from lab import pocket_english
-from lab.cleaning import CLEANING, clean
+from lab.text import pocket_english
+from lab.text.cleaning import CLEANING, clean
 
 STEPS = list(CLEANING)
 WRAPPED = (

@@ -13,10 +13,11 @@ import pytest
 
 import train
 from conftest import ROOT, TINY, command, refused
-from lab import files, progress
+from lab import files
 from lab import settings as config
-from lab.data import Plan
-from lab.resume import State
+from lab.run import progress
+from lab.run.data import Plan
+from lab.run.resume import State
 
 SMALL = [
     "--preset",
@@ -227,11 +228,11 @@ def test_a_log_file_shows_each_line_at_once(tmp_path):
     script = tmp_path / "waits.py"
     script.write_text(
         "import time\n"
-        "from lab import commands\n"
+        "from lab import cli\n"
         "def main():\n"
         "    print('banner \\U0001f642')\n"
         "    time.sleep(60)\n"
-        "commands.run(main)\n"
+        "cli.run(main)\n"
     )
     env = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONPATH": str(ROOT)}
     env.pop("PYTHONUNBUFFERED", None)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import eval_blimp
-from lab import compare_page, statistics
+from lab.report import page as compare_page
+from lab.score import statistics
 from stand_ins import Words, lively, pair, read, uniform, write
 from test_eval_blimp import load_csv, load_json, workplace  # noqa: F401  (a fixture)
 

@@ -192,7 +192,7 @@ def python(code, **kwargs):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux's")
 def test_output_that_cannot_be_written_is_one_line():
     with open("/dev/full", "w") as full:
-        done = python("from lab import commands; commands.run(lambda: print('x'))", stdout=full)
+        done = python("from lab import cli; cli.run(lambda: print('x'))", stdout=full)
     assert done.returncode == 2 and done.stderr == "error: [Errno 28] No space left on device\n"
 
 
@@ -202,7 +202,7 @@ def test_output_that_cannot_be_written_is_one_line():
     ids=str,
 )
 def test_output_is_utf8_whatever_the_locale(locale):
-    code = r"from lab import commands; commands.run(lambda: print('\u00e4 \u65e5'))"
+    code = r"from lab import cli; cli.run(lambda: print('\u00e4 \u65e5'))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, env={**os.environ, **locale})
     assert done.returncode == 0 and done.stdout.decode("utf-8").strip() == "ä 日"
 
@@ -260,10 +260,10 @@ def test_ctrl_c_while_arguments_are_read(script, tmp_path):
 def test_ctrl_c_again_while_ending_is_ignored():
     done = python(
         "import atexit, os, signal\n"
-        "from lab import commands\n"
+        "from lab import cli\n"
         "press = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
         "atexit.register(press)\n"
-        "commands.run(press)"
+        "cli.run(press)"
     )
     assert done.returncode == 130 and done.stderr == "interrupted\n"
 
@@ -271,7 +271,7 @@ def test_ctrl_c_again_while_ending_is_ignored():
 def test_a_second_ctrl_c_does_not_wait_for_the_first():
     done = python(
         "import os, signal, time\n"
-        "from lab import commands\n"
+        "from lab import cli\n"
         "press = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
         "def main():\n"
         "    try:\n"
@@ -279,7 +279,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_first():
         "    finally:\n"
         "        press()\n"
         "        time.sleep(60)\n"
-        "commands.run(main)",
+        "cli.run(main)",
         timeout=30,
     )
     assert done.returncode == 130 and done.stderr == "interrupted\n"
@@ -287,7 +287,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_first():
 
 def test_a_command_in_the_background_leaves_ctrl_c_ignored():
     """As under nohup, which has SIGINT ignored before Python starts."""
-    code = "import os, signal\nfrom lab import commands\ncommands.run(lambda: os.kill(os.getpid(), signal.SIGINT))"
+    code = "import os, signal\nfrom lab import cli\ncli.run(lambda: os.kill(os.getpid(), signal.SIGINT))"
     done = python(code, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
     assert done.returncode == 0 and done.stderr == ""
 

@@ -9,8 +9,8 @@ import time
 import pytest
 
 from conftest import ROOT
-from lab.cores import WORTH, Cores
 from lab.files import UserError
+from lab.text.cores import WORTH, Cores
 
 
 def test_the_same_as_map_and_in_order():
@@ -55,8 +55,8 @@ def test_a_process_that_is_killed_is_one_line():
 
 PARENT = """
 import time
-from lab.commands import run
-from lab.cores import Cores
+from lab.cli import run
+from lab.text.cores import Cores
 
 def main():
     with Cores(2) as cores:

@@ -49,8 +49,8 @@ possible = pytest.mark.skipif(fakeguard.why_not() is not None, reason=str(fakegu
 def faults(model_settings, train_settings, dtype, device):
     """What goes wrong in the passes of one model, as texts."""
     import train
-    from lab import mntp
-    from lab.distributed import Distributed
+    from lab.run import mntp
+    from lab.run.distributed import Distributed
     from lab.settings import load_config
     from model import Model, ModelConfig
 
@@ -102,7 +102,7 @@ def faults(model_settings, train_settings, dtype, device):
 
 def inference_faults(model, device):
     """The same of scoring and generation, which are in float32."""
-    from lab import tries
+    from lab.score import tries
 
     with fakeguard.Watch() as watch, torch.no_grad():
         batch = next(tries.batches([[1, 5, 6, 7], [1, 5, 6, 8], [1, 9, 6]], [1, 1, 1], 64))

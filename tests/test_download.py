@@ -16,9 +16,9 @@ import yaml
 
 import prepare
 from conftest import ROOT, command, refused
-from lab import download
-from lab.download import DownloadError
 from lab.files import UserError
+from lab.text import download
+from lab.text.download import DownloadError
 
 CONTENT = bytes(range(256)) * 3000  # 768 kB
 TEXT = b"".join(b"The cats number %d chase the mice.\n" % i for i in range(3000))

@@ -16,8 +16,9 @@ import torch
 
 import eval_blimp
 from conftest import ROOT, TINY, command, refused
-from lab import checkpoint, pairs, scoring, statistics
+from lab import checkpoint
 from lab.files import UserError
+from lab.score import pairs, scoring, statistics
 from model import Model, ModelConfig
 from stand_ins import History, V, Words, by_hand, lively, pair, read, sentences, uniform, write
 
@@ -282,7 +283,7 @@ def test_what_only_a_plot_or_a_page_needs_is_not_imported(workplace):
     code = """
 import sys, eval_blimp
 eval_blimp.main(["0.pt", "--data", "mine", "--json", "r.json", "--csv", "p.csv"])
-sys.exit(", ".join({"matplotlib", "lab.plots", "lab.compare_page", "transformers"} & sys.modules.keys()) or 0)
+sys.exit(", ".join({"matplotlib", "lab.report.plots", "lab.report.page", "transformers"} & sys.modules.keys()) or 0)
 """
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -18,8 +18,10 @@ import yaml
 import export
 import tokenizer
 from conftest import ROOT, command, refused
-from lab import checkpoint, hf_tokenizer, pocket_english
+from lab import checkpoint
 from lab.files import UserError
+from lab.hub import tokenizer_files
+from lab.text import pocket_english
 from test_model import CASES, EVERY, GOLDEN, label, random_model, tiny
 
 SLLAMA = {"embedding": "repeat", "attention": "pwa", "mlp": "shared_projection", "layer_sharing": "share"}
@@ -193,7 +195,7 @@ def test_same_ids_on_ten_thousand_lines_of_corpus(transformers, tmp_path):
     if llama.exists():
         tokenizers.append(tokenizer.load(str(llama)))
     for tok in tokenizers:
-        for name, content in hf_tokenizer.tokenizer_files(tok, 256).items():
+        for name, content in tokenizer_files.tokenizer_files(tok, 256).items():
             (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
         same_ids(transformers.AutoTokenizer.from_pretrained(str(tmp_path)), tok, lines + HOSTILE)
 
@@ -289,7 +291,7 @@ def sentencepiece_model(vocab_size, **options):
 )
 def test_refuses_a_tokenizer_of_another_kind(options):
     with pytest.raises(UserError, match="byte-pair encoding"):
-        hf_tokenizer.tokenizer_files(sentencepiece_model(400, byte_fallback=True, **options), 256)
+        tokenizer_files.tokenizer_files(sentencepiece_model(400, byte_fallback=True, **options), 256)
 
 
 # --- and back

@@ -11,8 +11,8 @@ import pytest
 
 from conftest import ROOT, TINY, command, refused
 from lab import checkpoint, settings
-from lab.data import load_data
 from lab.files import UserError
+from lab.run.data import load_data
 from model import Model
 
 

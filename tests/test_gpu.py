@@ -13,10 +13,12 @@ import eval_blimp
 import tokenizer
 import train
 from conftest import ROOT, TINY
-from lab import checkpoint, devices, pocket_english
-from lab import pairs as blimp_pairs
-from lab.distributed import Distributed
+from lab import checkpoint
+from lab.run import devices
+from lab.run.distributed import Distributed
+from lab.score import pairs as blimp_pairs
 from lab.settings import load_config
+from lab.text import pocket_english
 from model import Model, ModelConfig, parameter_counts
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

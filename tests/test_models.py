@@ -6,8 +6,9 @@ import os
 import pytest
 import torch
 
-from lab import checkpoint, scoring
-from lab.commands import ROOT
+from lab import checkpoint
+from lab.cli import ROOT
+from lab.score import scoring
 
 FOLDER = os.path.join(ROOT, "models")
 PAIRS = """

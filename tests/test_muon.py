@@ -1,12 +1,12 @@
-"""lab/muon.py is torch.optim.Muon, in batches."""
+"""lab/run/muon.py is torch.optim.Muon, in batches."""
 
 import pytest
 import torch
 
 import train
 from conftest import ROOT
-from lab import devices
-from lab.muon import Muon
+from lab.run import devices
+from lab.run.muon import Muon
 from lab.settings import load_config
 from model import Model
 

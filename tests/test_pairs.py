@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lab.files import UserError
-from lab.pairs import BLIMP, read_pairs
+from lab.score.pairs import BLIMP, read_pairs
 from stand_ins import pair, write
 
 GOOD = json.dumps(pair("a b", "b a"))

@@ -14,7 +14,7 @@ import pytest
 
 from conftest import ROOT
 from lab import files
-from lab import pocket_english as pocket
+from lab.text import pocket_english as pocket
 
 PHENOMENA = """anaphor_agreement argument_structure binding control_raising determiner_noun_agreement ellipsis
 filler_gap_dependency irregular_forms island_effects npi_licensing quantifiers subject_verb_agreement""".split()
@@ -68,7 +68,7 @@ def test_text_is_the_same_everywhere():
 
 @pytest.mark.parametrize("hash_seed", ["0", "1"])
 def test_text_does_not_depend_on_the_hash_seed(hash_seed):
-    command = [sys.executable, "-m", "lab.pocket_english", "500", "--seed", "3"]
+    command = [sys.executable, "-m", "lab.text.pocket_english", "500", "--seed", "3"]
     env = {**os.environ, "PYTHONHASHSEED": hash_seed}
     out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=env)
     assert out.stdout == "".join(line + "\n" for line in pocket.text(500, seed=3))

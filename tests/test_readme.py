@@ -17,8 +17,10 @@ import torch
 import model
 from conftest import ROOT
 from export import unfold
-from lab import data, files, pocket_english
+from lab import files
 from lab import settings as config
+from lab.run import data
+from lab.text import pocket_english
 
 PAGES = [
     "README.md",
@@ -42,7 +44,7 @@ ONLY_READ = (
     "torchrun",
     "hf ",
     "python -m venv",
-    "python -m lab.babylm check",  # of what the challenge's pipeline has collated
+    "python -m lab.hub.babylm check",  # of what the challenge's pipeline has collated
 )
 DATA = ["data.pocket_words=20000", "data.validation_kb=4", "data.budget_mb=null", "tokenizer.vocab_size=400"]
 TRAIN = [
@@ -68,7 +70,7 @@ SMALL = {
     "eval_blimp.py": ["--max-pairs-per-paradigm", "2"],
     "sample.py": ["--max-tokens", "5"],
     "export.py": [],
-    "lab.babylm": [],
+    "lab.hub.babylm": [],
     "bench.speed.sampling": ["--rounds", "1", "--tokens", "4"],
     "bench.experiments.uniform": ["--data", "data/pocket/pairs"],
     "bench.experiments.tricks": ["--out", "tricks.png"],

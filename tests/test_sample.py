@@ -10,7 +10,8 @@ import torch
 import sample
 import tokenizer
 from conftest import ROOT, command, refused
-from lab import checkpoint, pocket_english
+from lab import checkpoint
+from lab.text import pocket_english
 from model import Model, ModelConfig
 
 SHAPE = ModelConfig(

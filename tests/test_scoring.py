@@ -9,8 +9,10 @@ import torch
 
 import export
 import tokenizer
-from lab import checkpoint, pocket_english, scoring
+from lab import checkpoint
 from lab.files import UserError
+from lab.score import scoring
+from lab.text import pocket_english
 from model import Model
 from stand_ins import History, Table, V, Words, by_hand, lively, uniform
 from test_eval_blimp import workplace  # noqa: F401  (a fixture)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lab import statistics
+from lab.score import statistics
 
 
 def test_wilson():

@@ -11,8 +11,9 @@ import torch
 
 import eval_blimp
 import export
-from lab import checkpoint, scoring, surprisal
+from lab import checkpoint
 from lab.files import UserError
+from lab.score import scoring, surprisal
 from stand_ins import History, Words, by_hand, uniform
 from test_eval_blimp import workplace  # noqa: F401  (a fixture)
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import tokenizer
 from conftest import ROOT
-from lab import model_proto
 from lab.files import UserError
+from lab.hub import model_proto
 
 LINES = [
     "The cats chase the mice, and the mice hide.",

@@ -20,10 +20,11 @@ import train
 from conftest import ROOT, TINY, command, refused
 from kill import differences
 from kill import same as same_bits
-from lab import checkpoint, devices, interrupts, mntp, resume
-from lab.data import TokenDataset
-from lab.distributed import Distributed
+from lab import checkpoint
 from lab.files import UserError, sealed
+from lab.run import devices, interrupts, mntp, resume
+from lab.run.data import TokenDataset
+from lab.run.distributed import Distributed
 from lab.settings import load_config
 from model import Model
 from tests import fakeguard
@@ -539,7 +540,7 @@ def test_a_second_ctrl_c_ends_at_once(project):
     """In the middle of a step that takes a minute: one line, and last.pt is that of the step before."""
     code = """if True:
         import sys, time, train
-        from lab import commands
+        from lab import cli
         step, calls = train.train_step, []
         def slow(*args):
             calls.append(1)
@@ -548,7 +549,7 @@ def test_a_second_ctrl_c_ends_at_once(project):
                 time.sleep(60)
             return step(*args)
         train.train_step = slow
-        commands.run(lambda: train.main(sys.argv[1:]))
+        cli.run(lambda: train.main(sys.argv[1:]))
     """
     process = subprocess.Popen(
         [sys.executable, "-c", code, *TINY, "train.save_every=1", "train.out=out/a"],
@@ -744,7 +745,7 @@ def test_a_finished_run_says_so_and_repeats_its_figures(project, capsys):
 
 def test_a_run_that_is_not_on_a_terminal_speaks(project, monkeypatch, capsys):
     """Between validations too: a line, and rows of losses.csv, every so many seconds (here: always)."""
-    from lab import progress
+    from lab.run import progress
 
     monkeypatch.setattr(progress, "SILENCE", 0)
     written = []

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import eval_blimp
-from lab import scoring, tries
+from lab.score import scoring, tries
 from model import Model, ModelConfig
 from stand_ins import KINDS, History, StandIn, Table, V, Words, by_hand, lively, sentences
 

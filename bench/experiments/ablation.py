@@ -19,9 +19,10 @@ from matplotlib.figure import Figure
 import train
 from bench.common import in_turns
 from bench.experiments.trials import arguments, read, run_list
-from lab import commands, devices
+from lab import cli
 from lab import settings as configuration
 from lab.files import atomic_write
+from lab.run import devices
 from model import Model
 
 PLAIN = ["model.embedding=full", "model.attention=mha", "model.mlp=full", "model.layer_sharing=none"]
@@ -164,4 +165,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

@@ -16,7 +16,7 @@ import statistics
 from matplotlib.figure import Figure
 
 from bench.experiments.trials import read
-from lab import commands
+from lab import cli
 from lab.files import atomic_write
 
 TEXTS = {"2 MB": "tab:blue", "10 MB": "tab:green", "10 M words": "tab:red"}
@@ -83,4 +83,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

@@ -17,7 +17,7 @@ import sys
 import tempfile
 
 from bench.common import script
-from lab import commands
+from lab import cli
 from lab.files import UserError
 
 SETTINGS = {
@@ -73,4 +73,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

@@ -22,7 +22,7 @@ import tempfile
 import yaml
 
 from bench.common import closing_block, script
-from lab import checkpoint, commands
+from lab import checkpoint, cli
 from lab import settings as configuration
 from lab.files import UserError, atomic_write
 from model import parameter_counts
@@ -179,4 +179,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
 from bench.common import ROOT
-from lab import commands
+from lab import cli
 from lab import settings as configuration
 from model import ModelConfig, parameter_counts
 
@@ -139,4 +139,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

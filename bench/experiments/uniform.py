@@ -12,8 +12,8 @@ import torch
 
 import eval_blimp
 import tokenizer
-from lab import commands
-from lab import pairs as blimp_pairs
+from lab import cli
+from lab.score import pairs as blimp_pairs
 from model import Model, ModelConfig
 
 
@@ -32,4 +32,4 @@ def main():
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

@@ -14,8 +14,8 @@ import tempfile
 
 from bench.common import ENVIRONMENT, write_json
 from bench.speed import startup
-from lab import commands
-from lab.data import load_data, plan
+from lab import cli
+from lab.run.data import load_data, plan
 from lab.settings import load_config
 
 WAYS = {"not compiled": "false", "first": "true", "again": "true"}
@@ -78,4 +78,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

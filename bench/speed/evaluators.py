@@ -19,7 +19,7 @@ import tempfile
 import time
 
 from bench.common import script
-from lab import commands
+from lab import cli
 from lab.files import UserError
 
 LM_EVAL = """
@@ -172,4 +172,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

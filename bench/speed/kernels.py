@@ -17,7 +17,7 @@ import torch
 
 import train
 from lab import settings
-from lab.distributed import Distributed
+from lab.run.distributed import Distributed
 from model import Model
 from tests import fakeguard
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from bench.common import in_turns, spread
-from lab.devices import keep_freed_memory
+from lab.run.devices import keep_freed_memory
 from model import LinearCrossEntropy
 
 SHAPES = {  # tokens, hidden size, pieces

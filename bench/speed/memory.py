@@ -25,9 +25,9 @@ import torch.nn.functional as F
 
 import train
 from bench.common import ENVIRONMENT, closing_block, last_line, module, write_json
-from lab import commands
+from lab import cli
 from lab import settings as configuration
-from lab.data import TokenDataset
+from lab.run.data import TokenDataset
 from model import Model
 
 STEPS = [
@@ -41,7 +41,7 @@ STEPS = [
 
 
 def random_data(config):
-    """Stands in for lab.data.load_data: a hundred batches of random tokens, and no tokenizer to speak of."""
+    """Stands in for lab.run.data.load_data: a hundred batches of random tokens, and no tokenizer to speak of."""
     T, vocab, s = config.model.max_position_embeddings, config.model.vocab_size, config.train
     with tempfile.NamedTemporaryFile() as f:
         np.random.default_rng(0).integers(3, vocab, 100 * s.batch_size * T + 1).astype("<u2").tofile(f.name)
@@ -151,4 +151,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

@@ -28,8 +28,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import model as models
 import train
 from bench.common import write_json
-from lab import commands, devices
+from lab import cli
 from lab import settings as configuration
+from lab.run import devices
 from model import Model, parameter_counts, sharing
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # FLOP/s in bfloat16, dense, of the data sheets
@@ -402,4 +403,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

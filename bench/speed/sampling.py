@@ -11,7 +11,7 @@ import statistics
 import torch
 
 from bench.common import in_turns, spread
-from lab import checkpoint, commands
+from lab import checkpoint, cli
 from model import KVCache
 
 
@@ -54,4 +54,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 
 from bench.speed.roofline import seconds, work
-from lab import checkpoint, commands, scoring, tries
-from lab.pairs import read_pairs
+from lab import checkpoint, cli
+from lab.score import scoring, tries
+from lab.score.pairs import read_pairs
 from model import sharing
 
 CPU = torch.device("cpu")
@@ -88,4 +89,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

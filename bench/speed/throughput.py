@@ -33,9 +33,10 @@ import torch
 import train
 from bench.common import min_median_max, write_json
 from export import names
-from lab import commands, devices
+from lab import cli
 from lab import settings as configuration
 from lab.files import UserError
+from lab.run import devices
 from model import Model
 
 PEERS = {"transformers": "transformers LlamaForCausalLM", "released": "released SLlama", "nanogpt": "nanoGPT"}
@@ -290,4 +291,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

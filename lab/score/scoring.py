@@ -1,6 +1,6 @@
 """Scores of sentences, and of alternatives in a context: text in, log-likelihoods out.
 
-The rule is eval_blimp.py's `score_plainly`; the arithmetic is lab/tries.py's, which gives the same numbers faster.
+The rule is eval_blimp.py's `score_plainly`; the arithmetic is that of lab/score/tries.py, the same numbers faster.
 """
 
 import contextlib
@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from lab.files import UserError
-from lab.tries import log_likelihoods
+from lab.score.tries import log_likelihoods
 from model import rope_table
 
 

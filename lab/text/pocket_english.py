@@ -1,6 +1,6 @@
 """Pocket English: a small probabilistic grammar that tells stories, and knows which sentences it would never tell.
 
-    python -m lab.pocket_english 300 --seed 1        # 300 words of it
+    python -m lab.text.pocket_english 300 --seed 1        # 300 words of it
 
 - `text(words, seed)`: any amount of simple English, the same on every Python and platform: stories with a cast and a
   tense, paragraphs, dialogue.
@@ -23,7 +23,7 @@ import random
 import re
 import zlib
 
-from lab import commands, files
+from lab import cli, files
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Lexicon
@@ -775,4 +775,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

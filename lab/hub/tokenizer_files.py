@@ -8,7 +8,7 @@ bytes; and text that looks like a special piece, "<s>", is text (split_special_t
 import json
 
 from lab.files import UserError
-from lab.model_proto import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, is_plain_bpe, read_model
+from lab.hub.model_proto import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, is_plain_bpe, read_model
 from tokenizer import SPACE
 
 

@@ -13,9 +13,9 @@ import torch
 import yaml
 
 from lab import checkpoint
-from lab.devices import device_name, peak_memory_mb
 from lab.files import UserError, atomic_write, first_line
-from lab.progress import bits_per_byte
+from lab.run.devices import device_name, peak_memory_mb
+from lab.run.progress import bits_per_byte
 
 # Millions of words seen at which the BabyLM challenge wants a checkpoint; its small tracks end at 100.
 BABYLM_WORDS = [*range(1, 10), *range(10, 101, 10), *range(200, 1001, 100)]

@@ -1,6 +1,6 @@
 """A checkpoint to give away: the same model, its weights in bfloat16, which halves the file.
 
-    python -m lab.release out/NAME/ckpt.pt models/NAME.pt
+    python -m lab.hub.release out/NAME/ckpt.pt models/NAME.pt
 
 Every command reads it as it reads any checkpoint. Scores belong to one file: score this one again.
 """
@@ -9,7 +9,7 @@ import argparse
 
 import torch
 
-from lab import checkpoint, commands
+from lab import checkpoint, cli
 
 
 def release(path, target):
@@ -30,4 +30,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

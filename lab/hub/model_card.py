@@ -48,12 +48,12 @@ def read_scores(path):
 
 
 def read_babylm(path):
-    """{task: (accuracy, items)} of the last checkpoint, from the scores.json of lab.babylm. Raises UserError."""
+    """{task: (accuracy, items)} of the last checkpoint, from the scores.json of lab.hub.babylm. Raises UserError."""
     try:
         tasks = read_json(path)["main"]
         return {task: (float(result["accuracy"]), int(result["items"])) for task, result in tasks.items()}
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
-        raise UserError(f"{path}: no scores in it; give what python -m lab.babylm score wrote") from None
+        raise UserError(f"{path}: no scores in it; give what python -m lab.hub.babylm score wrote") from None
 
 
 def shown(value):

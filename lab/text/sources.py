@@ -1,6 +1,6 @@
 """Where text comes from: BabyLM on the Hugging Face Hub, a folder of text files, or Pocket English.
 
-A file is read in parts of about PART bytes, for lab/cores.py. A mirror is the address of a folder of BabyLM's six
+A file is read in parts of about PART bytes, for lab/text/cores.py. A mirror is the address of a folder of BabyLM's six
 files, in the environment variable SLLAMA_LAB_BABYLM_URL or SLLAMA_LAB_BABYLM_100M_URL.
 """
 
@@ -11,9 +11,9 @@ import os
 import re
 from typing import NamedTuple
 
-from lab import pocket_english
-from lab.download import download
 from lab.files import UserError, file_sha256
+from lab.text import pocket_english
+from lab.text.download import download
 
 PART = 1_000_000  # bytes of text that are cleaned or tokenised at a time
 DOWNLOADS = os.path.join("data", "downloads")

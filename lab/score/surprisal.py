@@ -16,7 +16,7 @@ import re
 import numpy as np
 
 from lab.files import UserError
-from lab.scoring import require_scorable, score_sequences, token_ends, tokenize
+from lab.score.scoring import require_scorable, score_sequences, token_ends, tokenize
 
 COLUMNS = ["sentence", "position", "word", "tokens", "surprisal"]
 

@@ -12,8 +12,8 @@ import time
 
 from tqdm import tqdm
 
-from lab.devices import peak_memory_mb
 from lab.files import UserError, atomic_write
+from lab.run.devices import peak_memory_mb
 from model import parameter_counts
 
 COLUMNS = ["step", "tokens", "words", "lr", "train_loss", "val_loss", "blimp", "seconds"]

@@ -5,8 +5,8 @@ missing. Sizes: its evaluation_pipeline/collate_preds.py.
 """
 
 from lab.files import UserError
-from lab.pairs import BLIMP, parse_json, read_bytes
-from lab.resume import BABYLM_WORDS
+from lab.run.resume import BABYLM_WORDS
+from lab.score.pairs import BLIMP, parse_json, read_bytes
 
 TRACKS = {"strict-small": [mark for mark in BABYLM_WORDS if mark <= 100], "strict": BABYLM_WORDS}
 

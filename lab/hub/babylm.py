@@ -1,14 +1,14 @@
 """The BabyLM challenge of 2026: a run's checkpoints scored on its zero-shot tasks, the submission checked and uploaded.
 
-    python -m lab.babylm score out/mine my-babylm --data EVALUATION_DATA --out RESULTS
-    python -m lab.babylm check RESULTS/my-babylm/all_full_preds_and_fast_scores_causal.json
-    python -m lab.babylm upload my-babylm USER/my-babylm [--dry-run]
+    python -m lab.hub.babylm score out/mine my-babylm --data EVALUATION_DATA --out RESULTS
+    python -m lab.hub.babylm check RESULTS/my-babylm/all_full_preds_and_fast_scores_causal.json
+    python -m lab.hub.babylm upload my-babylm USER/my-babylm [--dry-run]
 
 The challenge's pipeline (babylm-org/babylm-eval at 3d57ddc, folder strict/) is started anew for each of some 120 pairs
-of checkpoint and task. `score` writes the same predictions.json files by lab/scoring.py: BLiMP, its supplement, EWoK,
-entity tracking, COMPS and GlobalPIQA, for ckpt.pt in full, for chck_1M.pt, ... in their fast form. What is not there is
-named and skipped, what has been scored is not scored again. Reading times, age of acquisition and fine-tuning are left
-to the pipeline. docs/babylm.md is the whole walk.
+of checkpoint and task. `score` writes the same predictions.json files by lab/score/scoring.py: BLiMP, its supplement,
+EWoK, entity tracking, COMPS and GlobalPIQA, for ckpt.pt in full, for chck_1M.pt, ... in their fast form. What is not
+there is named and skipped, what has been scored is not scored again. Reading times, age of acquisition and fine-tuning
+are left to the pipeline. docs/babylm.md is the whole walk.
 """
 
 import argparse
@@ -24,10 +24,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lab import checkpoint, commands, scoring
+from lab import checkpoint, cli
 from lab.files import UserError, atomic_write, file_sha256
-from lab.pairs import jsonl_files, parse_json, read_bytes
-from lab.submission import TRACKS, check, revisions
+from lab.hub.submission import TRACKS, check, revisions
+from lab.score import scoring
+from lab.score.pairs import jsonl_files, parse_json, read_bytes
 
 # (task, folder of its data) as the pipeline calls them
 PIQA = [("global_piqa_parallel", "global_piqa_parallel"), ("global_piqa_nonparallel", "global_piqa_nonparallel")]
@@ -306,4 +307,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

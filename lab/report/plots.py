@@ -3,7 +3,7 @@
 import matplotlib
 import numpy as np
 
-from lab.report import percent, rule
+from lab.report.tables import percent, rule
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402

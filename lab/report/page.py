@@ -1,7 +1,7 @@
 """One HTML page about evaluations of the same pairs: python eval_blimp.py A.pt B.pt C.pt --html report.html
 
 Everything is in the file: nothing is fetched, and only sorting and filtering need its script. The numbers are those of
-lab/statistics.py. Whatever comes from outside (sentences, names, a checkpoint's provenance) is escaped by `tag`, which
+lab/score/statistics.py. Whatever comes from outside (sentences, names, provenance) is escaped by `tag`, which
 all markup goes through.
 """
 
@@ -10,8 +10,8 @@ import os
 
 import numpy as np
 
-from lab import statistics
-from lab.report import percent, rule
+from lab.report.tables import percent, rule
+from lab.score import statistics
 
 FLIPS = 2000  # changed pairs in the file, shared by paradigms and checkpoints: half a megabyte
 COLORS = "#4a90d9 #e5892b #3fa66b #b668c4 #d9534f #8a8a8a".split()  # readable on white and on black
