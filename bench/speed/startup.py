@@ -29,6 +29,7 @@ def watched(arguments):
 
     mark()
     import train
+    from lab import cli
 
     mark()
     validate, step, calls = train.validate, train.train_step, []
@@ -48,7 +49,7 @@ def watched(arguments):
         return out
 
     train.validate, train.train_step = marked_validate, marked_step
-    train.commands.run(lambda: train.main(arguments))
+    cli.run(lambda: train.main(arguments))
 
 
 def measure(arguments, steps=2, environment=ENVIRONMENT):
