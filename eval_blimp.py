@@ -20,23 +20,22 @@ command takes lab/score/scoring.py, which gives the same numbers and computes wh
 `--compat` changes the rule to what another evaluator computes.
 """
 
-from lab import cli  # isort: skip  first: from here on Ctrl-C is no traceback
 import argparse
 import json
 import os
 import time
 
-import numpy as np
-import torch
-from torch.nn.utils.rnn import pad_sequence
-
-from lab import checkpoint
+from lab import checkpoint, cli
 from lab import settings as configuration
 from lab.files import UserError, atomic_write
 from lab.report import tables
 from lab.run import devices
 from lab.score import scoring, statistics
 from lab.score.pairs import find_data, read_pairs
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The rule

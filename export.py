@@ -10,12 +10,13 @@ up_proj, shared layers are copied. No custom code is needed to load the result. 
 refused: an embedding that attends (`attention`), and normalised queries and keys (`qk_norm`).
 """
 
-from lab import cli  # isort: skip  first: from here on Ctrl-C is no traceback
 import argparse
 import json
 import os
 import re
 import tempfile
+
+from lab import cli
 
 import torch
 

@@ -22,9 +22,9 @@ The loss over the vocabulary never holds a (tokens x V) tensor: see LinearCrossE
 """
 
 import dataclasses
+from dataclasses import dataclass
 import itertools
 import typing
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np

@@ -16,7 +16,6 @@ share one validation text, of which no line occurs in the training text of any b
 bytes.
 """
 
-from lab import cli  # isort: skip  first: from here on Ctrl-C is no traceback
 import argparse
 import collections
 import functools
@@ -32,7 +31,7 @@ import sys
 import time
 from typing import NamedTuple
 
-import tokenizer
+from lab import cli
 from lab.files import UserError, read_json
 from lab.settings import parse_args
 from lab.text import corpus, pocket_english
@@ -40,6 +39,7 @@ from lab.text.cleaning import CLEANING, clean
 from lab.text.cores import Cores
 from lab.text.download import DownloadError, download, unpack
 from lab.text.sources import BABYLM, DOWNLOADS, PART, babylm_source, folder_source, pocket_source, sha256
+import tokenizer
 
 FORMAT = 1  # of meta.json
 BLOCK = 4000  # bytes of consecutive lines that stay together: some windows of context

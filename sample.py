@@ -7,14 +7,13 @@ here are the ways to pick the next token. In the training text every line starts
 is the end of a line.
 """
 
-from lab import cli  # isort: skip  first: from here on Ctrl-C is no traceback
 import argparse
 import sys
 
-import torch
-
-from lab import checkpoint
+from lab import checkpoint, cli
 from lab.files import UserError
+
+import torch
 
 RANGES = {
     "max_tokens": (1, 10**9),

@@ -20,11 +20,11 @@ import itertools
 import os
 import re
 
-import numpy as np
-import sentencepiece
-
 from lab.files import UserError
 from lab.hub import model_proto
+
+import numpy as np
+import sentencepiece
 
 LONGEST_LINE = 16_384  # characters: SentencePiece's trainer counts the characters of a word in 16 bits
 SPACE = "\u2581"  # ▁, what SentencePiece writes for a space

@@ -14,7 +14,6 @@ What is not a lesson in training lives in lab/: data.py (windows of tokens), dis
 resume.py (last.pt), interrupts.py (Ctrl-C), progress.py (everything shown), mntp.py (an objective that fills gaps).
 """
 
-from lab import cli  # isort: skip  first: from here on Ctrl-C is no traceback
 import argparse
 import contextlib
 import functools
@@ -22,10 +21,7 @@ import math
 import signal
 import time
 
-import numpy as np
-import torch
-
-from lab import settings
+from lab import cli, settings
 from lab.files import UserError
 from lab.run import devices, interrupts, mntp, progress, resume
 from lab.run.data import load_data, plan
@@ -33,6 +29,9 @@ from lab.run.distributed import Distributed
 from lab.run.failures import Diverged, explained
 from lab.run.muon import Muon
 from model import Model
+
+import numpy as np
+import torch
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Optimisers and schedule

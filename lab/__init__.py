@@ -7,3 +7,5 @@ report/  tables, the HTML page, plots
 hub/     for export.py: tokenizer files, the model card, a BabyLM submission
 settings.py, checkpoint.py, files.py, cli.py: what all of them share
 """
+
+from lab import cli  # noqa: F401  before anything that takes long to import

@@ -7,17 +7,17 @@ whatever is wrong in a file comes out of it as one UserError that names the file
 """
 
 import contextlib
+from dataclasses import asdict, dataclass
 import os
 import zipfile
-from dataclasses import asdict, dataclass
-
-import torch
 
 from lab.files import UserError, atomic_write, file_sha256
 from lab.run.devices import pick_device
 from lab.settings import model_config
 from model import Model, ModelConfig, parameter_counts
 from tokenizer import Tokenizer
+
+import torch
 
 FORMAT, VERSION = "sllama-lab", 1
 

@@ -1,13 +1,16 @@
 """How every command begins and ends: UTF-8, one `error:` line for a mistake, 130 for Ctrl-C, 141 for a closed pipe.
 
-A command imports this module before anything else, so that Ctrl-C during the longer imports is no traceback either.
+It comes with any import from lab/, which stands before that of PyTorch everywhere, so that what is set here holds
+during the longer imports: Ctrl-C is no traceback, a missing package is one line, threads do not wait by spinning.
 """
 
 import os
+import shlex
 import signal
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+PACKAGES = ("torch", "numpy", "yaml", "tqdm", "sentencepiece", "pooch", "matplotlib")  # what we import
 
 
 def on_interrupt(handler):
@@ -26,9 +29,31 @@ def end_in_order(*_):
     raise KeyboardInterrupt
 
 
+def explain_missing(kind, error, trace):
+    """In place of Python's traceback: a missing package is one line that says both ways out."""
+    if kind is not ModuleNotFoundError or error.name not in PACKAGES:
+        sys.__excepthook__(kind, error, trace)
+        return
+    package = "PyYAML" if error.name == "yaml" else error.name
+    print(
+        f"error: the package {package} is not installed here. After `make`, use its environment: "
+        f"source .venv/bin/activate. In one of your own: python -m pip install -e {shlex.quote(ROOT)}",
+        file=sys.stderr,
+    )
+    sys.stderr.flush()
+    os._exit(2)
+
+
+# Threads that wait for each other spin, which costs everyone where somebody else wants the core: on a laptop in use a
+# training is four times as fast if they give up soon (results/speed.md). Read when PyTorch loads its threads.
+SPINNING = {"GOMP_SPINCOUNT": "20000", "KMP_BLOCKTIME": "1"}  # of GNU's and of LLVM's library
+if not {"OMP_WAIT_POLICY", *SPINNING} & os.environ.keys():
+    os.environ.update(SPINNING)
+
 program = getattr(sys.modules["__main__"], "__file__", None)
 if program and os.path.dirname(os.path.abspath(program)) == ROOT:  # a command of ours: not a test, nor a notebook
     on_interrupt(end_at_once)
+sys.excepthook = explain_missing
 
 
 def run(main):

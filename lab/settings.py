@@ -9,6 +9,7 @@ range is found before anything starts, and everything that is wrong is reported 
 """
 
 import dataclasses
+from dataclasses import dataclass
 import difflib
 import math
 import operator
@@ -17,12 +18,11 @@ import pathlib
 import reprlib
 import types
 import typing
-from dataclasses import dataclass
 from typing import Literal
 
-import yaml
-
 from lab.files import UserError
+
+import yaml
 
 RULES = {"at_least": operator.ge, "at_most": operator.le, "above": operator.gt}
 

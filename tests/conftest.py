@@ -36,9 +36,9 @@ def strictness():
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory):
     """A folder in which train.py finds config.yaml and data/tiny."""
-    import tokenizer
     from lab import files
     from lab.text import pocket_english
+    import tokenizer
 
     folder = tmp_path_factory.mktemp("project")
     (folder / "config.yaml").write_text((ROOT / "config.yaml").read_text())

@@ -8,15 +8,15 @@ import json
 import os
 import sys
 
-import numpy as np
-import torch
-import torch.distributed as dist
-
-import train
 from lab import checkpoint
 from lab.files import atomic_write
 from lab.run.distributed import Distributed
 from tests import fakeguard
+import train
+
+import numpy as np
+import torch
+import torch.distributed as dist
 
 messages, groups = [], []
 

@@ -26,18 +26,18 @@ import time
 import traceback
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-import torch
-import torch._dynamo  # an optimiser would load it, in every trial
-import yaml
-
 import eval_blimp
 import export
+from lab import checkpoint, cli, settings
+from lab.files import UserError
 import prepare
 import sample
 import tokenizer
 import train
-from lab import checkpoint, cli, settings
-from lab.files import UserError
+
+import torch
+import torch._dynamo  # an optimiser would load it, in every trial
+import yaml
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LIMIT = 20  # seconds of a trial

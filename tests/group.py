@@ -2,10 +2,10 @@
 
 import sys
 
-import torch.distributed as dist
-
-import train
 from lab.run.distributed import Distributed
+import train
+
+import torch.distributed as dist
 
 leave = Distributed.leave
 

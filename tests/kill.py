@@ -20,11 +20,11 @@ import tempfile
 import time
 import traceback
 
-import torch
-
+from lab import checkpoint, cli, files
 import prepare
 import train
-from lab import checkpoint, cli, files
+
+import torch
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SMALL = [

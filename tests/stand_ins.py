@@ -3,13 +3,13 @@
 import json
 import random
 
+from lab.score import pairs
+from model import Model, ModelConfig
+
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-
-from lab.score import pairs
-from model import Model, ModelConfig
 
 WORDS = "a b c d e f g h".split()  # ids 3 to 10; 0, 1, 2 are unknown, BOS, EOS
 V = 3 + len(WORDS)

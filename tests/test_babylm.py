@@ -6,10 +6,6 @@ import shutil
 import subprocess
 import sys
 
-import pytest
-import torch
-
-import tokenizer
 from conftest import ROOT, refused
 from eval_blimp import score_plainly
 from lab import checkpoint
@@ -17,6 +13,10 @@ from lab.files import UserError
 from lab.hub import babylm, submission
 from lab.text import pocket_english
 from model import Model, ModelConfig
+import tokenizer
+
+import pytest
+import torch
 
 SHAPE = ModelConfig(
     vocab_size=400,

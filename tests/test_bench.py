@@ -6,14 +6,6 @@ import re
 import subprocess
 import sys
 
-import pytest
-import torch
-import torch.nn.functional as F
-import yaml
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
-
-import tokenizer
 from bench import common, gpu
 from bench.experiments import ablation, trials
 from bench.speed import attention, loss, memory, roofline, scoring, startup, throughput
@@ -22,6 +14,14 @@ from lab import checkpoint
 from lab.score import tries
 from lab.settings import load_config
 from model import LinearCrossEntropy, Model, ModelConfig
+import tokenizer
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+import yaml
 
 SMALL = [
     "--preset",

@@ -6,16 +6,16 @@ import os
 import pickle
 import random
 
-import pytest
-import torch
-
-import tokenizer
 from conftest import command, refused
 from lab import checkpoint
 from lab.files import UserError
 from lab.hub import release
 from lab.text import pocket_english
 from model import Model, ModelConfig
+import tokenizer
+
+import pytest
+import torch
 
 SHAPE = ModelConfig(
     vocab_size=400,

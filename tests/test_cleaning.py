@@ -4,15 +4,15 @@ import os
 import random
 import time
 
-import pytest
-import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-import tokenizer
 from conftest import ROOT
 from lab.text import pocket_english
 from lab.text.cleaning import CLEANING, clean
+import tokenizer
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import pytest
+import yaml
 
 STEPS = list(CLEANING)
 WRAPPED = (

@@ -9,15 +9,15 @@ import sys
 import time
 import types
 
-import pytest
-
-import train
 from conftest import ROOT, TINY, command, refused
 from lab import files
 from lab import settings as config
 from lab.run import progress
 from lab.run.data import Plan
 from lab.run.resume import State
+import train
+
+import pytest
 
 SMALL = [
     "--preset",

@@ -3,14 +3,14 @@ text is shown as it is."""
 
 import html.parser
 
-import numpy as np
-import pytest
-
 import eval_blimp
 from lab.report import page as compare_page
 from lab.score import statistics
 from stand_ins import Words, lively, pair, read, uniform, write
 from test_eval_blimp import load_csv, load_json, workplace  # noqa: F401  (a fixture)
+
+import numpy as np
+import pytest
 
 NASTY = [
     "</script><script>alert(1)</script>",

@@ -7,15 +7,15 @@ import stat
 import subprocess
 import sys
 
-import pytest
-import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from conftest import ROOT
 from lab import files
 from lab.files import UserError
 from lab.settings import convert, load_config
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import pytest
+import yaml
 
 FILE = str(ROOT / "config.yaml")
 

@@ -6,11 +6,11 @@ import subprocess
 import sys
 import time
 
-import pytest
-
 from conftest import ROOT
 from lab.files import UserError
 from lab.text.cores import WORTH, Cores
+
+import pytest
 
 
 def test_the_same_as_map_and_in_order():

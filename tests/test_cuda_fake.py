@@ -9,10 +9,10 @@ import json
 import re
 import sys
 
+from tests import fakeguard
+
 import pytest
 import torch
-
-from tests import fakeguard
 
 SHAPE = {
     "vocab_size": 61,
@@ -48,11 +48,11 @@ possible = pytest.mark.skipif(fakeguard.why_not() is not None, reason=str(fakegu
 
 def faults(model_settings, train_settings, dtype, device):
     """What goes wrong in the passes of one model, as texts."""
-    import train
     from lab.run import mntp
     from lab.run.distributed import Distributed
     from lab.settings import load_config
     from model import Model, ModelConfig
+    import train
 
     s = load_config("quick", [f"train.{key}={value}" for key, value in train_settings.items()]).train
     model = fakeguard.build(Model, ModelConfig(**SHAPE, **model_settings), device)

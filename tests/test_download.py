@@ -11,14 +11,14 @@ import threading
 import time
 import zipfile
 
-import pytest
-import yaml
-
-import prepare
 from conftest import ROOT, command, refused
 from lab.files import UserError
 from lab.text import download
 from lab.text.download import DownloadError
+import prepare
+
+import pytest
+import yaml
 
 CONTENT = bytes(range(256)) * 3000  # 768 kB
 TEXT = b"".join(b"The cats number %d chase the mice.\n" % i for i in range(3000))

@@ -10,17 +10,17 @@ import random
 import subprocess
 import sys
 
-import numpy as np
-import pytest
-import torch
-
-import eval_blimp
 from conftest import ROOT, TINY, command, refused
+import eval_blimp
 from lab import checkpoint
 from lab.files import UserError
 from lab.score import pairs, scoring, statistics
 from model import Model, ModelConfig
 from stand_ins import History, V, Words, by_hand, lively, pair, read, sentences, uniform, write
+
+import numpy as np
+import pytest
+import torch
 
 
 def evaluated(model, files, tmp_path, **options):
@@ -315,9 +315,9 @@ def test_more_than_one_percent_of_ties_is_said(workplace, capsys):
 
 def test_training_scores_a_fixed_subset(workplace, monkeypatch):
     """eval.blimp_every: at validations in those steps and at the end, the accuracy is in losses.csv and curves.png."""
-    from matplotlib.axes import Axes
-
     import train
+
+    from matplotlib.axes import Axes
 
     twins, twinx = [], Axes.twinx
     monkeypatch.setattr(Axes, "twinx", lambda axes: twins.append(twinx(axes)) or twins[-1])

@@ -9,20 +9,20 @@ import shutil
 import subprocess
 import sys
 
-import numpy as np
-import pytest
-import sentencepiece
-import torch
-import yaml
-
-import export
-import tokenizer
 from conftest import ROOT, command, refused
+import export
 from lab import checkpoint
 from lab.files import UserError
 from lab.hub import tokenizer_files
 from lab.text import pocket_english
 from test_model import CASES, EVERY, GOLDEN, label, random_model, tiny
+import tokenizer
+
+import numpy as np
+import pytest
+import sentencepiece
+import torch
+import yaml
 
 SLLAMA = {"embedding": "repeat", "attention": "pwa", "mlp": "shared_projection", "layer_sharing": "share"}
 KINDS = {

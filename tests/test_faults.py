@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 
-import pytest
-
 from conftest import ROOT, TINY, command, refused
 from lab import checkpoint, settings
 from lab.files import UserError
 from lab.run.data import load_data
 from model import Model
+
+import pytest
 
 
 @pytest.fixture

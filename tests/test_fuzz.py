@@ -4,13 +4,13 @@ import json
 import os
 import random
 
-import pytest
-
-import train
 from conftest import TINY
 from lab import settings
 from lab.files import UserError
 from tests import fuzz
+import train
+
+import pytest
 
 
 def test_every_kind_of_file(capsys):

@@ -5,14 +5,8 @@ import json
 import math
 import socket
 
-import numpy as np
-import pytest
-import torch
-
-import eval_blimp
-import tokenizer
-import train
 from conftest import ROOT, TINY
+import eval_blimp
 from lab import checkpoint
 from lab.run import devices
 from lab.run.distributed import Distributed
@@ -20,6 +14,12 @@ from lab.score import pairs as blimp_pairs
 from lab.settings import load_config
 from lab.text import pocket_english
 from model import Model, ModelConfig, parameter_counts
+import tokenizer
+import train
+
+import numpy as np
+import pytest
+import torch
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 RUN = [*TINY, "train.device=cuda", "train.compile=false", "train.max_steps=20", "train.decay_steps=20"]

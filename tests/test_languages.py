@@ -9,12 +9,12 @@ import json
 import os
 import unicodedata
 
-import numpy as np
-import pytest
-
+from conftest import ROOT, TINY, command
 import prepare
 import tokenizer
-from conftest import ROOT, TINY, command
+
+import numpy as np
+import pytest
 
 WORDS = {  # subjects, objects, verbs that fit, verbs that don't; how they are put together
     "georgian": (

@@ -10,16 +10,16 @@ import shutil
 import subprocess
 import sys
 
+from conftest import ROOT
+import export
+from lab import checkpoint
+import model as model_file
+from model import KVCache, LinearCrossEntropy, Model, ModelConfig, apply_rotary_emb, drop, parameter_counts, rope_table
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-
-import export
-import model as model_file
-from conftest import ROOT
-from lab import checkpoint
-from model import KVCache, LinearCrossEntropy, Model, ModelConfig, apply_rotary_emb, drop, parameter_counts, rope_table
 
 SLLAMA = {"embedding": "repeat", "attention": "pwa", "mlp": "shared_projection", "layer_sharing": "share"}
 GOLDEN = os.path.join(os.path.dirname(__file__), "golden", "sllama_reference")

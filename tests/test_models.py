@@ -3,12 +3,12 @@
 import glob
 import os
 
-import pytest
-import torch
-
 from lab import checkpoint
 from lab.cli import ROOT
 from lab.score import scoring
+
+import pytest
+import torch
 
 FOLDER = os.path.join(ROOT, "models")
 PAIRS = """

@@ -1,14 +1,14 @@
 """lab/run/muon.py is torch.optim.Muon, in batches."""
 
-import pytest
-import torch
-
-import train
 from conftest import ROOT
 from lab.run import devices
 from lab.run.muon import Muon
 from lab.settings import load_config
 from model import Model
+import train
+
+import pytest
+import torch
 
 SHAPES = [(32, 32)] * 3 + [(48, 32), (32, 48), (48, 32), (6, 32)]  # square, tall, wide, and one of its own
 theirs = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon is new in PyTorch 2.9")

@@ -3,10 +3,10 @@
 import os
 import shutil
 
-import nbformat
-from nbclient import NotebookClient
-
 from conftest import ROOT
+
+from nbclient import NotebookClient
+import nbformat
 
 NOTEBOOK = ROOT / "notebooks" / "quick.ipynb"
 TINY = (

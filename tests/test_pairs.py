@@ -4,13 +4,13 @@ import json
 import pathlib
 import re
 
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from lab.files import UserError
 from lab.score.pairs import BLIMP, read_pairs
 from stand_ins import pair, write
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import pytest
 
 GOOD = json.dumps(pair("a b", "b a"))
 SHARED = pathlib.Path(__file__).resolve().parent.parent.parent / "shared" / "data"

@@ -10,11 +10,11 @@ import re
 import subprocess
 import sys
 
-import pytest
-
 from conftest import ROOT
 from lab import files
 from lab.text import pocket_english as pocket
+
+import pytest
 
 PHENOMENA = """anaphor_agreement argument_structure binding control_raising determiner_noun_agreement ellipsis
 filler_gap_dependency irregular_forms island_effects npi_licensing quantifiers subject_verb_agreement""".split()

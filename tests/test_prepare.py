@@ -9,17 +9,17 @@ import subprocess
 import sys
 import tracemalloc
 
-import numpy as np
-import pytest
-import sentencepiece
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-import prepare
-import tokenizer
 from conftest import ROOT, command, refused
 from lab.files import UserError, file_sha256
 from lab.settings import load_config
+import prepare
+import tokenizer
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+import sentencepiece
 
 # eval.data exists: no network is asked
 SMALL = ["data.name=t", "data.source=texts", "tokenizer.vocab_size=400", "eval.data=pairs"]

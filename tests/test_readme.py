@@ -11,16 +11,16 @@ import signal
 import subprocess
 import sys
 
-import pytest
-import torch
-
-import model
 from conftest import ROOT
 from export import unfold
 from lab import files
 from lab import settings as config
 from lab.run import data
 from lab.text import pocket_english
+import model
+
+import pytest
+import torch
 
 PAGES = [
     "README.md",

@@ -4,15 +4,15 @@ import signal
 import subprocess
 import sys
 
-import pytest
-import torch
-
-import sample
-import tokenizer
 from conftest import ROOT, command, refused
 from lab import checkpoint
 from lab.text import pocket_english
 from model import Model, ModelConfig
+import sample
+import tokenizer
+
+import pytest
+import torch
 
 SHAPE = ModelConfig(
     vocab_size=400,

@@ -3,12 +3,7 @@
 import dataclasses
 import math
 
-import numpy as np
-import pytest
-import torch
-
 import export
-import tokenizer
 from lab import checkpoint
 from lab.files import UserError
 from lab.score import scoring
@@ -16,6 +11,11 @@ from lab.text import pocket_english
 from model import Model
 from stand_ins import History, Table, V, Words, by_hand, lively, uniform
 from test_eval_blimp import workplace  # noqa: F401  (a fixture)
+import tokenizer
+
+import numpy as np
+import pytest
+import torch
 
 
 def score(model, texts, **options):

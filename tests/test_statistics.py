@@ -1,9 +1,9 @@
 """Intervals, tests and accuracies against values worked out by hand."""
 
+from lab.score import statistics
+
 import numpy as np
 import pytest
-
-from lab.score import statistics
 
 
 def test_wilson():

@@ -5,10 +5,6 @@ import math
 import pathlib
 import re
 
-import numpy as np
-import pytest
-import torch
-
 import eval_blimp
 import export
 from lab import checkpoint
@@ -16,6 +12,10 @@ from lab.files import UserError
 from lab.score import scoring, surprisal
 from stand_ins import History, Words, by_hand, uniform
 from test_eval_blimp import workplace  # noqa: F401  (a fixture)
+
+import numpy as np
+import pytest
+import torch
 
 LINES = ["the boy sees the old dog.", "", "  Two  spaces, and 42 cups ", "\tthe naïve girl: 🙂 ran", "x"]
 

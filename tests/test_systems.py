@@ -6,9 +6,9 @@ import shutil
 import subprocess
 import sys
 
-import pytest
-
 from conftest import ROOT, TINY
+
+import pytest
 
 # What Windows lacks, taken away before a command starts. `runpy` makes it the __main__ it usually is.
 WINDOWS = f"""

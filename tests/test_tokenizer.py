@@ -5,16 +5,16 @@ import struct
 import subprocess
 import sys
 
-import numpy as np
-import pytest
-import sentencepiece
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
-
-import tokenizer
 from conftest import ROOT
 from lab.files import UserError
 from lab.hub import model_proto
+import tokenizer
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+import sentencepiece
 
 LINES = [
     "The cats chase the mice, and the mice hide.",

@@ -10,13 +10,6 @@ import subprocess
 import sys
 import time
 
-import numpy as np
-import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-import train
 from conftest import ROOT, TINY, command, refused
 from kill import differences
 from kill import same as same_bits
@@ -28,6 +21,13 @@ from lab.run.distributed import Distributed
 from lab.settings import load_config
 from model import Model
 from tests import fakeguard
+import train
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+import torch
 
 
 @pytest.fixture(autouse=True)

@@ -4,17 +4,17 @@ import math
 import random
 import types
 
-import numpy as np
-import pytest
-import torch
-import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 import eval_blimp
 from lab.score import scoring, tries
 from model import Model, ModelConfig
 from stand_ins import KINDS, History, StandIn, Table, V, Words, by_hand, lively, sentences
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "bigram", "history"])

@@ -13,10 +13,6 @@ import io
 import os
 import statistics
 
-import torch
-from matplotlib.figure import Figure
-
-import train
 from bench.common import in_turns
 from bench.experiments.trials import arguments, read, run_list
 from lab import cli
@@ -24,6 +20,10 @@ from lab import settings as configuration
 from lab.files import atomic_write
 from lab.run import devices
 from model import Model
+import train
+
+from matplotlib.figure import Figure
+import torch
 
 PLAIN = ["model.embedding=full", "model.attention=mha", "model.mlp=full", "model.layer_sharing=none"]
 BUDGET = [

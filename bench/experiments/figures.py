@@ -13,11 +13,11 @@ import os
 import re
 import statistics
 
-from matplotlib.figure import Figure
-
 from bench.experiments.trials import read
 from lab import cli
 from lab.files import atomic_write
+
+from matplotlib.figure import Figure
 
 TEXTS = {"2 MB": "tab:blue", "10 MB": "tab:green", "10 M words": "tab:red"}
 

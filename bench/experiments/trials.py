@@ -19,13 +19,13 @@ import subprocess
 import sys
 import tempfile
 
-import yaml
-
 from bench.common import closing_block, script
 from lab import checkpoint, cli
 from lab import settings as configuration
 from lab.files import UserError, atomic_write
 from model import parameter_counts
+
+import yaml
 
 COLUMNS = [
     "name",

@@ -9,13 +9,13 @@ import argparse
 import itertools
 import os
 
-from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, Rectangle
-
 from bench.common import ROOT
 from lab import cli
 from lab import settings as configuration
 from model import ModelConfig, parameter_counts
+
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, Rectangle
 
 # Okabe and Ito: distinct for colour-blind readers
 SIX = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"]

@@ -8,13 +8,13 @@ as correct give 0.9194.
 
 import argparse
 
-import torch
-
 import eval_blimp
-import tokenizer
 from lab import cli
 from lab.score import pairs as blimp_pairs
 from model import Model, ModelConfig
+import tokenizer
+
+import torch
 
 
 def main():

@@ -5,12 +5,12 @@
 Forward and backward of one layer, in turns; ratio of the times, min / median / max over the rounds.
 """
 
-import torch
-import torch.nn.functional as F
-
 from bench.common import in_turns, spread
 from lab.run.devices import keep_freed_memory
 from model import attention
+
+import torch
+import torch.nn.functional as F
 
 SHAPES = {  # windows, heads, tokens, head size
     "sllama": (32, 4, 256, 16),

@@ -13,13 +13,13 @@ import functools
 import sys
 import tempfile
 
-import torch
-
-import train
 from lab import settings
 from lab.run.distributed import Distributed
 from model import Model
 from tests import fakeguard
+import train
+
+import torch
 
 
 def count(config, dtype, device):

@@ -9,12 +9,12 @@ far the gradient is from float64's.
 import argparse
 import statistics
 
-import torch
-import torch.nn.functional as F
-
 from bench.common import in_turns, spread
 from lab.run.devices import keep_freed_memory
 from model import LinearCrossEntropy
+
+import torch
+import torch.nn.functional as F
 
 SHAPES = {  # tokens, hidden size, pieces
     "sllama": (8192, 64, 32000),

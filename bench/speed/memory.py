@@ -20,15 +20,15 @@ import sys
 import tempfile
 import types
 
-import numpy as np
-import torch.nn.functional as F
-
-import train
 from bench.common import ENVIRONMENT, closing_block, last_line, module, write_json
 from lab import cli
 from lab import settings as configuration
 from lab.run.data import TokenDataset
 from model import Model
+import train
+
+import numpy as np
+import torch.nn.functional as F
 
 STEPS = [
     "train.max_steps=2",

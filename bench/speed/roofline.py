@@ -22,16 +22,16 @@ import dataclasses
 import platform
 import time
 
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-
-import model as models
-import train
 from bench.common import write_json
 from lab import cli
 from lab import settings as configuration
 from lab.run import devices
+import model as models
 from model import Model, parameter_counts, sharing
+import train
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # FLOP/s in bfloat16, dense, of the data sheets
 PARTS = ["embedding", "attention matrices", "attention", "MLP", "norms, rope", "head, loss", "optimiser"]

@@ -8,11 +8,11 @@ Both write the same text with the same weights, taking turns; the ratio of the r
 import argparse
 import statistics
 
-import torch
-
 from bench.common import in_turns, spread
 from lab import checkpoint, cli
 from model import KVCache
+
+import torch
 
 
 def recompute(model, ids, tokens):

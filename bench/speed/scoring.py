@@ -10,14 +10,14 @@ the rates that `ceilings` measures here; `of ceiling` is that over the time take
 import argparse
 import time
 
-import torch
-import torch.nn.functional as F
-
 from bench.speed.roofline import seconds, work
 from lab import checkpoint, cli
 from lab.score import scoring, tries
 from lab.score.pairs import read_pairs
 from model import sharing
+
+import torch
+import torch.nn.functional as F
 
 CPU = torch.device("cpu")
 

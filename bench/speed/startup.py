@@ -28,8 +28,8 @@ def watched(arguments):
             print(f"clock: {point}|{time.time()}|{time.process_time()}", flush=True)
 
     mark()
-    import train
     from lab import cli
+    import train
 
     mark()
     validate, step, calls = train.validate, train.train_step, []

@@ -16,6 +16,7 @@ and losses are its own.
 """
 
 import argparse
+from importlib import metadata
 import importlib.util
 import itertools
 import multiprocessing
@@ -24,13 +25,8 @@ import platform
 import statistics
 import sys
 import time
-from importlib import metadata
 from types import SimpleNamespace
 
-import numpy as np
-import torch
-
-import train
 from bench.common import min_median_max, write_json
 from export import names
 from lab import cli
@@ -38,6 +34,10 @@ from lab import settings as configuration
 from lab.files import UserError
 from lab.run import devices
 from model import Model
+import train
+
+import numpy as np
+import torch
 
 PEERS = {"transformers": "transformers LlamaForCausalLM", "released": "released SLlama", "nanogpt": "nanoGPT"}
 

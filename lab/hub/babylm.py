@@ -12,6 +12,7 @@ are left to the pipeline. docs/babylm.md is the whole walk.
 """
 
 import argparse
+from dataclasses import dataclass
 import functools
 import hashlib
 import json
@@ -20,15 +21,14 @@ import pathlib
 import shutil
 import subprocess
 import time
-from dataclasses import dataclass
-
-import numpy as np
 
 from lab import checkpoint, cli
 from lab.files import UserError, atomic_write, file_sha256
 from lab.hub.submission import TRACKS, check, revisions
 from lab.score import scoring
 from lab.score.pairs import jsonl_files, parse_json, read_bytes
+
+import numpy as np
 
 # (task, folder of its data) as the pipeline calls them
 PIQA = [("global_piqa_parallel", "global_piqa_parallel"), ("global_piqa_nonparallel", "global_piqa_nonparallel")]

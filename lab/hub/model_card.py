@@ -2,10 +2,10 @@
 
 import json
 
-import yaml
-
 from lab.files import UserError
 from model import parameter_counts
+
+import yaml
 
 RUN = (
     "preset",

@@ -7,9 +7,9 @@ Every command reads it as it reads any checkpoint. Scores belong to one file: sc
 
 import argparse
 
-import torch
-
 from lab import checkpoint, cli
+
+import torch
 
 
 def release(path, target):

@@ -8,10 +8,10 @@ all markup goes through.
 import html
 import os
 
-import numpy as np
-
 from lab.report.tables import percent, rule
 from lab.score import statistics
+
+import numpy as np
 
 FLIPS = 2000  # changed pairs in the file, shared by paradigms and checkpoints: half a megabyte
 COLORS = "#4a90d9 #e5892b #3fa66b #b668c4 #d9534f #8a8a8a".split()  # readable on white and on black

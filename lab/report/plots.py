@@ -1,9 +1,9 @@
 """The PNG of eval_blimp.py --plot: accuracies by phenomenon, or against words seen. Imported only when asked for."""
 
+from lab.report.tables import percent, rule
+
 import matplotlib
 import numpy as np
-
-from lab.report.tables import percent, rule
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402

@@ -1,15 +1,15 @@
 """A prepared corpus as windows of tokens, in an order that follows from the seed and the step alone."""
 
+from dataclasses import dataclass
 import json
 import math
 import os
-from dataclasses import dataclass
-
-import numpy as np
-import torch
 
 from lab.files import UserError, file_sha256, sealed
 from tokenizer import load as load_tokenizer
+
+import numpy as np
+import torch
 
 
 class TokenDataset:

@@ -9,10 +9,10 @@ import sys
 import tempfile
 import time
 
+from lab.files import UserError, first_line
+
 import numpy as np
 import torch
-
-from lab.files import UserError, first_line
 
 try:
     import resource

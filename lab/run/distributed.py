@@ -3,10 +3,10 @@
 import os
 import sys
 
+from lab.files import UserError, first_line
+
 import torch
 import torch.distributed as dist
-
-from lab.files import UserError, first_line
 
 
 class Distributed:

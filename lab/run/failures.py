@@ -2,9 +2,9 @@
 
 import contextlib
 
-import torch
-
 from lab.files import UserError, first_line
+
+import torch
 
 
 class Diverged(Exception):

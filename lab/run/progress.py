@@ -10,11 +10,11 @@ import math
 import os
 import time
 
-from tqdm import tqdm
-
 from lab.files import UserError, atomic_write
 from lab.run.devices import peak_memory_mb
 from model import parameter_counts
+
+from tqdm import tqdm
 
 COLUMNS = ["step", "tokens", "words", "lr", "train_loss", "val_loss", "blimp", "seconds"]
 SILENCE = 25  # seconds after which a run that is not on a terminal says something

@@ -1,21 +1,21 @@
 """What a run writes so that it can go on, and so that its checkpoints say where they came from."""
 
 import dataclasses
+from dataclasses import dataclass, field
 import math
 import os
 import platform
 import subprocess
 import time
-from dataclasses import dataclass, field
-
-import numpy as np
-import torch
-import yaml
 
 from lab import checkpoint
 from lab.files import UserError, atomic_write, first_line
 from lab.run.devices import device_name, peak_memory_mb
 from lab.run.progress import bits_per_byte
+
+import numpy as np
+import torch
+import yaml
 
 # Millions of words seen at which the BabyLM challenge wants a checkpoint; its small tracks end at 100.
 BABYLM_WORDS = [*range(1, 10), *range(10, 101, 10), *range(200, 1001, 100)]

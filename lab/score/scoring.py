@@ -6,11 +6,11 @@ The rule is eval_blimp.py's `score_plainly`; the arithmetic is that of lab/score
 import contextlib
 import math
 
-import numpy as np
-
 from lab.files import UserError
 from lab.score.tries import log_likelihoods
 from model import rope_table
+
+import numpy as np
 
 
 def score_sentences(model, tokenizer, sentences, leading_space=False, **how):

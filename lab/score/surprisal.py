@@ -13,10 +13,10 @@ import io
 import math
 import re
 
-import numpy as np
-
 from lab.files import UserError
 from lab.score.scoring import require_scorable, score_sequences, token_ends, tokenize
+
+import numpy as np
 
 COLUMNS = ["sentence", "position", "word", "tokens", "surprisal"]
 
