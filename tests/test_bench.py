@@ -7,14 +7,11 @@ import subprocess
 import sys
 
 from bench import common, gpu
-from bench.experiments import ablation, trials
-from bench.speed import attention, loss, memory, roofline, scoring, startup, throughput
+from bench.experiments import trials
+from bench.speed import attention, loss, memory, roofline, throughput
 from conftest import ROOT, TINY
-from lab import checkpoint
-from lab.score import tries
 from lab.settings import load_config
 from model import LinearCrossEntropy, Model, ModelConfig
-import tokenizer
 
 import pytest
 import torch
@@ -120,48 +117,6 @@ def test_roofline_table(monkeypatch, capsys):
     assert all(p["measured"] > 0 and p["least"] > 0 for p in r["parts"].values())
     multiply = {part for part, p in r["parts"].items() if p["bounds"]["products"] > 0}
     assert multiply == {"attention matrices", "attention", "MLP", "head, loss"}  # not the norms, nor AdamW
-
-
-def test_flops_of_scoring_are_those_that_pytorch_counts():
-    """But for attention, of which PyTorch counts a whole row of the batch for each token, not its ancestors."""
-    c = ModelConfig(
-        vocab_size=50,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        max_position_embeddings=16,
-        **PLAIN,
-    )
-    sequences, starts = [(1, 5, 6, 7), (1, 5, 6, 8), (1, 9, 6)], [1, 1, 1]
-    tokens, followed, flops, exps = scoring.on_paper(c, tries.batches(sequences, starts, 64))
-    assert (tokens, followed) == (4, 64)  # 1 5 6 9; 1, 6, 9 and 5, filled up to 64
-    with FlopCounterMode(display=False) as counter:
-        tries.log_likelihoods(Model(c), sequences, starts, dtype="bfloat16")
-    counts = counter.get_flop_counts()["Global"]
-    counted = sum(n for operation, n in counts.items() if not re.search("attention|bmm", str(operation)))
-    seen = 1 + 2 + 3 + 2  # tokens that 1, 5, 6 and 9 attend to
-    assert flops == counted + 4 * 2 * 32 * seen and exps == 2 * 2 * seen + 50 * 64
-
-
-def test_scoring_beside_its_ceiling(project, monkeypatch, capsys):
-    monkeypatch.setattr(roofline, "LEAST", 0)
-    tok = tokenizer.load("data/tiny/tokenizer.model")
-    model = Model(
-        ModelConfig(
-            vocab_size=tok.vocab_size,
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=16,
-            **PLAIN,
-        )
-    )
-    checkpoint.save("a.pt", checkpoint.make(model.config, dict(model.named_parameters()), tok.model_bytes, {}))
-    (project / "pairs.jsonl").write_text('{"sentence_good": "The cat runs.", "sentence_bad": "The cat run."}\n')
-    scoring.main(["a.pt", "--data", "pairs.jsonl"])
-    out = capsys.readouterr().out
-    assert "1 pairs of " in out and 0 < float(common.closing_block(out)["of_ceiling"]) < 1
 
 
 # --- throughput, attention, loss ---
@@ -334,16 +289,6 @@ def test_memory_table_leaves_out_what_does_not_fit(monkeypatch, capsys):
     assert "left out" not in capsys.readouterr().out
 
 
-# --- startup ---
-
-
-def test_startup(project):
-    r, block = startup.measure([*TINY, "train.compile=false"])
-    assert block["steps"] == "2"
-    assert list(r) == startup.POINTS and all(wall >= 0 and processor >= 0 for wall, processor in r.values())
-    assert r["imports"][1] > 0.2
-
-
 # --- lists of trials ---
 
 
@@ -351,8 +296,6 @@ def test_every_trial_has_settings_that_exist():
     for name in ("tuning", "final"):
         for entry in yaml.safe_load((ROOT / f"bench/experiments/{name}.yaml").read_text()):
             load_config(entry["preset"], entry.get("set", []), str(ROOT / "config.yaml"))
-    for settings in ablation.VARIANTS.values():
-        load_config("sllama", [*ablation.PLAIN, *settings, *ablation.BUDGET], str(ROOT / "config.yaml"))
 
 
 def test_a_trial_is_run_scored_and_kept_as_a_row_once(project, capsys):
@@ -375,7 +318,6 @@ def test_a_trial_is_run_scored_and_kept_as_a_row_once(project, capsys):
     capsys.readouterr()
     trials.main(command)
     assert "===" not in capsys.readouterr().out
-    assert "| LLaMA |" not in ablation.table([], {}) and ablation.mean_sd([1, 3], 1) == "2.0 ± 1.4"
 
 
 # --- gpu.sh ---

@@ -159,18 +159,13 @@ def run_list(entries, path, overrides, args):
         write(path, [*read(path), row])  # read again: others may have written meanwhile
 
 
-def arguments(parser):
-    """What this and bench.experiments.ablation are told alike."""
-    parser.add_argument("--blimp", default="data/blimp", help="folder of minimal pairs")
-    parser.add_argument("--only", default="", metavar="REGEX", help="only the trials whose name it matches")
-    parser.add_argument("--keep", action="store_true", help="keep the run folders, out/trials/NAME-SEED")
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("list", help="YAML file of trials")
     parser.add_argument("--results", help="CSV to add to (default: results/LIST.csv)")
-    arguments(parser)
+    parser.add_argument("--blimp", default="data/blimp", help="folder of minimal pairs")
+    parser.add_argument("--only", default="", metavar="REGEX", help="only the trials whose name it matches")
+    parser.add_argument("--keep", action="store_true", help="keep the run folders, out/trials/NAME-SEED")
     args, overrides = parser.parse_known_args(argv)
     with open(args.list, encoding="utf-8") as f:
         entries = yaml.safe_load(f)
