@@ -26,8 +26,6 @@ import json
 import os
 import random
 import re
-import shlex
-import sys
 import time
 from typing import NamedTuple
 
@@ -474,7 +472,7 @@ def main(argv=None):
     except OSError as e:  # whatever a disk can do
         raise UserError(f"{e.filename or config.data_dir}: {e.strerror or e}") from None
     print(f"folder: {config.data_dir}")
-    print("next: " + shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)]))
+    print("next: " + config.command("train.py"))
 
 
 if __name__ == "__main__":

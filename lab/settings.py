@@ -16,10 +16,12 @@ import operator
 import os
 import pathlib
 import reprlib
+import shlex
 import types
 import typing
 from typing import Literal
 
+from lab.cli import ROOT
 from lab.files import UserError
 
 import yaml
@@ -123,6 +125,12 @@ class Config:
     model: object  # model.py's ModelConfig
     train: TrainConfig
     eval: EvalConfig
+
+    arguments = ()  # of the command line: no setting, so no field
+
+    def command(self, script):
+        """`script` with the preset and overrides of this command, ready to be pasted into a shell."""
+        return command_line(script, *self.arguments)
 
     @property
     def data_dir(self):
@@ -266,6 +274,9 @@ def load_config(preset=None, overrides=(), path="config.yaml", model=True):
     model=False leaves that section as it is, neither converted nor checked.
     Raises UserError listing every unknown key, wrong type, value out of range and impossible combination.
     """
+    arguments = ["--preset", preset] if preset else []
+    if path != "config.yaml":
+        arguments += ["--config", path]
     tree = read_tree(path)
     presets = {str(name): layer or {} for name, layer in tree.pop("presets").items()}
     named = tree.pop("preset", None)
@@ -305,13 +316,22 @@ def load_config(preset=None, overrides=(), path="config.yaml", model=True):
         raise UserError(f"{path}: {complaints[0]}")
     if complaints:
         raise UserError(f"{path}: {len(complaints)} problems\n" + "\n".join("  - " + line for line in complaints))
-    return Config(preset, **sections)
+    config = Config(preset, **sections)
+    config.arguments = [*arguments, *overrides]
+    return config
+
+
+def command_line(script, *words):
+    """One of our commands, quoted for a shell in the current folder: python train.py --preset quick 'data.name=a b'."""
+    path = script if os.path.samefile(ROOT, os.curdir) else os.path.join(ROOT, script)
+    return shlex.join(["python", path, *words])
 
 
 def parse_args(parser, argv=None, model=True):
-    """Adds --preset, --config and section.key=value to an argparse parser; returns (args, Config)."""
+    """Adds --preset, --config, --replace and section.key=value to an argparse parser; returns (args, Config)."""
     parser.add_argument("--preset", help="a preset of config.yaml")
     parser.add_argument("--config", default="config.yaml", help="settings file (default: config.yaml)")
+    parser.add_argument("--replace", action="store_true", help="replace what other settings have made")
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="settings that override the file's, e.g. train.seed=1"
     )

@@ -1,7 +1,9 @@
 """Settings, and the files and ends that every command has in common."""
 
+import argparse
 import dataclasses
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -10,7 +12,7 @@ import sys
 from conftest import ROOT
 from lab import files
 from lab.files import UserError
-from lab.settings import convert, load_config
+from lab.settings import convert, load_config, parse_args
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -73,6 +75,17 @@ def test_everything_wrong_is_said_at_once():
     assert "5 problems" in text and text.count("\n") == 5
     for word in ("hidden_size", "whole number", "at least 0", "did you mean `train`", "nonsense"):
         assert word in text
+
+
+def test_the_next_command_has_the_settings_of_this_one(tmp_path, monkeypatch):
+    """It works when pasted: quoted, with the file of settings, and from any folder."""
+    monkeypatch.chdir(ROOT)
+    _, config = parse_args(argparse.ArgumentParser(), ["data.name=my texts", "--preset", "quick", "--replace"])
+    assert config.command("train.py") == "python train.py --preset quick 'data.name=my texts'"
+    assert load(path="config.yaml").command("train.py") == "python train.py"
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(FILE, "my.yaml")
+    assert load(path="my.yaml").command("train.py") == f"python {ROOT}/train.py --config my.yaml"
 
 
 @pytest.mark.parametrize(

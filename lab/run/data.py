@@ -23,8 +23,10 @@ class TokenDataset:
         try:
             size = os.path.getsize(path)  # bytes
             intact = size % 2 == 0 and (sha256 is None or file_sha256(path) == sha256)
+        except FileNotFoundError:
+            raise UserError(f"{path}: missing; run prepare.py again") from None
         except OSError as e:
-            raise UserError(f"{path}: cannot be read ({e.strerror}); run prepare.py with the same preset") from None
+            raise UserError(f"{path}: cannot be read ({e.strerror})") from None
         if not intact:
             raise UserError(
                 f"{path}: damaged: it is not the file that meta.json describes; delete the folder and run "
@@ -80,8 +82,10 @@ def load_data(config):
         vocab_size = meta["vocab_size"]
         hashes = {"train": meta["train"]["sha256"], "val": meta["val"]["sha256"]}
     except FileNotFoundError:
-        raise UserError(f"{folder}: no prepared corpus; run: python prepare.py --preset {config.preset}") from None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
+        raise UserError(f"{folder}: no prepared corpus; run: {config.command('prepare.py')}") from None
+    except OSError as e:
+        raise UserError(f"{e.filename}: cannot be read ({e.strerror})") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
         raise UserError(f"{folder}/meta.json: damaged ({e}); delete the folder and run prepare.py again") from None
     tokenizer = load_tokenizer(os.path.join(folder, "tokenizer.model"))
     if tokenizer.sha256 != meta.get("tokenizer_sha256") or tokenizer.vocab_size != vocab_size:
