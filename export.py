@@ -258,7 +258,7 @@ def import_folder(folder, path, force=False):
         )
     weights = fold(config, read_weights(folder), folder)
     with checkpoint.reading(folder):
-        checkpoint.check_weights(config, weights)
+        checkpoint.check_finite(weights)
         checkpoint.build_model(config, weights)
     if config.embedding == "attention":
         print(

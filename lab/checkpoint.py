@@ -1,20 +1,21 @@
 """Checkpoints: written whole or not at all, self-contained, and safe to open when they come from a stranger.
 
 A checkpoint is one file that needs nothing beside it: model settings, weights, the tokenizer's bytes, and where it
-came from. It is read with weights_only=True, so nothing in it is executed, and what it holds must fit together: every
-weight of the model and no other, all finite, and a tokenizer of the model's size. There is one boundary, `reading`:
-whatever is wrong in a file comes out of it as one UserError that names the file.
+came from. It is read with weights_only=True, so nothing in it is executed; its weights are exactly those of its model,
+and all of them are finite. There is one boundary, `reading`: whatever else is wrong in a file comes out of it as one
+UserError that names the file.
 """
 
 import contextlib
 from dataclasses import asdict, dataclass
 import os
+import shlex
 import zipfile
 
 from lab.files import UserError, atomic_write, file_sha256
 from lab.run.devices import pick_device
 from lab.settings import model_config
-from model import Model, ModelConfig, parameter_counts
+from model import Model, ModelConfig
 from tokenizer import Tokenizer
 
 import torch
@@ -24,6 +25,8 @@ FORMAT, VERSION = "sllama-lab", 1
 
 @dataclass
 class Checkpoint:
+    """What a file holds, and which file it is."""
+
     config: ModelConfig
     weights: dict[str, torch.Tensor]
     tokenizer: Tokenizer
@@ -57,45 +60,59 @@ def reading(path):
         raise UserError(f"{path}: {' '.join(str(e).split())}") from None
     except Exception:  # a broken file, and what is made of its parts, can raise nearly anything
         raise UserError(
-            f"{path}: not a readable checkpoint (damaged, truncated or of another kind); copy or train it again"
+            f"{path}: not a readable checkpoint (damaged, cut short or of another kind); copy it again or train it anew"
         ) from None
 
 
 def read(path):
-    """The dictionary in a file written by `save`, or UserError."""
-    if not os.path.exists(path):
-        raise UserError(f"{path}: no such file; train.py writes checkpoints to out/NAME/ckpt.pt")
-    if not os.path.isfile(path):
-        raise UserError(f"{path}: not a file; a checkpoint such as {os.path.join(path, 'ckpt.pt')} is expected")
+    """The dictionary in a file that `save` wrote. Raises UserError."""
+    if os.path.isdir(path):
+        raise UserError(f"{path}: {about_folder(path)}")
+    try:
+        with open(path, "rb") as f:
+            start = f.read(9)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; train.py writes checkpoints to out/NAME/ckpt.pt") from None
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror})") from None
     with reading(path):
+        if start.endswith(b"{"):  # a safetensors file: the size of its header in eight bytes, and its header in JSON
+            raise UserError(f"holds weights alone (safetensors), not a checkpoint; {conversion(os.path.dirname(path))}")
         with zipfile.ZipFile(path) as z:
             if damaged := z.testzip():  # torch.load does not look at the checksums in its own format
-                raise UserError(f"not a readable checkpoint ({damaged} is damaged); copy or train it again")
+                raise UserError(f"not a readable checkpoint ({damaged} is damaged); copy it again or train it anew")
         tree = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(tree, dict) or tree.get("format") != FORMAT:
-            raise UserError("not a checkpoint of this project; export.py --from-hf converts a Hugging Face folder")
+            raise UserError("not a checkpoint of this project; export.py --from-hf converts Hugging Face folders")
         if tree["version"] != VERSION:
             raise UserError(f"format version {tree['version']}, this code reads version {VERSION}; update the code")
         return tree
 
 
-def load(path):
-    """The Checkpoint in a file, its parts checked against each other. Raises UserError."""
+def about_folder(path):
+    """What a folder given in place of a checkpoint is, and what to do."""
+    if os.path.exists(os.path.join(path, "config.json")):
+        return f"a Hugging Face folder, not a checkpoint; {conversion(path)}"
+    return f"a folder; give a checkpoint, such as {os.path.join(path, 'ckpt.pt')}"
+
+
+def conversion(folder):
+    return f"convert the folder first: python export.py --from-hf {shlex.quote(folder or '.')} converted.pt"
+
+
+def load(path) -> Checkpoint:
+    """The Checkpoint in a file. Raises UserError."""
     tree = read(path)
     with reading(path):
         config = model_config(tree["model"])
-        check_weights(config, tree["weights"])
+        check_finite(tree["weights"])
         tokenizer = Tokenizer(tree["tokenizer"].numpy().tobytes())
         if tokenizer.vocab_size != config.vocab_size:
             raise UserError(f"its tokenizer has {tokenizer.vocab_size} pieces, its model {config.vocab_size}")
-        provenance = tree["provenance"]
-        for key, kind in (("corpus", str), ("data", dict), ("settings", dict)):
-            if not isinstance(provenance.get(key, kind()), kind):
-                raise UserError(f"its provenance is damaged at `{key}`")
-        return Checkpoint(config, tree["weights"], tokenizer, provenance, file_sha256(path), str(path))
+        return Checkpoint(config, tree["weights"], tokenizer, tree["provenance"], file_sha256(path), str(path))
 
 
-def load_model(path, device="cpu"):
+def load_model(path, device="cpu") -> tuple[Model, Checkpoint]:
     """(model in float32 and evaluation mode, Checkpoint). Raises UserError."""
     ckpt = load(path)
     with reading(path):
@@ -111,15 +128,6 @@ def build_model(config, weights):
     except RuntimeError as e:
         raise UserError(f"its weights do not fit its settings: {' '.join(str(e).split())}") from None
     return model
-
-
-def check_weights(config, weights):
-    """UserError unless `weights` has as many numbers as a model of this shape, all of them finite in float32."""
-    held = sum(w.numel() for w in weights.values())
-    needed = sum(parameter_counts(config).values())
-    if held != needed:  # found before a model of the declared size is built, whatever that is
-        raise UserError(f"its settings need {needed:,} weights, it holds {held:,}")
-    check_finite(weights)
 
 
 def check_finite(weights):

