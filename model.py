@@ -24,6 +24,7 @@ The loss over the vocabulary never holds a (tokens x V) tensor: see LinearCrossE
 import dataclasses
 from dataclasses import dataclass
 import itertools
+import math
 import typing
 from typing import Literal
 
@@ -425,7 +426,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         scored, target = (targets >= 0)[:, None], targets.clamp(min=0)[:, None]  # (N, 1) each
         xs, w = x.to(dtype), weight.to(dtype)
         (N, h), V = x.shape, len(w)
-        size = min(N, chunk_size(V, dtype, x.device))
+        size = chunk_size(N, V, dtype, x.device)
         buffer = torch.empty(size, V, dtype=dtype, device=x.device)
         least = 2**-24 if dtype == torch.float16 else torch.finfo(dtype).tiny  # what p = 0 counts as
         if need_grad:
@@ -463,10 +464,13 @@ class LinearCrossEntropy(torch.autograd.Function):
         return (dx * scale).to(ctx.dtypes[0]), (dw * scale).to(ctx.dtypes[1]), None, None, None, None
 
 
-def chunk_size(vocab, dtype, device):
-    """Tokens per chunk: logits of about 32 MB on a CPU (its cache), 512 MB elsewhere (enough work per kernel)."""
+def chunk_size(tokens, vocab, dtype, device):
+    """Tokens per chunk: logits of about 32 MB on a CPU (its cache); elsewhere equal chunks of at most 512 MB."""
     memory = 2**25 if device.type == "cpu" else 2**29
-    return max(64, memory // (vocab * dtype.itemsize))
+    most = max(64, memory // (vocab * dtype.itemsize))
+    if device.type == "cpu":
+        return min(tokens, most)
+    return math.ceil(tokens / math.ceil(tokens / most))  # no small chunk is left over at the end
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import json
 import re
 import sys
 
+from model import LinearCrossEntropy
 from tests import fakeguard
 
 import pytest
@@ -179,6 +180,17 @@ def test_the_device_refuses_what_a_gpu_would(folder):
     """
     done = fakeguard.start(["-c", code], folder, capture_output=True, text=True)
     assert done.returncode == 1 and "two devices, cuda:0 and cpu" in done.stderr, done.stderr
+
+
+def test_the_loss_is_cut_into_equal_chunks(monkeypatch):
+    """128 x 256 tokens and 32,000 pieces in bfloat16, on a device without numbers that is no CPU."""
+    softmax, rows = torch.softmax, []
+    monkeypatch.setattr(torch, "softmax", lambda x, *args, **kwargs: rows.append(len(x)) or softmax(x, *args, **kwargs))
+    with torch.device("meta"):
+        x, weight = torch.empty(128 * 256, 64), torch.empty(32000, 64)
+        targets = torch.empty(128 * 256, dtype=torch.int64)
+        LinearCrossEntropy.apply(x, weight, targets, 0.0, torch.bfloat16, True)
+    assert rows == [8192] * 4
 
 
 if __name__ == "__main__":
