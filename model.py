@@ -524,9 +524,6 @@ class Model(nn.Module):
         cos, sin = rope_table(config.max_position_embeddings, h // config.num_attention_heads, config.rope_theta)
         self.register_buffer("cos", cos, persistent=False)  # (max positions, hs)
         self.register_buffer("sin", sin, persistent=False)
-        self.gradient_checkpointing = False
-        self.z_loss = 0.0
-        self.line_start = None  # a token that none may look past, if any
         self.init_weights()
 
     def init_weights(self):
@@ -554,11 +551,12 @@ class Model(nn.Module):
             return x.repeat(1, 1, self.config.embedding_factor)  # RRHP: [e e e e]
         return self.projector(x, mask, cache).to(table.dtype)
 
-    def hidden(self, ids, positions=None, mask=None, cache=None):
+    def hidden(self, ids, positions=None, mask=None, cache=None, checkpointing=False):
         """The last layer's output after the final norm, (B, T, h).
 
         ids (B, T); positions (T) or (B, T), default 0, 1, 2, ...; mask: True where a token may look, broadcast to
-        (B, nh, T, S), default causal; cache: the tokens before `ids`, which it is extended by.
+        (B, nh, T, S), default causal; cache: the tokens before `ids`, which it is extended by; checkpointing: recompute
+        each layer in the backward pass instead of keeping what it needs.
         """
         T = ids.shape[1]
         past = cache.length if cache is not None else 0
@@ -570,8 +568,6 @@ class Model(nn.Module):
             positions = slice(past, past + T)
         cos = self.cos[positions].view(-1, T, 1, self.cos.shape[1])  # (B or 1, T, 1, hs)
         sin = self.sin[positions].view(-1, T, 1, self.sin.shape[1])  # the same
-        if mask is None and cache is None and self.line_start is not None:
-            mask = own_line(ids, self.line_start)
         if past and T > 1 and mask is None:
             mask = torch.ones(T, past + T, dtype=torch.bool, device=ids.device).tril(past)
         if cache is not None:
@@ -581,7 +577,7 @@ class Model(nn.Module):
         x = drop(self.embed(ids, mask, cache), dropout)  # (B, T, h)
         for layer, group in self.order:
             args = (x, self.attention[group], self.mlp[group], (cos, sin), mask, cache, dropout)
-            if self.gradient_checkpointing and torch.is_grad_enabled():
+            if checkpointing and torch.is_grad_enabled():
                 x = checkpoint(self.layers[layer], *args, use_reentrant=False, preserve_rng_state=dropout > 0)
             else:
                 x = self.layers[layer](*args)
@@ -594,12 +590,12 @@ class Model(nn.Module):
         x = self.hidden(ids)
         return self.lm_head(x) if targets is None else self.loss(x, targets)
 
-    def loss(self, x, targets):
+    def loss(self, x, targets, z_loss=0.0):
         """Mean loss of hidden states x (B, T, h) against targets (B, T), which are the ids one step ahead."""
         x, targets, weight = x.flatten(0, 1), targets.flatten(), self.lm_head.weight  # (N, h), (N), (V, h)
         dtype, need_grad = product_dtype(x), torch.is_grad_enabled()
         with torch.autocast(x.device.type, enabled=False):
-            return LinearCrossEntropy.apply(x, weight, targets, self.z_loss, dtype, need_grad)
+            return LinearCrossEntropy.apply(x, weight, targets, z_loss, dtype, need_grad)
 
     @torch.no_grad()
     def step(self, ids, cache):
@@ -629,7 +625,12 @@ class Model(nn.Module):
 
 
 def own_line(ids, start):
-    """ids (B, T) -> (B, 1, T, T), True where a token may look: back to the last `start`, and no further."""
+    """ids (B, T) -> (B, 1, T, T), True where a token may look: back to the last `start`, and no further.
+
+    None, which means all tokens before it, if there is no such start.
+    """
+    if start is None:
+        return None
     T = ids.shape[1]
     line = (ids == start).cumsum(1)  # (B, T): which line of its window it is in
     same = line[:, None, :, None] == line[:, None, None, :]

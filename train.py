@@ -28,7 +28,7 @@ from lab.run.data import load_data, plan
 from lab.run.distributed import Distributed
 from lab.run.failures import Diverged, explained
 from lab.run.muon import Muon
-from model import Model
+from model import Model, own_line
 
 import numpy as np
 import torch
@@ -77,15 +77,15 @@ def schedule(step, s, steps):
 # One step
 
 
-def step_batches(data, step, s, distributed, device):
-    """This process's micro-batches of a step: a list of (ids (B, T), targets (B, T), gaps or None)."""
+def step_batches(data, step, s, line_start, distributed, device):
+    """This process's micro-batches of a step: a list of (ids (B, T), targets (B, T), mask or None, gaps or None)."""
     batches = []
     for micro in range(s.gradient_accumulation_steps):
         first = (step * s.gradient_accumulation_steps + micro) * s.batch_size + distributed.rank
         ids, targets = data.get_batch(first, s.batch_size // distributed.size, stride=distributed.size)
         gaps = mntp.draw_gaps(s.mntp, ids.shape, [s.seed, step, micro], distributed.rank, distributed.size)
-        batch = [None if t is None else t.to(device, non_blocking=True) for t in (ids, targets, gaps)]
-        batches.append(batch)
+        ids, targets, gaps = (None if t is None else t.to(device, non_blocking=True) for t in (ids, targets, gaps))
+        batches.append((ids, targets, own_line(ids, line_start), gaps))
     return batches
 
 
@@ -95,14 +95,15 @@ def seed_dropout(seed, step, rank):
     torch.manual_seed(int(state[0]))
 
 
-def batch_loss(model, hidden, ids, targets, gaps=None):
+def batch_loss(model, hidden, batch, s):
     """Mean next-token loss; of the windows that have gaps, the loss of filling them. hidden: model.hidden."""
-    if gaps is None:
-        return model.loss(hidden(ids), targets)
-    return mntp.loss(model, hidden, ids, targets, gaps)
+    ids, targets, mask, gaps = batch
+    if gaps is not None:
+        return mntp.loss(model, hidden, batch, s)
+    return model.loss(hidden(ids, mask=mask, checkpointing=s.gradient_checkpointing), targets, s.z_loss)
 
 
-def train_step(model, hidden, batches, optimizers, scaler, autocast, rate, grad_clip, distributed):
+def train_step(model, hidden, batches, optimizers, scaler, autocast, rate, s, distributed):
     """One optimiser step at `rate` times the peak learning rate; returns (loss, gradient norm).
 
     The norm is infinite where float16 overflowed: then the step was left out, and the next has half the scale.
@@ -113,9 +114,9 @@ def train_step(model, hidden, batches, optimizers, scaler, autocast, rate, grad_
             group["lr"] = group["peak"] * rate
 
     total = 0.0
-    for ids, targets, gaps in batches:
+    for batch in batches:
         with autocast():
-            loss = batch_loss(model, hidden, ids, targets, gaps) / len(batches)
+            loss = batch_loss(model, hidden, batch, s) / len(batches)
         scaler.scale(loss).backward()
         total += loss.detach()
 
@@ -123,7 +124,7 @@ def train_step(model, hidden, batches, optimizers, scaler, autocast, rate, grad_
     distributed.mean([p.grad for p in params] + [total])
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(params, grad_clip or math.inf)
+    norm = torch.nn.utils.clip_grad_norm_(params, s.grad_clip or math.inf)
     loss, norm = torch.stack((total, norm)).tolist()  # here, and only here, we wait for the device
 
     overflow = scaler.is_enabled() and math.isfinite(loss) and not math.isfinite(norm)
@@ -154,15 +155,16 @@ def averaged_weights(model, ema):
 
 
 @torch.no_grad()
-def validate(model, data, limit, batch_size, autocast, distributed, device):
-    """Mean loss over at most `limit` fixed windows, which are spread evenly over the held-out text."""
+def validate(model, data, s, line_start, autocast, distributed, device):
+    """Mean loss over at most `eval_windows` fixed windows, which are spread evenly over the held-out text."""
     model.eval()
-    mine = data.spread(limit)[distributed.rank :: distributed.size]
+    mine = data.spread(s.eval_windows)[distributed.rank :: distributed.size]
     total = 0.0
-    for i in range(0, len(mine), batch_size):
-        ids, targets = (t.to(device) for t in data.take(mine[i : i + batch_size]))
+    for i in range(0, len(mine), s.batch_size):
+        ids, targets = (t.to(device) for t in data.take(mine[i : i + s.batch_size]))
         with autocast():
-            total += model(ids, targets).item() * len(ids)
+            loss = batch_loss(model, model.hidden, (ids, targets, own_line(ids, line_start), None), s)
+        total += loss.item() * len(ids)
     total, windows = distributed.total(total, len(mine))
     return total / windows
 
@@ -214,8 +216,7 @@ def main(argv=None):
     # model and optimisers
     torch.manual_seed(s.seed)
     model = Model(config.model).to(device)  # initialised on the CPU: the same weights on every device
-    model.gradient_checkpointing, model.z_loss = s.gradient_checkpointing, s.z_loss
-    model.line_start = tokenizer.bos_id if s.isolate else None
+    line_start = tokenizer.bos_id if s.isolate else None  # a token that none may look past, if any
     as_before = last["provenance"].get("compiled", False) if last else None
     estimate = functools.partial(
         devices.seconds_without_compiling, model, train_data, s, autocast, length.steps, distributed
@@ -247,7 +248,7 @@ def main(argv=None):
             # evaluate
             if (state.step % s.eval_every == 0 or last_step) and state.evaluated != state.step:
                 with averaged_weights(model, ema):
-                    val_loss = validate(model, val_data, s.eval_windows, s.batch_size, autocast, distributed, device)
+                    val_loss = validate(model, val_data, s, line_start, autocast, distributed, device)
                     state.evaluated = state.step
                     blimp, sample = "", ""
                     if distributed.main:
@@ -273,10 +274,8 @@ def main(argv=None):
             if config.model.dropout:
                 seed_dropout(s.seed, state.step, distributed.rank)
             rate = schedule(state.step, s, length.steps)
-            batches = step_batches(train_data, state.step, s, distributed, device)
-            loss, norm = train_step(
-                model, hidden, batches, optimizers, scaler, autocast, rate, s.grad_clip, distributed
-            )
+            batches = step_batches(train_data, state.step, s, line_start, distributed, device)
+            loss, norm = train_step(model, hidden, batches, optimizers, scaler, autocast, rate, s, distributed)
             overflow = not math.isfinite(norm)
             skipped_in_a_row = skipped_in_a_row + 1 if overflow else 0
             if skipped_in_a_row > MOST_SKIPPED:

@@ -52,17 +52,16 @@ def faults(model_settings, train_settings, dtype, device):
     from lab.run import mntp
     from lab.run.distributed import Distributed
     from lab.settings import load_config
-    from model import Model, ModelConfig
+    from model import Model, ModelConfig, own_line
     import train
 
     s = load_config("quick", [f"train.{key}={value}" for key, value in train_settings.items()]).train
     model = fakeguard.build(Model, ModelConfig(**SHAPE, **model_settings), device)
-    model.gradient_checkpointing, model.z_loss = s.gradient_checkpointing, s.z_loss
-    model.line_start = 1 if s.isolate else None
     autocast = functools.partial(torch.autocast, "cuda", dtype, enabled=dtype != torch.float32)
     ids = torch.zeros(4, 8, dtype=torch.int64, device=device)
     gaps = mntp.draw_gaps(s.mntp, ids.shape, [0])
     gaps = gaps if gaps is None else gaps.to(device)
+    batch = ids, ids, own_line(ids, 1 if s.isolate else None), gaps
     found = []
 
     streams = set()  # types of the residual stream, where it is read
@@ -70,7 +69,7 @@ def faults(model_settings, train_settings, dtype, device):
         reader.register_forward_pre_hook(lambda module, args: streams.add(args[0].dtype))
     with fakeguard.Watch() as watch:
         with autocast():
-            loss = train.batch_loss(model, model.hidden, ids, ids, gaps)
+            loss = train.batch_loss(model, model.hidden, batch, s)
         loss.backward()
     if streams != {torch.float32}:
         found.append(f"the residual stream is {streams}")
@@ -84,9 +83,7 @@ def faults(model_settings, train_settings, dtype, device):
     optimizers = train.make_optimizers(model, s, device)
     scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
     with fakeguard.Watch() as watch:
-        train.train_step(
-            model, model.hidden, [(ids, ids, gaps)], optimizers, scaler, autocast, 1.0, s.grad_clip, Distributed()
-        )
+        train.train_step(model, model.hidden, [batch], optimizers, scaler, autocast, 1.0, s, Distributed())
     allowed = 2 + (len(optimizers) if scaler.is_enabled() else 0)  # loss and norm; the scaler reads each overflow
     if watch.syncs.total() > allowed:
         found.append(f"a step waits {watch.syncs.total()} times")

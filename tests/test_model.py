@@ -230,9 +230,8 @@ def test_a_step_on_one_layer_moves_all_that_share(kind, groups, tmp_path):
     loaded.load_state_dict(torch.load(path, weights_only=True))
     compiled = torch.compile(loaded, backend="eager") if groups == 2 else loaded
     for model in (first, copy.deepcopy(first), loaded, compiled):
-        getattr(model, "_orig_mod", model).gradient_checkpointing = True
         before = export.unfold(getattr(model, "_orig_mod", model))[1]
-        model(IDS, IDS.roll(-1, 1)).backward()
+        model.loss(model.hidden(IDS, checkpointing=True), IDS.roll(-1, 1)).backward()
         with torch.no_grad():
             for p in model.parameters():
                 p -= 0.1 * p.grad
@@ -380,9 +379,8 @@ def test_checkpointing_changes_nothing(config, dropout):
     results = []
     for on in (False, True):
         model = random_model(dataclasses.replace(config, dropout=dropout)).train()
-        model.gradient_checkpointing = on
         torch.manual_seed(7)
-        loss = model(IDS[:, :-1], IDS[:, 1:])
+        loss = model.loss(model.hidden(IDS[:, :-1], checkpointing=on), IDS[:, 1:])
         loss.backward()
         results.append((loss, {name: p.grad for name, p in model.named_parameters()}))
     torch.testing.assert_close(*results, rtol=1e-6, atol=1e-7)
@@ -512,9 +510,8 @@ def test_a_line_that_is_isolated_is_as_it_is_alone(settings, dtype, tolerance):
     for row, places in enumerate(starts):
         window[row, places[1:]] = 1
     together = model.hidden(window)
-    model.line_start = 1
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        isolated = model.hidden(window)
+        isolated = model.hidden(window, mask=model_file.own_line(window, 1))
     for row, places in enumerate(starts):
         for start, end in zip(places, [*places[1:], 24]):
             alone = model.hidden(window[row : row + 1, start:end])[0]

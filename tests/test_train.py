@@ -708,9 +708,10 @@ def test_masked_windows_hide_what_they_ask_for(project):
         seen.append((ids, how.get("mask")))
         return model.hidden(ids, **how)
 
-    model.loss = lambda x, targets: seen.append(targets) or loss(x, targets)
+    model.loss = lambda x, targets, z_loss: seen.append(targets) or loss(x, targets, z_loss)
     ids, targets = data.get_batch(0, 4)
-    value = train.batch_loss(model, hidden, ids, targets, mntp.draw_gaps(0.5, ids.shape, [0, 0, 0]))
+    batch = ids, targets, None, mntp.draw_gaps(0.5, ids.shape, [0, 0, 0])
+    value = train.batch_loss(model, hidden, batch, config.train)
     (blind, both_ways), asked, (plain, causal), whole = seen
     hid = blind != ids[:2]
     assert both_ways.all() and causal is None and torch.equal(plain, ids[2:]) and torch.equal(whole, targets[2:])

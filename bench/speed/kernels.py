@@ -26,25 +26,22 @@ def count(config, dtype, device):
     """{part: Watch} of a micro-batch's forward, loss and backward, and of a whole step."""
     s = config.train
     model = fakeguard.build(Model, config.model, device)
-    model.gradient_checkpointing, model.z_loss = s.gradient_checkpointing, s.z_loss
     optimizers = train.make_optimizers(model, s, device)
     scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
     autocast = functools.partial(torch.autocast, "cuda", dtype, enabled=dtype != torch.float32)
     ids = torch.zeros(s.batch_size, config.model.max_position_embeddings, dtype=torch.int64, device=device)
     parts = collections.defaultdict(fakeguard.Watch)
     with parts["forward"], autocast():
-        x = model.hidden(ids)
+        x = model.hidden(ids, checkpointing=s.gradient_checkpointing)
     with parts["loss"], autocast():
-        loss = model.loss(x, ids)
+        loss = model.loss(x, ids, s.z_loss)
     with parts["backward"]:
         loss.backward()
     model.zero_grad()
-    batches = [(ids, ids, None)] * s.gradient_accumulation_steps
+    batches = [(ids, ids, None, None)] * s.gradient_accumulation_steps
     for part in ("first step", "step"):  # the first makes the optimisers' states
         with parts[part]:
-            train.train_step(
-                model, model.hidden, batches, optimizers, scaler, autocast, 1.0, s.grad_clip, Distributed()
-            )
+            train.train_step(model, model.hidden, batches, optimizers, scaler, autocast, 1.0, s, Distributed())
     return parts
 
 

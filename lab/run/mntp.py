@@ -27,12 +27,16 @@ def draw_gaps(fraction, shape, key, rank=0, size=1):
     return F.pad(gaps, (0, 1))  # after the last token nothing is known
 
 
-def loss(model, hidden, ids, targets, gaps):
+def loss(model, hidden, batch, s):
     """Mean loss of a batch (B, T): its first n windows fill the gaps (n, T), the others predict the next token."""
+    ids, targets, mask, gaps = batch
     n, B, T = len(gaps), *ids.shape
     both_ways = torch.ones(T, T, dtype=torch.bool, device=ids.device)
     hidden_tokens = gaps.roll(1, dims=1)
-    filled = hidden(ids[:n].masked_fill(hidden_tokens, 0), mask=both_ways)
-    filled = model.loss(filled, targets[:n].masked_fill(~gaps, -100))
-    causal = model.loss(hidden(ids[n:]), targets[n:]) if n < B else 0
-    return (n * filled + (B - n) * causal) / B
+    filled = hidden(ids[:n].masked_fill(hidden_tokens, 0), mask=both_ways, checkpointing=s.gradient_checkpointing)
+    total = n * model.loss(filled, targets[:n].masked_fill(~gaps, -100), s.z_loss)
+    if n < B:
+        mask = mask if mask is None else mask[n:]
+        causal = hidden(ids[n:], mask=mask, checkpointing=s.gradient_checkpointing)
+        total = total + (B - n) * model.loss(causal, targets[n:], s.z_loss)
+    return total / B
