@@ -13,14 +13,20 @@ A plain LLaMA (RMSNorm, rotary positions, SwiGLU, no biases; Touvron et al. 2023
 
 Layers are shared by construction: `attention` and `mlp` are lists with one entry per group and layer i uses group(i),
 so no copy, save, load or compile can untie them. Weight names are Hugging Face's where they have one.
-The loss over the vocabulary never holds a (tokens x V) tensor: see LinearCrossEntropy.
 
     model = Model(ModelConfig(vocab_size=1000, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
                               intermediate_size=128))
     model(ids, targets).backward()                                      # ids, targets: (B, T); targets one token ahead
     for token, probability in model.generate([1], max_tokens=20): ...
+
+A checkpoint that train.py wrote is a dictionary, and so is the model that comes with the project:
+
+    saved = torch.load("models/llama-3m.pt", weights_only=True)
+    model = Model(ModelConfig(**saved["model"])).eval()
+    model.load_state_dict(saved["weights"])
 """
 
+from collections.abc import Callable, Iterator
 import dataclasses
 from dataclasses import dataclass
 import itertools
@@ -30,6 +36,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
@@ -62,82 +69,13 @@ class ModelConfig:
     qk_norm: bool = False  # RMSNorm of queries and keys, per head
     dropout: float = 0.0  # on the embedding and both residual branches
 
-    def problems(self):
+    def problems(self) -> list[str]:
         """What cannot be built, each as `key: reason`; an empty list for a model that can."""
-        limits = {
-            "vocab_size": (2, 2**20),
-            "hidden_size": (1, 2**16),
-            "num_hidden_layers": (1, 1024),
-            "num_attention_heads": (1, 1024),
-            "intermediate_size": (1, 2**18),
-            "num_key_value_heads": (1, 1024),
-            "max_position_embeddings": (2, 2**17),
-            "rms_norm_eps": (1e-12, 0.1),
-            "rope_theta": (1e-3, 1e12),
-            "embedding_factor": (1, 1024),
-            "num_groups": (1, 1024),
-            "dropout": (0, 0.9),
-        }
-        choices = {field.name: typing.get_args(field.type) for field in dataclasses.fields(self)}
-        choices["attention"] = tuple(ATTENTION)
-        found = []
-        for key, value in vars(self).items():
-            low, high = limits.get(key, (None, None))
-            if key in limits and value is not None and not low <= value <= high:
-                found.append(f"{key}: {value} must be at {f'least {low}' if value < low else f'most {high}'}")
-            elif isinstance(value, str) and value not in choices[key]:
-                found.append(f"{key}: {value!r}: expected one of {', '.join(choices[key])}")
-        return found or self.conflicts()
-
-    def conflicts(self):
-        """Settings that are possible each by itself, but not together."""
-        h, heads, layers = self.hidden_size, self.num_attention_heads, self.num_hidden_layers
-        kv_heads = self.num_key_value_heads or heads
-        head_dim = h // heads
-        narrow = self.embedding != "full"
-        rules = [  # (what must hold, what to say if it does not)
-            (h % heads == 0, f"num_attention_heads: {heads} does not divide hidden_size {h}"),
-            (
-                head_dim % 2 == 0 or h % heads,
-                f"num_attention_heads: hidden_size/heads = {head_dim} must be even, RoPE turns pairs of numbers",
-            ),
-            (heads % kv_heads == 0, f"num_key_value_heads: {kv_heads} does not divide num_attention_heads {heads}"),
-            (
-                kv_heads == heads or self.attention != "skqa",
-                "num_key_value_heads: `skqa` uses one matrix for queries and keys, so these need as many heads",
-            ),
-            (
-                not narrow or h % self.embedding_factor == 0,
-                f"embedding_factor: {self.embedding_factor} does not divide hidden_size {h}",
-            ),
-            (
-                not narrow or not self.tie_word_embeddings,
-                f"tie_word_embeddings: the table of embedding `{self.embedding}` is narrower than the head; set false",
-            ),
-            (
-                self.attention != "rra" or head_dim * kv_heads % 4 == 0,
-                f"attention: `rra` repeats a quarter of the width, and {head_dim * kv_heads} is not a multiple of 4",
-            ),
-            (
-                self.layer_sharing != "share" or self.num_groups <= layers,
-                f"num_groups: {self.num_groups} groups for {layers} layers",
-            ),
-            (
-                self.layer_sharing != "reuse" or layers % 2 == 0,
-                f"layer_sharing: `reuse` runs L/2 layers twice each, so num_hidden_layers {layers} must be even",
-            ),
-        ]
-        return [reason for holds, reason in rules if not holds]
+        return out_of_range(self) or list(conflicts(self))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Norm and rotary positions
-
-
-def product_dtype(x):
-    """The type in which x is multiplied by matrices: autocast's where it is on, else x's own."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 class RMSNorm(nn.Module):
@@ -158,83 +96,33 @@ class RMSNorm(nn.Module):
 def rope_table(positions, head_dim, theta):
     """cos and sin, each (positions, hs): position m turns pair i by m * theta^(-2i/hs) radians (Su et al. 2021).
 
-    Pair i is the numbers i and i + hs/2 of a head: (a, b) becomes (a cos - b sin, b cos + a sin). Both have their cos
-    here, and their sin with the sign that it has there.
+    Pair i is the numbers i and i + hs/2 of a head, and both have the pair's angle here.
     """
     frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)  # (hs/2)
-    angles = np.outer(np.arange(positions), frequencies)  # (positions, hs/2)
-    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-    return torch.from_numpy(np.hstack((cos, cos))), torch.from_numpy(np.hstack((-sin, sin)))
+    angles = np.outer(np.arange(positions), np.tile(frequencies, 2))  # (positions, hs)
+    return torch.from_numpy(np.cos(angles)).float(), torch.from_numpy(np.sin(angles)).float()
 
 
 def apply_rotary_emb(x, cos, sin):
-    """Turns the pairs of each head, in float32. x (B, T, nh, hs); cos, sin (B or 1, T, 1, hs)."""
-    swapped = x.roll(x.shape[-1] // 2, dims=-1)  # (b, a) where x has (a, b)
-    return (x * cos + swapped * sin).to(x.dtype)
+    """Turns the pairs (a, b) of each head, in float32. x (B, T, nh, hs); cos, sin (B or 1, T, 1, hs)."""
+    a, b = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-b, a), dim=-1) * sin).to(x.dtype)  # (a cos - b sin, b cos + a sin)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Attention: softmax(q k^T / sqrt(hs)) v and what it remembers
+# Attention: the baseline, then each trick as the smallest difference from it
 
 
-class KVCache:
-    """Keys and values of the tokens so far, one pair for each attention of a pass, in the order in which they come."""
-
-    def __init__(self):
-        self.pairs = []  # (k, v), each (B, nkv, length, hs)
-        self.length = 0  # tokens
-        self.next = 0  # which pair the pass comes to next
-
-    def extend(self, k, v):
-        """Appends k, v (B, nkv, T, hs) of the new tokens and returns those of all tokens."""
-        if self.next == len(self.pairs):
-            self.pairs.append((k, v))
-        else:
-            old_k, old_v = self.pairs[self.next]
-            self.pairs[self.next] = torch.cat((old_k, k), dim=2), torch.cat((old_v, v), dim=2)
-        self.next += 1
-        return self.pairs[self.next - 1]
-
-
-def attention(q, k, v, mask=None, cache=None):
+def attend(q, k, v, mask=None):
     """softmax(q k^T / sqrt(hs)) v: q (B, nh, T, hs); k (B, nkv, S, hs); v (B, nkv, S, dv) -> (B, nh, T, dv).
 
     Causal, unless a mask says otherwise: True where a token may look, broadcast to (B, nh, T, S).
     """
-    if cache is not None:
-        k, v = cache.extend(k, v)
-    q, k = q.to(v.dtype), k.to(v.dtype)
-    if not bfloat16_on_cpu(q, k, mask):
-        causal = mask is None and q.shape[2] > 1
-        grouped = q.shape[1] != k.shape[1]
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
-    return attention_written_out(q, k, v, mask)
-
-
-def bfloat16_on_cpu(q, k, mask):
-    """Whether PyTorch's fused kernel takes 2 to 3 times as long as the written-out one (bench/speed/attention.py)."""
-    slow_there = q.dtype == torch.bfloat16 and q.device.type == "cpu" and 1 < q.shape[2] <= 1024
-    return slow_there and q.shape == k.shape and (mask is None or mask.shape[-1] == mask.shape[-2])
-
-
-def attention_written_out(q, k, v, mask):
-    """The same as two matrix products and a softmax, some heads at a time: their 8 MB of weights stay in the cache."""
-    B, nh, T, hs = q.shape
-    visible = torch.ones(T, T, dtype=torch.bool).tril() if mask is None else mask
-    bias = torch.zeros(visible.shape, dtype=q.dtype).masked_fill(~visible, -torch.inf)
-    heads = max(1, 2**22 // T**2)
-    q, k, v = (t.reshape(B * nh, T, -1).split(heads) for t in (q, k, v))  # lists of (heads, T, hs)
-    one_for_all = bias.dim() == 2
-    biases = [bias] * len(q) if one_for_all else bias.expand(B, nh, T, T).flatten(0, 1).split(heads)
-    parts = []
-    for some_q, some_k, some_v, bias in zip(q, k, v, biases):
-        scores = torch.baddbmm(bias, some_q, some_k.mT, alpha=hs**-0.5)  # (heads, T, T)
-        parts.append(scores.softmax(-1) @ some_v)  # (heads, T, dv)
-    return torch.cat(parts).view(B, nh, T, -1)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Attention layers: the baseline, then each alternative as the smallest difference from it
+    if fused_kernel_is_slow(q, k, mask):
+        return attend_written_out(q, k, v, mask)
+    causal = mask is None and q.shape[2] > 1  # a single token sees all that came before
+    grouped = q.shape[1] != k.shape[1]  # several heads of q for each of k and v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
 
 
 class Attention(nn.Module):
@@ -277,11 +165,12 @@ class Attention(nn.Module):
         v = v.view(B, T, self.kv_heads, self.head_dim)  # (B, T, nkv, hs)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        qk = apply_rotary_emb(torch.cat((q, k), dim=2), *rope)  # (B, T, nh + nkv, hs)
-        q, k = qk.split((self.heads, self.kv_heads), dim=2)
+        q, k = apply_rotary_emb(q, *rope), apply_rotary_emb(k, *rope)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, nh or nkv, T, hs)
-        y = attention(q, k, v, mask, cache)  # (B, nh, T, hs)
-        y = y.transpose(1, 2).reshape(B, T, h)  # (B, T, h): heads side by side
+        if cache is not None:
+            k, v = cache.extend(k, v)  # (B, nkv, S, hs): those of the tokens before as well
+        y = attend(q, k, v, mask)  # (B, nh, T, hs)
+        y = y.transpose(1, 2).reshape(B, T, h)  # heads side by side
         return self.output(y)
 
 
@@ -312,9 +201,9 @@ class PermutatedWeights(Attention):
 
     def build(self, h, h_kv):
         self.shared_weights = nn.Parameter(torch.empty(6, h))
-        numbers = itertools.cycle(itertools.chain.from_iterable(itertools.permutations(range(6), 4)))
-        picks = torch.tensor(list(itertools.islice(numbers, h + 2 * h_kv)))
-        self.register_buffer("picks", picks, persistent=False)  # (h + 2 h_kv): which row of the six
+        numbers = torch.tensor(list(itertools.permutations(range(6), 4))).flatten()  # (1440)
+        picks = numbers[torch.arange(h + 2 * h_kv) % len(numbers)]  # (h + 2 h_kv): which row of the six
+        self.register_buffer("picks", picks, persistent=False)
         self.widths = (h, h_kv, h_kv)
 
     @staticmethod
@@ -350,7 +239,6 @@ class RepeatedReducedAttention(Attention):
 
 
 ATTENTION = {"mha": Attention, "skqa": SharedQueryKey, "pwa": PermutatedWeights, "rra": RepeatedReducedAttention}
-
 
 # ----------------------------------------------------------------------------------------------------------------------
 # MLP, and what widens a narrow embedding
@@ -402,13 +290,227 @@ class AttentionProjector(nn.Module):
         self.v = nn.Linear(e, h)
 
     def forward(self, x, mask, cache):
-        q, k, v = self.q(x), self.k(x), self.v(x)  # (B, T, e), (B, T, e), (B, T, h)
-        one_head = (t.unsqueeze(1) for t in (q, k, v))  # (B, 1, T, e or h)
-        return F.silu(attention(*one_head, mask, cache).squeeze(1))  # (B, T, h)
+        x = x.unsqueeze(1)  # (B, 1, T, e): one head
+        q, k, v = self.q(x), self.k(x), self.v(x)  # (B, 1, T, e), (B, 1, T, e), (B, 1, T, h)
+        if cache is not None:
+            k, v = cache.extend(k, v)
+        return F.silu(attend(q, k, v, mask).squeeze(1))  # (B, T, h)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Loss
+# The model
+
+
+class Block(nn.Module):
+    """What a layer has of its own: its norms. Attention and MLP belong to its group."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x, attention, mlp, rope, mask, cache, dropout):
+        x = x + drop(attention(self.input_layernorm(x), rope, mask, cache), dropout)
+        return x + drop(mlp(self.post_attention_layernorm(x)), dropout)
+
+
+def sharing(config):
+    """(number of layers, number of groups, the (layer, group) to run, in order).
+
+    share: layer i uses group i * num_groups // L, its norms stay its own. reuse: L/2 layers, each twice in a row,
+    norms included.
+    """
+    L = config.num_hidden_layers
+    if config.layer_sharing == "reuse":
+        return L // 2, L // 2, [(i // 2, i // 2) for i in range(L)]
+    groups = config.num_groups if config.layer_sharing == "share" else L
+    return L, groups, [(i, i * groups // L) for i in range(L)]
+
+
+class Model(nn.Module):
+    """Raises ValueError for settings that have problems()."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        if problems := config.problems():
+            raise ValueError("; ".join(problems))
+        self.config = config
+        h, V, e = config.hidden_size, config.vocab_size, config.hidden_size // config.embedding_factor
+        layers, groups, self.order = sharing(config)
+        self.lm_head = nn.Linear(h, V, bias=False)
+        if not config.tie_word_embeddings:  # a tied model reads the head's rows
+            self.embed_tokens = nn.Embedding(V, h if config.embedding == "full" else e)
+        if config.embedding == "linear":
+            self.projector = LinearProjector(e, h)
+        elif config.embedding == "attention":
+            self.projector = AttentionProjector(e, h)
+        self.layers = nn.ModuleList(Block(config) for _ in range(layers))
+        self.attention = nn.ModuleList(ATTENTION[config.attention](config) for _ in range(groups))
+        self.mlp = nn.ModuleList(MLP(config) for _ in range(groups))
+        self.norm = RMSNorm(h, config.rms_norm_eps)
+        cos, sin = rope_table(config.max_position_embeddings, h // config.num_attention_heads, config.rope_theta)
+        self.register_buffer("cos", cos, persistent=False)  # (max positions, hs)
+        self.register_buffer("sin", sin, persistent=False)
+        self.init_weights()
+
+    def init_weights(self):
+        """All matrices from N(0, 0.02), norms 1, biases 0, as LLaMA in Hugging Face's library."""
+        for name, p in self.named_parameters():
+            if p.dim() > 1:
+                nn.init.normal_(p, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)
+            else:
+                nn.init.ones_(p)
+
+    def num_params(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor:
+        """ids (B, T) -> logits (B, T, V), or with targets (B, T), -100 = not scored, the mean next-token loss."""
+        x = self.hidden(ids)
+        return self.lm_head(x) if targets is None else self.loss(x, targets)
+
+    def hidden(self, ids, positions=None, mask=None, cache=None, checkpointing=False) -> Tensor:
+        """ids (B, T) -> the last layer's output after the final norm, (B, T, h).
+
+        positions: (T) or (B, T), default 0, 1, 2, ... after what is in the cache; mask: True where a token may look,
+        broadcast to (B, nh, T, S), default causal; cache: a KVCache of the tokens before; checkpointing: recompute each
+        layer in the backward pass instead of keeping what that needs, which is slower and takes less memory.
+        """
+        past = 0 if cache is None else cache.length
+        rope = self.rope(ids.shape[1], positions, past)
+        dropout = self.config.dropout if self.training else 0.0
+
+        x = drop(self.embed(ids, mask, cache), dropout)  # (B, T, h)
+        for layer, group in self.order:
+            args = (x, self.attention[group], self.mlp[group], rope, mask, cache, dropout)
+            if checkpointing:
+                x = checkpoint(self.layers[layer], *args, use_reentrant=False, preserve_rng_state=dropout > 0)
+            else:
+                x = self.layers[layer](*args)
+        return self.norm(x)
+
+    def embed(self, ids, mask=None, cache=None):
+        """ids (B, T) -> (B, T, h), the start of the residual stream: in the weights' type, whatever autocast is."""
+        table = self.lm_head.weight if self.config.tie_word_embeddings else self.embed_tokens.weight
+        x = F.embedding(ids, table)  # (B, T, h) or (B, T, h/4)
+        if self.config.embedding == "full":
+            return x
+        if self.config.embedding == "repeat":
+            return x.repeat(1, 1, self.config.embedding_factor)  # RRHP: [e e e e]
+        return self.projector(x, mask, cache).to(table.dtype)
+
+    def rope(self, T, positions=None, past=0):
+        """cos and sin, each (B or 1, T, 1, hs), of positions (T) or (B, T), default the T that follow the `past`."""
+        if positions is None:
+            positions = slice(past, past + T)
+            if positions.stop > len(self.cos):
+                raise ValueError(f"{positions.stop} tokens do not fit into the context of {len(self.cos)}")
+        hs = self.cos.shape[1]
+        return self.cos[positions].view(-1, T, 1, hs), self.sin[positions].view(-1, T, 1, hs)
+
+    def loss(self, x: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tensor:
+        """Mean loss in nats of hidden states x (B, T, h) against targets (B, T), which are the ids one step ahead.
+
+        It is F.cross_entropy(self.lm_head(x).flatten(0, 1), targets.flatten()), but for a tensor of all logits
+        (B, T, V), which is never made.
+        """
+        return linear_cross_entropy(x.flatten(0, 1), self.lm_head.weight, targets.flatten(), z_loss)
+
+    def generate(
+        self, ids: list[int], max_tokens: int, seed: int = 0, pick: Callable | None = None
+    ) -> Iterator[tuple[int, float]]:
+        """Yields (token, probability the model gave it) for `max_tokens` tokens after `ids`, a list that is not empty.
+
+        pick(logits (V), ids so far) -> probabilities (V) to draw from; default: the model's own, softmax(logits).
+        A text that outgrows the context goes on from its last half.
+        """
+        device, context = self.lm_head.weight.device, self.config.max_position_embeddings
+        generator = torch.Generator().manual_seed(seed)
+        ids = list(ids)
+        new, cache = ids[-context:], KVCache()
+        for _ in range(max_tokens):
+            if cache.length + len(new) > context:
+                new, cache = ids[-(context // 2) :], KVCache()
+            logits = self.step(torch.tensor([new], device=device), cache)[0]  # (V)
+            probabilities = logits.softmax(-1)
+            chances = probabilities if pick is None else pick(logits, ids)
+            token = torch.multinomial(chances.cpu(), 1, generator=generator).item()
+            yield token, probabilities[token].item()
+            ids.append(token)
+            new = [token]
+
+    @torch.no_grad()
+    def step(self, ids, cache):
+        """Logits (B, V) of the token after ids (B, T), in float32; the cache holds what came before, then these too."""
+        x = self.hidden(ids, mask=cache.begin(ids), cache=cache)  # (B, T, h)
+        cache.length += ids.shape[1]
+        return self.lm_head(x[:, -1]).float()
+
+
+# ======================================================================================================================
+# Appendix: what a first reader skips
+#
+# The key-value cache, the loss in chunks, what a CPU needs, the counts in closed form, what cannot be built.
+# ======================================================================================================================
+
+
+class KVCache:
+    """Keys and values of the tokens so far, one pair for each attention of a pass, in the order in which they come."""
+
+    def __init__(self):
+        self.pairs = []  # (k, v), each (B, nkv, length, hs)
+        self.length = 0  # tokens
+        self.next = 0  # which pair the pass comes to next
+
+    def begin(self, ids):
+        """Starts a pass over ids (B, T); returns its mask (T, length + T), None where causal attention will do."""
+        self.next = 0
+        T = ids.shape[1]
+        if self.length == 0 or T == 1:
+            return None
+        return torch.ones(T, self.length + T, dtype=torch.bool, device=ids.device).tril(self.length)
+
+    def extend(self, k, v):
+        """Appends k, v (B, nkv, T, hs) of the new tokens and returns those of all tokens."""
+        if self.next == len(self.pairs):
+            self.pairs.append((k, v))
+        else:
+            old_k, old_v = self.pairs[self.next]
+            self.pairs[self.next] = torch.cat((old_k, k), dim=2), torch.cat((old_v, v), dim=2)
+        self.next += 1
+        return self.pairs[self.next - 1]
+
+
+def own_line(ids, start):
+    """ids (B, T) -> (B, 1, T, T), True where a token may look: back to the last `start`, and no further.
+
+    None, which means all tokens before it, if there is no such start.
+    """
+    if start is None:
+        return None
+    T = ids.shape[1]
+    line = (ids == start).cumsum(1)  # (B, T): which line of its window it is in
+    same = line[:, None, :, None] == line[:, None, None, :]
+    return same & torch.ones(T, T, dtype=torch.bool, device=ids.device).tril()
+
+
+def product_dtype(x):
+    """The type in which x is multiplied by matrices: autocast's where it is on, else x's own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The loss in chunks
+
+
+def linear_cross_entropy(x, weight, targets, z_loss=0.0):
+    """F.cross_entropy(x @ weight.T, targets), but for the memory. x (N, h), weight (V, h), targets (N)."""
+    dtype, need_grad = product_dtype(x), torch.is_grad_enabled()
+    with torch.autocast(x.device.type, enabled=False):
+        return LinearCrossEntropy.apply(x, weight, targets, z_loss, dtype, need_grad)
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -474,183 +576,51 @@ def chunk_size(tokens, vocab, dtype, device):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The model
+# What a CPU needs
+
+
+def fused_kernel_is_slow(q, k, mask):
+    """bfloat16 on a CPU: PyTorch's kernel takes 2 to 3 times as long as what follows (bench/speed/attention.py)."""
+    slow_there = q.dtype == torch.bfloat16 and q.device.type == "cpu" and 1 < q.shape[2] <= 1024
+    return slow_there and q.shape == k.shape and (mask is None or mask.shape[-1] == mask.shape[-2])
+
+
+def attend_written_out(q, k, v, mask):
+    """`attend` as two matrix products and a softmax, some heads at a time: their 8 MB of weights stay in the cache."""
+    B, nh, T, hs = q.shape
+    visible = torch.ones(T, T, dtype=torch.bool).tril() if mask is None else mask
+    bias = torch.zeros(visible.shape, dtype=q.dtype).masked_fill(~visible, -torch.inf)
+    heads = max(1, 2**22 // T**2)
+    q, k, v = (t.reshape(B * nh, T, -1).split(heads) for t in (q, k, v))  # lists of (heads, T, hs)
+    if bias.dim() == 2:
+        biases = [bias] * len(q)  # one for all
+    else:
+        biases = bias.expand(B, nh, T, T).flatten(0, 1).split(heads)
+    parts = []
+    for some_q, some_k, some_v, bias in zip(q, k, v, biases):
+        scores = torch.baddbmm(bias, some_q, some_k.mT, alpha=hs**-0.5)  # (heads, T, T)
+        parts.append(scores.softmax(-1) @ some_v)  # (heads, T, dv)
+    return torch.cat(parts).view(B, nh, T, -1)
 
 
 def drop(x, p):
-    """Dropout. On a CPU PyTorch draws number after number, one for each element; random bytes are eight at a time."""
-    if not p or x.device.type != "cpu":
+    """Dropout. On a CPU PyTorch draws number after number, one for each element; random bytes are eight at a time.
+
+    A byte says p in 256ths: 0.1 is 0.1016 there. What would be 0 in 256ths is drawn PyTorch's way.
+    """
+    limit = round(256 * p)  # a byte below it drops
+    if limit == 0 or x.device.type != "cpu":
         return F.dropout(x, p)
-    limit = round(256 * p)  # a byte below it drops: p is in 256ths
     numbers = torch.randint(-(2**63), 2**63 - 1, ((x.numel() + 7) // 8,))
     kept = numbers.view(torch.uint8)[: x.numel()].view(x.shape) >= limit
     return x * kept * (256 / (256 - limit))
 
 
-class Block(nn.Module):
-    """What a layer has of its own: its norms. Attention and MLP belong to its group."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-
-    def forward(self, x, attn, mlp, rope, mask, cache, dropout):
-        x = x + drop(attn(self.input_layernorm(x), rope, mask, cache), dropout)
-        return x + drop(mlp(self.post_attention_layernorm(x)), dropout)
+# ----------------------------------------------------------------------------------------------------------------------
+# Counts in closed form, and what cannot be built
 
 
-class Model(nn.Module):
-    """Raises ValueError for settings that have problems()."""
-
-    def __init__(self, config):
-        super().__init__()
-        if problems := config.problems():
-            raise ValueError("; ".join(problems))
-        self.config = config
-        h, V, e = config.hidden_size, config.vocab_size, config.hidden_size // config.embedding_factor
-        layers, groups, self.order = sharing(config)
-        self.lm_head = nn.Linear(h, V, bias=False)
-        if not config.tie_word_embeddings:  # a tied model reads the head's rows
-            self.embed_tokens = nn.Embedding(V, h if config.embedding == "full" else e)
-        if config.embedding == "linear":
-            self.projector = LinearProjector(e, h)
-        elif config.embedding == "attention":
-            self.projector = AttentionProjector(e, h)
-        self.layers = nn.ModuleList(Block(config) for _ in range(layers))
-        self.attention = nn.ModuleList(ATTENTION[config.attention](config) for _ in range(groups))
-        self.mlp = nn.ModuleList(MLP(config) for _ in range(groups))
-        self.norm = RMSNorm(h, config.rms_norm_eps)
-        cos, sin = rope_table(config.max_position_embeddings, h // config.num_attention_heads, config.rope_theta)
-        self.register_buffer("cos", cos, persistent=False)  # (max positions, hs)
-        self.register_buffer("sin", sin, persistent=False)
-        self.init_weights()
-
-    def init_weights(self):
-        """All matrices from N(0, 0.02), norms 1, biases 0, as LLaMA in Hugging Face's library."""
-        if self.lm_head.weight.is_meta:  # shapes only: nothing to initialise
-            return
-        for name, p in self.named_parameters():
-            if p.dim() > 1:
-                nn.init.normal_(p, std=0.02)
-            elif name.endswith("bias"):
-                nn.init.zeros_(p)
-            else:
-                nn.init.ones_(p)
-
-    def num_params(self):
-        return sum(p.numel() for p in self.parameters())
-
-    def embed(self, ids, mask=None, cache=None):
-        """ids (B, T) -> (B, T, h), the start of the residual stream: in the weights' type, whatever autocast is."""
-        table = self.lm_head.weight if self.config.tie_word_embeddings else self.embed_tokens.weight
-        x = F.embedding(ids, table)  # (B, T, h) or (B, T, h/4)
-        if self.config.embedding == "full":
-            return x
-        if self.config.embedding == "repeat":
-            return x.repeat(1, 1, self.config.embedding_factor)  # RRHP: [e e e e]
-        return self.projector(x, mask, cache).to(table.dtype)
-
-    def hidden(self, ids, positions=None, mask=None, cache=None, checkpointing=False):
-        """The last layer's output after the final norm, (B, T, h).
-
-        ids (B, T); positions (T) or (B, T), default 0, 1, 2, ...; mask: True where a token may look, broadcast to
-        (B, nh, T, S), default causal; cache: the tokens before `ids`, which it is extended by; checkpointing: recompute
-        each layer in the backward pass instead of keeping what it needs.
-        """
-        T = ids.shape[1]
-        past = cache.length if cache is not None else 0
-        if positions is None:
-            if past + T > self.config.max_position_embeddings:
-                raise ValueError(
-                    f"{past + T} tokens do not fit into the context of {self.config.max_position_embeddings}"
-                )
-            positions = slice(past, past + T)
-        cos = self.cos[positions].view(-1, T, 1, self.cos.shape[1])  # (B or 1, T, 1, hs)
-        sin = self.sin[positions].view(-1, T, 1, self.sin.shape[1])  # the same
-        if past and T > 1 and mask is None:
-            mask = torch.ones(T, past + T, dtype=torch.bool, device=ids.device).tril(past)
-        if cache is not None:
-            cache.next = 0
-        dropout = self.config.dropout if self.training else 0.0
-
-        x = drop(self.embed(ids, mask, cache), dropout)  # (B, T, h)
-        for layer, group in self.order:
-            args = (x, self.attention[group], self.mlp[group], (cos, sin), mask, cache, dropout)
-            if checkpointing and torch.is_grad_enabled():
-                x = checkpoint(self.layers[layer], *args, use_reentrant=False, preserve_rng_state=dropout > 0)
-            else:
-                x = self.layers[layer](*args)
-        if cache is not None:
-            cache.length += T
-        return self.norm(x)
-
-    def forward(self, ids, targets=None):
-        """Logits (B, T, V), or with targets (B, T), -100 = not scored, the mean next-token loss."""
-        x = self.hidden(ids)
-        return self.lm_head(x) if targets is None else self.loss(x, targets)
-
-    def loss(self, x, targets, z_loss=0.0):
-        """Mean loss of hidden states x (B, T, h) against targets (B, T), which are the ids one step ahead."""
-        x, targets, weight = x.flatten(0, 1), targets.flatten(), self.lm_head.weight  # (N, h), (N), (V, h)
-        dtype, need_grad = product_dtype(x), torch.is_grad_enabled()
-        with torch.autocast(x.device.type, enabled=False):
-            return LinearCrossEntropy.apply(x, weight, targets, z_loss, dtype, need_grad)
-
-    @torch.no_grad()
-    def step(self, ids, cache):
-        """Logits (B, V) of the token after ids (B, T), in float32; the cache holds what came before."""
-        return self.lm_head(self.hidden(ids, cache=cache)[:, -1]).float()
-
-    def generate(self, ids, max_tokens, seed=0, pick=None):
-        """Yields (token, probability the model gave it) for `max_tokens` tokens after `ids`, a list that is not empty.
-
-        pick(logits (V), ids so far) -> probabilities (V) to draw from; default: the model's own, softmax(logits).
-        A text that outgrows the context goes on from its last half.
-        """
-        device, context = self.lm_head.weight.device, self.config.max_position_embeddings
-        generator = torch.Generator().manual_seed(seed)
-        ids = list(ids)
-        new, cache = ids[-context:], KVCache()
-        for _ in range(max_tokens):
-            if cache.length + len(new) > context:
-                new, cache = ids[-(context // 2) :], KVCache()
-            logits = self.step(torch.tensor([new], device=device), cache)[0]  # (V)
-            probabilities = logits.softmax(-1)
-            chances = probabilities if pick is None else pick(logits, ids)
-            token = torch.multinomial(chances.cpu(), 1, generator=generator).item()
-            yield token, probabilities[token].item()
-            ids.append(token)
-            new = [token]
-
-
-def own_line(ids, start):
-    """ids (B, T) -> (B, 1, T, T), True where a token may look: back to the last `start`, and no further.
-
-    None, which means all tokens before it, if there is no such start.
-    """
-    if start is None:
-        return None
-    T = ids.shape[1]
-    line = (ids == start).cumsum(1)  # (B, T): which line of its window it is in
-    same = line[:, None, :, None] == line[:, None, None, :]
-    return same & torch.ones(T, T, dtype=torch.bool, device=ids.device).tril()
-
-
-def sharing(config):
-    """(number of layers, number of groups, the (layer, group) to run, in order).
-
-    share: layer i uses group i * num_groups // L, its norms stay its own. reuse: L/2 layers, each twice in a row,
-    norms included.
-    """
-    L = config.num_hidden_layers
-    if config.layer_sharing == "reuse":
-        return L // 2, L // 2, [(i // 2, i // 2) for i in range(L)]
-    groups = config.num_groups if config.layer_sharing == "share" else L
-    return L, groups, [(i, i * groups // L) for i in range(L)]
-
-
-def parameter_counts(config):
+def parameter_counts(config: ModelConfig) -> dict[str, int]:
     """Parameters by part, in closed form: {"embedding", "attention", "mlp", "norms", "head"}."""
     h, V, f = config.hidden_size, config.vocab_size, config.intermediate_size
     e = h // config.embedding_factor
@@ -672,3 +642,62 @@ def parameter_counts(config):
         "norms": (2 * layers + 1) * h,
         "head": V * h,
     }
+
+
+LIMITS = {  # smallest and largest, so that no file makes us build what no memory holds
+    "vocab_size": (2, 2**20),
+    "hidden_size": (1, 2**16),
+    "num_hidden_layers": (1, 1024),
+    "num_attention_heads": (1, 1024),
+    "intermediate_size": (1, 2**18),
+    "num_key_value_heads": (1, 1024),
+    "max_position_embeddings": (2, 2**17),
+    "rms_norm_eps": (1e-12, 0.1),
+    "rope_theta": (1e-3, 1e12),
+    "embedding_factor": (1, 1024),
+    "num_groups": (1, 1024),
+    "dropout": (0, 0.9),
+}
+
+
+def out_of_range(config):
+    """Settings that are not possible by themselves, each as `key: reason`."""
+    choices = {field.name: typing.get_args(field.type) for field in dataclasses.fields(config)}
+    choices["attention"] = tuple(ATTENTION)
+    found = []
+    for key, value in vars(config).items():
+        if isinstance(value, str):
+            if value not in choices[key]:
+                found.append(f"{key}: {value!r}: expected one of {', '.join(choices[key])}")
+        elif key in LIMITS and value is not None:
+            low, high = LIMITS[key]
+            if value < low:
+                found.append(f"{key}: {value} must be at least {low}")
+            elif not value <= high:  # NaN as well
+                found.append(f"{key}: {value} must be at most {high}")
+    return found
+
+
+def conflicts(config):
+    """Yields settings that are possible each by itself, but not together, as `key: reason`."""
+    h, heads, layers = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
+    kv_heads = config.num_key_value_heads or heads
+    head_dim = h // heads
+    if h % heads:
+        yield f"num_attention_heads: {heads} does not divide hidden_size {h}"
+    elif head_dim % 2:
+        yield f"num_attention_heads: hidden_size/heads = {head_dim} must be even, RoPE turns pairs of numbers"
+    if heads % kv_heads:
+        yield f"num_key_value_heads: {kv_heads} does not divide num_attention_heads {heads}"
+    if config.attention == "skqa" and kv_heads != heads:
+        yield "num_key_value_heads: `skqa` uses one matrix for queries and keys, so these need as many heads"
+    if config.attention == "rra" and head_dim * kv_heads % 4:
+        yield f"attention: `rra` repeats a quarter of the width, and {head_dim * kv_heads} is not a multiple of 4"
+    if config.embedding != "full" and h % config.embedding_factor:
+        yield f"embedding_factor: {config.embedding_factor} does not divide hidden_size {h}"
+    if config.embedding != "full" and config.tie_word_embeddings:
+        yield f"tie_word_embeddings: the table of embedding `{config.embedding}` is narrower than the head; set false"
+    if config.layer_sharing == "share" and config.num_groups > layers:
+        yield f"num_groups: {config.num_groups} groups for {layers} layers"
+    if config.layer_sharing == "reuse" and layers % 2:
+        yield f"layer_sharing: `reuse` runs L/2 layers twice each, so num_hidden_layers {layers} must be even"

@@ -352,8 +352,8 @@ def test_a_tree_of_continuations_equals_separate_sequences(config):
     torch.testing.assert_close(tree[8:], apart[1][4:], rtol=1e-5, atol=1e-5)
 
 
-def naive_attention(q, k, v, mask=None, cache=None):
-    """softmax(q k^T / sqrt(hs)) v as it is written in the paper; cache is not used here."""
+def naive_attention(q, k, v, mask=None):
+    """softmax(q k^T / sqrt(hs)) v as it is written in the paper."""
     k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
     scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])  # (B, nh, T, T)
     seen = torch.ones(scores.shape[-2:], dtype=torch.bool).tril() if mask is None else mask
@@ -365,7 +365,7 @@ def test_naive_attention_equals_sdpa(config, monkeypatch):
     results = []
     for naive in (False, True):
         if naive:
-            monkeypatch.setattr(model_file, "attention", naive_attention)
+            monkeypatch.setattr(model_file, "attend", naive_attention)
         model = random_model(config)
         loss = model(IDS[:, :-1], IDS[:, 1:])
         loss.backward()
@@ -615,7 +615,7 @@ def test_bfloat16_attention_on_a_cpu_is_as_close_to_float32_as_the_fused_kernel(
         return torch.stack([(a.float() - b).norm() / b.norm() for a, b in zip(rough, truth)])
 
     truth = output_and_grads(fused, exact, grad.float())
-    ours, theirs = errors(model_file.attention), errors(fused)
+    ours, theirs = errors(model_file.attend), errors(fused)
     assert (ours < 1.5 * theirs + 1e-3).all() and ours.max() < 0.015, (ours, theirs)
 
 

@@ -7,7 +7,7 @@ Forward and backward of one layer, in turns; ratio of the times, min / median / 
 
 from bench.common import in_turns, spread
 from lab.run.devices import keep_freed_memory
-from model import attention
+from model import attend
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ def ratios(B, nh, T, hs, rounds=9):
     grad = torch.randn(B, nh, T, hs, dtype=torch.bfloat16)
     seconds = in_turns(
         {
-            "ours": lambda: attention(q, k, v, None, None).backward(grad),
+            "ours": lambda: attend(q, k, v).backward(grad),
             "fused": lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True).backward(grad),
         },
         rounds,

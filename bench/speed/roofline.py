@@ -231,7 +231,7 @@ def part_times(model, optimizers, batch, dtype, device):
     functions = {  # part: [(how often it is run, function)]
         "embedding": [(1, both(lambda: [model.embed(ids)]))],
         "attention matrices": [(runs, both(lambda: [*attention.project(x), attention.output(y)], x, y))],
-        "attention": [(runs, both(lambda: [models.attention(*heads_first, None, None)], *heads_first))],
+        "attention": [(runs, both(lambda: [models.attend(*heads_first)], *heads_first))],
         "MLP": [(runs, both(lambda: [mlp(x)], x))],
         "norms, rope": [
             (2 * runs + 1, both(lambda: [model.norm(x)], x)),
