@@ -13,10 +13,10 @@ test: .venv/ready
 	$(V) -m ruff check .
 	$(V) -m pytest -q -n 2
 
-.venv/ready: pyproject.toml constraints.txt
+.venv/ready: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit('error: Python 3.10 or newer is needed' if sys.version_info < (3, 10) else 0)"
 	$(PYTHON) -m venv .venv
-	$(V) -m pip install --quiet -e .[dev] -c constraints.txt
+	$(V) -m pip install --quiet -e .[dev]
 	touch .venv/ready
 
 .PHONY: first-run test

@@ -384,7 +384,7 @@ def main(argv=None):
     p.add_argument("--force", action="store_true", help="write even where something else is")
     args = p.parse_args(argv)
     if safetensors is None:
-        raise UserError("the package safetensors is missing; pip install -r requirements-dev.txt")
+        raise UserError("the package safetensors is missing; pip install safetensors")
     if not os.path.isdir(args.source) and (args.from_hf or args.all_checkpoints):
         raise UserError(f"{args.source}: no such folder")
     if args.from_hf:

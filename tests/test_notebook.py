@@ -25,7 +25,7 @@ def test_outputs_are_stripped():
 def test_every_cell_runs(tmp_path, monkeypatch):
     for name in ("lab", "docs", "notebooks"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for pattern in ("*.py", "*.md", "config.yaml", "requirements.txt"):
+    for pattern in ("*.py", "*.md", "config.yaml", "pyproject.toml"):
         for path in ROOT.glob(pattern):
             shutil.copy(path, tmp_path)
     monkeypatch.setenv("NOTEBOOK_SETTINGS", TINY)
