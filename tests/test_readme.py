@@ -295,8 +295,9 @@ def test_an_installed_pytorch_stays_and_make_pins_its_own():
 
 
 def test_links_lead_somewhere():
-    """Files and headings that README.md, RESULTS.md, docs/ and bench/README.md link to."""
-    for page in (*pages(), "RESULTS.md"):
+    """Files and headings that README.md, RESULTS.md, results/, docs/ and bench/README.md link to."""
+    results = [f"results/{path.name}" for path in (ROOT / "results").glob("*.md")]
+    for page in (*pages(), "RESULTS.md", *results):
         text = (ROOT / page).read_text(encoding="utf-8")
         for target in re.findall(r"\]\((?!http)([^)]+)\)", text):
             path, _, heading = target.partition("#")
