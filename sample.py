@@ -8,6 +8,7 @@ is the end of a line.
 """
 
 import argparse
+import pathlib
 import sys
 
 from lab import checkpoint, cli
@@ -34,9 +35,9 @@ def adjust(logits, seen, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty
     """
     logits = logits.clone()
     if repetition_penalty != 1:
-        old = torch.tensor(sorted(set(seen)), device=logits.device)
-        penalised = torch.where(logits[old] > 0, logits[old] / repetition_penalty, logits[old] * repetition_penalty)
-        logits[old] = penalised
+        seen = torch.tensor(sorted(set(seen)), device=logits.device)
+        old = logits[seen]
+        logits[seen] = torch.where(old > 0, old / repetition_penalty, old * repetition_penalty)
     if temperature == 0:
         return torch.zeros_like(logits).index_fill_(0, logits.argmax(), 1.0)
     logits /= temperature
@@ -51,60 +52,54 @@ def adjust(logits, seen, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty
     return p / p.sum()
 
 
-def stream(tokens, tokenizer, prompt, write, stop_at_line=False):
-    """Writes the prompt and the text of `tokens`, (id, probability) one by one: whole characters only, as they come."""
-    write(prompt)
-    line, text = [tokenizer.bos_id, *tokenizer.encode(prompt)], prompt  # ids and text since the line began
+def text_pieces(tokens, tokenizer, prompt, stop_at_line=False):
+    """Yields the text of `tokens`, (id, probability) one by one: whole characters, and a newline after each line."""
+    line, text = tokenizer.encode(prompt), prompt  # ids and text since the line began
     for token, _ in tokens:
         if token in (tokenizer.bos_id, tokenizer.eos_id):
             if stop_at_line:
-                break
-            write("\n")
-            line, text = [token], ""
+                return
+            yield "\n"
+            line, text = [], ""
             continue
         line.append(token)
-        now = tokenizer.decode(line[1:])
-        if stop_at_line and "\n" in now[len(text) :]:  # where a document holds several lines
-            write(now[len(text) :].partition("\n")[0])
-            break
+        now = tokenizer.decode(line)
+        new = now[len(text) :]
+        if stop_at_line and "\n" in new:  # where a document holds several lines
+            yield new.partition("\n")[0]
+            return
         if not now.endswith("\ufffd"):  # the bytes of a character come one by one
-            write(now[len(text) :])
+            yield new
             text = now
-    write("\n")
 
 
-def list_tokens(tokens, tokenizer, prompt, write, stop_at_line=False):
-    """Writes the prompt, then one of `tokens`, (id, probability), a line."""
-    write(prompt)
+def probability_rows(tokens, tokenizer, prompt, stop_at_line=False):
+    """Yields a line for each of `tokens`: the probability that the model gave it, and its text."""
     for token, p in tokens:
         ended = token in (tokenizer.bos_id, tokenizer.eos_id)
         after_point = tokenizer.decode([*tokenizer.encode("."), token])  # alone, a word would lose its space
-        write(f"\n{p:8.4f}  {'end of line' if ended else repr(after_point[1:])}")
+        yield f"\n{p:8.4f}  {'end of line' if ended else repr(after_point[1:])}"
         if ended and stop_at_line:
-            break
-    write("\n")
+            return
 
 
-def read_prompts(args):
-    """The prompts of --prompt and --prompt-file, or the start of a line. Raises UserError."""
-    prompts = list(args.prompt or [])
-    if args.prompt_file:
-        try:
-            with sys.stdin if args.prompt_file == "-" else open(args.prompt_file, encoding="utf-8") as f:
-                prompts += [line.rstrip("\n") for line in f]
-        except (OSError, UnicodeDecodeError) as e:
-            reason = getattr(e, "strerror", None) or "not UTF-8 text"
-            raise UserError(f"{args.prompt_file}: cannot be read ({reason})") from None
-    if any("\ud800" <= c <= "\udfff" for c in "".join(prompts)):  # what Python makes of other bytes in a command line
-        raise UserError("the prompt is not UTF-8 text; convert it, for instance with iconv")
-    return prompts or [""]
+def read_prompts(path):
+    """The lines of a file, or of standard input for `-`. Raises UserError."""
+    try:
+        text = sys.stdin.read() if path == "-" else pathlib.Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        reason = getattr(e, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"{path}: cannot be read ({reason}); give a text file with a prompt in each line") from None
+    return text.removesuffix("\n").split("\n")
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Text from a checkpoint.")
     add = parser.add_argument
     add("checkpoint", help="out/NAME/ckpt.pt")
-    add("--prompt", action="append", help="text to go on from, also several times (default: the start of a line)")
+    add(
+        "--prompt", action="append", default=[], help="text to go on from, also several times (default: a line's start)"
+    )
     add("--prompt-file", help="a file with one prompt a line; - reads them from standard input")
     add("--max-tokens", type=int, default=100, help="tokens per sample (default 100)")
     add("--num-samples", type=int, default=1, help="samples per prompt (default 1)")
@@ -120,23 +115,25 @@ def main(argv=None):
     for name, (low, high) in RANGES.items():
         if not low <= getattr(args, name) <= high:
             raise UserError(f"--{name.replace('_', '-')}: must be {low} .. {high}")
-    prompts = read_prompts(args)
+    prompts = args.prompt + (read_prompts(args.prompt_file) if args.prompt_file else [])
+    if any("\ud800" <= c <= "\udfff" for c in "".join(prompts)):  # what Python makes of other bytes in a command line
+        raise UserError("the prompt is not UTF-8 text; convert it, for instance with iconv")
     model, ckpt = checkpoint.load_model(args.checkpoint, args.device)
     print(f"{args.checkpoint}, trained on {ckpt.provenance.get('corpus', 'unknown text')}", file=sys.stderr)
 
     def pick(logits, seen):
         return adjust(logits, seen, args.temperature, args.top_k, args.top_p, args.repetition_penalty)
 
-    def write(text):
-        print(text, end="", flush=True)
-
-    show = list_tokens if args.probabilities else stream
-    for prompt in prompts:
+    show = probability_rows if args.probabilities else text_pieces
+    for prompt in prompts or [""]:
         start = [ckpt.tokenizer.bos_id, *ckpt.tokenizer.encode(prompt)]
         for i in range(args.num_samples):
             tokens = model.generate(start, args.max_tokens, args.seed + i, pick)
-            show(tokens, ckpt.tokenizer, prompt, write, args.stop_at_line)
-            if len(prompts) * args.num_samples > 1:
+            print(prompt, end="", flush=True)
+            for piece in show(tokens, ckpt.tokenizer, prompt, args.stop_at_line):
+                print(piece, end="", flush=True)
+            print()
+            if len(prompts) > 1 or args.num_samples > 1:
                 print("---")
     return 0
 

@@ -77,11 +77,13 @@ def combinations(**more):
             yield config
 
 
+def label(config):
+    return f"{config.embedding}-{config.attention}-{config.mlp}-{config.layer_sharing}"
+
+
 EVERY = list(combinations())
 each_attention = pytest.mark.parametrize("attention", ATTENTION)
-some_models = pytest.mark.parametrize(
-    "config", EVERY[::23], ids=lambda config: f"{config.embedding}-{config.attention}"
-)
+some_models = pytest.mark.parametrize("config", EVERY[::23], ids=label)
 
 
 def loss_and_gradients(model, loss):
