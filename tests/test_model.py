@@ -1,17 +1,19 @@
 """model.py: equal to the released code's numbers, counted in closed form, causal, the same whichever way it is run."""
 
 import copy
+import csv
 import dataclasses
 import itertools
 import json
 import math
 import os
+import pathlib
 import re
 import shutil
 import subprocess
 import sys
 
-from conftest import ROOT
+from conftest import ROOT, TINY
 import export
 from lab import checkpoint
 import model as model_file
@@ -532,3 +534,44 @@ def test_the_file_alone_loads_the_model_that_comes_along(tmp_path):
     use = "model(torch.tensor([[1, 5, 6]]), torch.tensor([[5, 6, 7]])).backward(); print(*model.generate([1], 3))"
     code = "import torch\nfrom model import Model, ModelConfig\n" + "".join(lines[0]) + use
     assert run_alone(tmp_path, "-c", code).count("(") == 3
+
+
+@pytest.fixture
+def fork(tmp_path):
+    """A copy of the project, to be changed."""
+    left_out = shutil.ignore_patterns(".*", "__pycache__", "assets", "data", "models", "notebooks", "out", "results")
+    return pathlib.Path(shutil.copytree(ROOT, tmp_path / "fork", ignore=left_out))
+
+
+def test_a_trick_by_readmes_letter_leaves_the_tests_green(fork):
+    """They run over it at once, as over every other."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (trick,) = re.findall(r"^```python\n(class .*?)^```$", text, re.S | re.M)
+    with open(fork / "model.py", "a", encoding="utf-8") as f:
+        f.write("\n\n" + trick)
+    tests = "skv or refused or golden or sizes"
+    done = run_alone(fork, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_model.py", "-k", tests)
+    assert int(re.search(r"(\d+) passed", done)[1]) >= 4 + 13 + 13
+
+
+def test_the_changes_that_docs_fork_shows(fork, tiny_corpus):
+    """Written in as shown, and run: the setting reaches the loss, optimiser and schedule are the new ones."""
+    for diff in re.findall(r"^```diff\n(.*?)^```$", (ROOT / "docs/fork.md").read_text(encoding="utf-8"), re.S | re.M):
+        name, *lines = diff.removeprefix("# ").splitlines()
+        before = "\n".join(line[1:] for line in lines if line[0] != "+")
+        after = "\n".join(line[1:] for line in lines if line[0] != "-")
+        code = (fork / name).read_text(encoding="utf-8")
+        assert code.count(before) == 1, diff
+        (fork / name).write_text(code.replace(before, after), encoding="utf-8")
+    (fork / "data").symlink_to(tiny_corpus / "data")
+    options = [*TINY, "train.optimizer=nadam", "train.schedule=stable", "train.max_steps=10"]
+    losses = {}
+    for penalty in (0, 1):
+        out = f"train.out=out/{penalty}"
+        run_alone(fork, "train.py", *options, out, f"train.activation_penalty={penalty}")
+        with open(fork / f"out/{penalty}/losses.csv", encoding="utf-8") as f:
+            rows = list(csv.DictReader(f))
+        losses[penalty] = float(rows[0]["val_loss"])
+        rates = [float(row["lr"]) for row in rows if row["lr"]]
+        assert max(rates) == pytest.approx(1e-2) and rates[-1] == pytest.approx(1e-2 / 2)
+    assert losses[1] - losses[0] == pytest.approx(1, abs=0.01)  # the mean square of what comes from an RMSNorm
