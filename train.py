@@ -185,10 +185,15 @@ MOST_SKIPPED = 20  # steps in a row: a millionth of the scale, so it was not the
 
 
 def main(argv=None):
-    _, config = settings.parse_args(argparse.ArgumentParser(description="Train a model on a prepared corpus."), argv)
-    s = config.train
+    args, config = settings.parse_args(argparse.ArgumentParser(description="Train a model on a prepared corpus."), argv)
+    replace = args.replace or "train.resume=never" in args.overrides
     distributed = Distributed()
-    held = interrupts.lock(config.out_dir) if distributed.main else None  # noqa: F841  held open until the end
+    with interrupts.own_folder(config.out_dir) if distributed.main else contextlib.nullcontext():
+        return run(config, distributed, replace)
+
+
+def run(config, distributed, replace):
+    s = config.train
 
     # device and precision
     device = devices.pick_device(s.device, "train.device", distributed)
@@ -210,8 +215,8 @@ def main(argv=None):
     length = plan(config, train_data, meta)
 
     # go on from last.pt, if there is one
-    identity = resume.same_run(config, meta, length)
-    last_path, last = resume.find_last(s.resume, config.out_dir, identity, distributed)
+    origin = resume.origin(config, meta, device, dtype, distributed.size)
+    last_path, last = resume.find_last(config, origin, distributed, replace)
 
     # model and optimisers
     torch.manual_seed(s.seed)
@@ -230,16 +235,25 @@ def main(argv=None):
 
     state = resume.restore(last_path, last, model, optimizers, scaler, ema) if last else resume.State()
     first_step, skipped_in_a_row = state.step, 0
-    origin = resume.origin(config, meta, device, dtype, compiled, distributed.size)
-    folder = resume.RunFolder(config, meta, tokenizer, length, origin, identity, state)
+    origin["compiled"] = compiled
+    folder = resume.RunFolder(config, meta, tokenizer, length, origin, state)
+    if last:
+        resume.note_changes(last, origin, state, length)
     if distributed.main:
-        folder.write_settings()
         last_rate = s.learning_rate * schedule(length.steps - 1, s, length.steps)
         print(progress.banner(config, meta, length, origin, scaled, why, last_rate))
         if last:
-            print(resume.greeting(config.out_dir, state, length))
-
+            rate = s.learning_rate * schedule(state.step, s, length.steps)
+            print(resume.greeting(config.out_dir, state, length, rate))
+    if state.step == length.steps == state.evaluated:
+        if distributed.main:
+            print(progress.closing_block(config, meta, length, state, stopped=False))
+        if distributed.launched:
+            distributed.leave(0)
+        return 0
     signals = interrupts.Signals()
+    if distributed.main:
+        folder.begin(model, optimizers, scaler, ema, device)
     shown = progress.Progress(config, meta, length, state, device, show=distributed.main)
     with contextlib.closing(shown), explained(config, state):
         while True:  # one round more than steps: the end is evaluated and saved
@@ -294,7 +308,7 @@ def main(argv=None):
 
     ended_by = None if last_step else signals.caught or signal.SIGTERM
     if distributed.main:
-        print(progress.closing_block(config, meta, length, state, device, stopped=not last_step))
+        print(progress.closing_block(config, meta, length, state, stopped=not last_step))
     status = 128 + ended_by if ended_by else 0
     if distributed.launched:
         distributed.leave(status)

@@ -122,7 +122,8 @@ def losses(folder):
         return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(f)]
 
 
-MEASURED = ("seconds", "timed_seconds", "timed_tokens", "peak_memory_mb", "rows")  # times, or compared by losses()
+# Times, notes, or compared by losses()
+MEASURED = ("seconds", "timed_seconds", "timed_tokens", "peak_memory_mb", "changes", "rows")
 
 
 def same(a, b):

@@ -70,15 +70,15 @@ def test_ctrl_c_while_scoring_leaves_no_scores(ckpt):
 
 
 def test_a_disk_that_is_full(project):
-    """A file system of 500 kB: room for the first ckpt.pt, not for a last.pt beside it."""
+    """A file system of 500 kB: room for the first last.pt, not for a ckpt.pt beside it."""
     os.mkdir("disk")
     mount = ["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", "disk"]
     if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("needs the right to mount")
     try:
         ended = command("train.py", *TINY, "train.out=disk/a", cwd=project)
-        refused(ended, "disk/a/last.pt", "cannot be written", "No space left", "free some space")
-        assert checkpoint.load("disk/a/ckpt.pt") and not [name for name in os.listdir("disk/a") if ".tmp" in name]
+        refused(ended, "disk/a/ckpt.pt", "cannot be written", "No space left", "free some space")
+        assert checkpoint.load("disk/a/last.pt") and not [name for name in os.listdir("disk/a") if ".tmp" in name]
     finally:
         subprocess.run(["umount", "disk"], check=True)
 

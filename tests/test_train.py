@@ -1,9 +1,11 @@
 import copy
 import csv
 import errno
+import hashlib
 import json
 import math
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -72,6 +74,17 @@ def torchrun(project, *options, processes=2, script=(str(ROOT / "train.py"),)):
     args = [sys.executable, "-m", *launcher, *script, *TINY, *options]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return {"args": args, "cwd": project, "env": env, "text": True}
+
+
+def wait_for_step(folder, step):
+    """Until a run in another process has saved this step."""
+    deadline = time.time() + 200
+    while time.time() < deadline:
+        path = f"{folder}/last.pt"
+        if os.path.exists(path) and checkpoint.read(path)["training"]["step"] >= step:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"{folder}: no step {step} in time")
 
 
 def losses(rows):
@@ -295,9 +308,126 @@ def test_a_finished_run_stays_finished_and_can_be_lengthened(project, capsys):
         and before
     )
     assert run("train.max_steps=14")[1]["training"]["step"] == 14
-    with pytest.raises(UserError, match="train.seed differ"):
-        run("train.seed=9")
-    assert run("train.seed=9", "train.resume=never")[1]["training"]["step"] == 12
+
+
+@pytest.mark.parametrize("first_steps", [12, 5], ids=["finished", "unfinished"])
+@pytest.mark.parametrize(
+    "setting, then, now",
+    [
+        ("train.learning_rate=5e-3", 0.01, 0.005),
+        ("train.schedule=linear", "cosine", "linear"),
+        ("train.isolate=true", False, True),
+        ("train.eval_windows=4", 8, 4),
+        ("train.dtype=bfloat16", "float32", "bfloat16"),
+        ("train.seed=9", 0, 9),
+        ("model.rope_theta=5000", 10000.0, 5000.0),
+    ],
+)
+def test_a_changed_setting_is_never_ignored(project, first_steps, setting, then, now):
+    run(f"train.max_steps={first_steps}")
+    before = folder_bytes("out/a")
+    key = setting.partition("=")[0]
+    with pytest.raises(UserError, match=f"out/a/last.pt: .*{key}: {then} then, {now} now.*--replace.*train.out"):
+        run("train.max_steps=12", setting)
+    assert folder_bytes("out/a") == before
+
+
+def folder_bytes(folder):
+    return {name: pathlib.Path(folder, name).read_bytes() for name in os.listdir(folder)}
+
+
+def test_another_text_is_another_setting(project):
+    run("train.max_steps=5")
+    shutil.copytree("data/tiny", "data/other")
+    meta = json.load(open("data/other/meta.json"))
+    tokens = np.fromfile("data/other/train.bin", dtype="<u2")[:4000]
+    tokens.tofile("data/other/train.bin")
+    meta["train"] |= {"tokens": 4000, "sha256": hashlib.sha256(tokens.tobytes()).hexdigest()}
+    json.dump(sealed(meta), open("data/other/meta.json", "w"))
+    with pytest.raises(UserError, match=r"train.bin: [\d,]+ tokens of tiny test corpus.* then, 4,000 tokens"):
+        run("data.name=other")
+    shutil.copytree("data/tiny", "data/same")
+    assert run("data.name=same")[0] == 0
+
+
+def test_what_changes_no_number_may_differ(project):
+    run("train.max_steps=5")
+    free = ["train.sample_tokens=0", "train.save_every=null", "train.gradient_checkpointing=true"]
+    split = ["train.batch_size=2", "train.gradient_accumulation_steps=4"]
+    status, last, _ = run(*free, *split, "train.max_steps=5", "eval.blimp_pairs=7")
+    assert status == 0 and last["training"]["changes"] == []
+
+
+def test_going_on_with_changed_settings_is_noted(project, capsys):
+    run("train.max_steps=5", "train.schedule=constant")
+    constant = ["train.max_steps=12", "train.schedule=constant"]
+    _, last, rows = run(*constant, "train.learning_rate=5e-3", "train.resume=changed")
+    line = "at step 5: train.learning_rate: 0.01 then, 0.005 now"
+    assert line in last["training"]["changes"] and line in checkpoint.load("out/a/ckpt.pt").provenance["changes"]
+    assert f"changed {line}" in capsys.readouterr().out and float(rows[-1]["lr"]) == 5e-3
+    with pytest.raises(UserError, match="finished, so nothing is left to train.*train.learning_rate: 0.005 then"):
+        run(*constant, "train.resume=changed")
+    with pytest.raises(UserError, match="does not fit the changed settings"):
+        run(*constant, "train.learning_rate=5e-3", "train.resume=changed", "train.max_steps=14", "model.hidden_size=64")
+
+
+def test_a_run_of_another_length_says_what_becomes_of_the_schedule(project, capsys):
+    run("train.max_steps=8")
+    rows = run("train.max_steps=12")[2]
+    out = capsys.readouterr().out
+    assert "changed at step 8: train.max_steps: 8 then, 12 now" in out
+    assert f"learning rate {float(rows[8]['lr']):.3g} in the last step, {float(rows[9]['lr']):.3g} in the next" in out
+    with pytest.raises(UserError, match="12 steps are trained already, 5 are asked for"):
+        run("train.max_steps=5")
+
+
+def test_a_finished_run_writes_nothing(project):
+    run()
+    before = folder_bytes("out/a")
+    run("train.sample_tokens=3")
+    assert folder_bytes("out/a") == before
+
+
+@pytest.mark.parametrize("left", ["ckpt.pt", "last.pt"])
+def test_no_checkpoint_is_replaced_unasked(project, left):
+    run("train.max_steps=2")
+    for name in os.listdir("out/a"):
+        if name != left:
+            os.unlink(f"out/a/{name}")
+    before = folder_bytes("out/a")
+    text = open("config.yaml").read().replace("resume: auto", "resume: never")
+    open("config.yaml", "w").write(text)
+    with pytest.raises(UserError, match=f"out/a: holds {left} of another run; --replace"):
+        run("train.max_steps=1")
+    assert {**folder_bytes("out/a"), ".lock": b""} == {**before, ".lock": b""}
+    open("out/a/chck_1M.pt", "w").close()
+    assert run("train.max_steps=1", "--replace")[1]["training"]["step"] == 1
+    assert not os.path.exists("out/a/chck_1M.pt")  # of the run that is gone
+    assert run("train.max_steps=3", "train.resume=never")[1]["training"]["step"] == 3
+
+
+def test_a_run_killed_in_its_first_steps_goes_on(project, monkeypatch):
+    """There is a last.pt as soon as there is any other checkpoint."""
+
+    def killed(step):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        watch_steps(m, before=killed)
+        run()
+    run()
+    run(out="out/whole")
+    assert differences("out/whole", "out/a") == []
+
+
+@pytest.mark.parametrize("refused_setting", ["data.name=none", "train.resume=nothing.pt", "train.dtype=float16"])
+def test_a_refused_command_leaves_no_folder(project, refused_setting):
+    os.mkdir("mine")
+    with pytest.raises(UserError):
+        run(refused_setting, out="new/a/b")
+    with pytest.raises(UserError):
+        run(refused_setting, out="mine/a")
+    assert sorted(os.listdir()) == ["config.yaml", "data", "mine"] and os.listdir("mine") == []
 
 
 def test_muon_and_adamw_share_the_parameters(project):
@@ -498,10 +628,8 @@ def test_mistakes_on_the_command_line(project, tmp_path):
 
 
 def test_a_second_run_is_kept_out(project):
-    held = interrupts.lock("out/a")
-    with pytest.raises(UserError, match="another run"):
+    with interrupts.own_folder("out/a"), pytest.raises(UserError, match="another run"):
         run()
-    held.close()
     assert run()[0] == 0
 
 
@@ -587,9 +715,7 @@ def test_a_signal_ends_after_the_step_and_the_run_goes_on(project, number):
         "train.out=out/s",
     ]
     process = subprocess.Popen(args, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.time() + 200
-    while not os.path.exists(project / "out/s/last.pt") and time.time() < deadline:  # written after the first step
-        time.sleep(0.1)
+    wait_for_step("out/s", 1)
     process.send_signal(number)
     out, _ = process.communicate(timeout=240)
     assert process.returncode == 128 + number, out
@@ -621,9 +747,7 @@ def test_two_processes_follow_the_curve_of_one(project, extra):
 def test_a_dying_process_ends_the_run_with_a_message(project):
     endless = ["train.max_steps=100000", "train.save_every=2", "train.eval_every=100000", "train.out=out/dies"]
     process = subprocess.Popen(**torchrun(project, *endless), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    deadline = time.time() + 200
-    while not os.path.exists("out/dies/last.pt") and time.time() < deadline:
-        time.sleep(0.1)
+    wait_for_step("out/dies", 2)
     workers = [int(p) for p in os.listdir("/proc") if p.isdigit() and is_rank_1(p, process.pid)]
     for pid in workers:
         os.kill(pid, signal.SIGKILL)
@@ -824,7 +948,7 @@ def test_last_pt_is_written_once_a_minute_unless_asked(project, monkeypatch):
     monkeypatch.setattr(train.time, "monotonic", lambda: clock[0])
     watch_steps(monkeypatch, before=lambda step: clock.__setitem__(0, clock[0] + 25))
     run("train.save_every=null")
-    assert [step for name, step in saved if name == "last.pt"] == [3, 6, 9, 12]
+    assert [step for name, step in saved if name == "last.pt"] == [0, 3, 6, 9, 12]
 
 
 def test_every_torchrun_start_makes_a_group(project):

@@ -8,13 +8,40 @@ import signal
 from lab.files import UserError
 
 
-def lock(folder):
-    """Keeps a second run out of the folder for as long as the returned file is open."""
+@contextlib.contextmanager
+def own_folder(folder):
+    """Keeps a second run out of the folder; takes it away again if it was made here and nothing is in it."""
+    made = []  # innermost first
+    above = os.path.abspath(folder)
+    while not os.path.exists(above):
+        made.append(above)
+        above = os.path.dirname(above)
     try:
         os.makedirs(folder, exist_ok=True)
         handle = open(os.path.join(folder, ".lock"), "wb")
     except OSError as e:
+        remove_empty(made)
         raise UserError(f"{folder}: cannot be written ({e.strerror}); choose another with train.out=FOLDER") from None
+    with handle:
+        lock(handle, folder)
+        for leftover in glob.glob(os.path.join(glob.escape(folder), "*.*.????????.tmp")):  # of a write that was killed
+            os.unlink(leftover)
+        try:
+            yield
+        finally:
+            if made and os.listdir(folder) == [".lock"]:
+                handle.close()  # Windows removes no open file
+                os.unlink(handle.name)
+                remove_empty(made)
+
+
+def remove_empty(folders):
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
+
+
+def lock(handle, folder):
     try:
         import fcntl
 
@@ -29,9 +56,6 @@ def lock(folder):
         print(
             f"notice: {folder}: this file system has no locks ({e.strerror}); see to it that no second run writes here"
         )
-    for leftover in glob.glob(os.path.join(glob.escape(folder), "*.*.????????.tmp")):  # of a write that was killed
-        os.unlink(leftover)
-    return handle
 
 
 class Signals:

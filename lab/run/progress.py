@@ -11,7 +11,6 @@ import os
 import time
 
 from lab.files import UserError, atomic_write
-from lab.run.devices import peak_memory_mb
 from model import parameter_counts
 
 from tqdm import tqdm
@@ -310,7 +309,7 @@ def open_trackers(config):
 # After the last step
 
 
-def closing_block(config, meta, plan, state, device, stopped):
+def closing_block(config, meta, plan, state, stopped):
     """What the run came to, one greppable `key: value` a line."""
     trained = [row["train_loss"] for row in state.rows if row["train_loss"] != ""]
     best = os.path.join(config.out_dir, "ckpt.pt")
@@ -323,7 +322,7 @@ def closing_block(config, meta, plan, state, device, stopped):
         "val_bits_per_byte": f"{bits_per_byte(state.best, meta['val']):.6f}",
         "tokens_per_second": f"{state.tokens_per_second() or math.nan:.0f}",
         "seconds": f"{state.seconds:.1f}",
-        "peak_memory_mb": f"{max(state.peak_memory_mb, peak_memory_mb(device)):.0f}",
+        "peak_memory_mb": f"{state.peak_memory_mb:.0f}",
         "skipped_steps": state.skipped,
         "corpus": meta["corpus"],
         "checkpoint": best,
