@@ -15,8 +15,9 @@ The rule. A model is correct on a pair if it gives the grammatical sentence the 
     accuracy        = mean over the paradigms of the share of pairs that are correct
                       BLiMP has 67 paradigms of 1000 pairs
 
-The forward pass is in float32, the sums are in float64. `score_plainly` below is the score, written plainly. The
-command takes lab/score/scoring.py, which gives the same numbers and computes what sentences have in common only once.
+The forward pass is in float32, the sums are in float64. `log_probabilities` below is the rule, and scores any causal
+model that gives logits. For our own checkpoints lab/score/tries.py gives the same numbers, and computes what sentences
+have in common only once. A masked model gives a sentence no probability: it has a pseudo-log-likelihood, see --pll.
 `--compat` changes the rule to what another evaluator computes.
 """
 
@@ -25,13 +26,14 @@ import json
 import os
 import time
 
-from lab import checkpoint, cli
+from lab import cli
 from lab import settings as configuration
 from lab.files import UserError, atomic_write
 from lab.report import tables
 from lab.run import devices
 from lab.score import scoring, statistics
 from lab.score.pairs import find_data, read_pairs
+from lab.score.scorers import PLL, Ours, load_scorer
 
 import numpy as np
 import torch
@@ -42,42 +44,53 @@ from torch.nn.utils.rnn import pad_sequence
 
 
 @torch.no_grad()
-def score_plainly(model, tokenizer, sentences):
-    """log p(sentence | BOS) of each sentence, in nats: float64 (N). The model is in float32 and in evaluation mode."""
-    sequences = [torch.tensor([tokenizer.bos_id, *ids]) for ids in tokenizer.encode_batch(sentences)]
-    lengths = torch.tensor([len(ids) for ids in sequences])  # (N)
-    ids = pad_sequence(sequences, batch_first=True)  # (N, T)
-    logits = model(ids[:, :-1])  # (N, T - 1, V): at t, of the token after t
+def log_probabilities(model, batch):
+    """log p of each token of each sentence given the tokens before it, in nats: a list of float64 arrays.
+
+    model: a Scorer, in float32 and in evaluation mode; batch: its Tokens of N sentences, of which the longest has T.
+    """
+    ids = pad_sequence([torch.tensor(sentence.ids) for sentence in batch], batch_first=True).to(model.device)  # (N, T)
+    logits = model.logits(ids[:, :-1])  # (N, T - 1, V): at t, of the token after t
     logp = logits.log_softmax(-1)
     logp = logp.gather(-1, ids[:, 1:, None]).squeeze(-1)  # (N, T - 1): of the token that does come
-    padding = torch.arange(1, ids.shape[1]) >= lengths[:, None]  # (N, T - 1)
-    return logp.double().masked_fill(padding, 0).sum(1)
+    logp = logp.double().cpu().numpy()
+    return [row[sentence.first - 1 : sentence.end - 1] for row, sentence in zip(logp, batch)]
 
 
-def evaluate(model, tokenizer, pairs, leading_space=False, ties_correct=False, ties_half=False, **how):
-    """(result, details) of pairs as lab.score.pairs.read_pairs returns them.
+def score_tokens(model, sentences, **how):
+    """The rule for all sentences (Tokens), in batches: a list of float64 arrays, nats. how: dtype, progress."""
+    rule = scoring.pseudo_log_probabilities if model.masked else log_probabilities
+    return scoring.in_batches(rule, model, sentences, **how)
 
-    result: the dictionary of statistics.summarize with `warnings` and `incomplete`; details: {pairs, scores and tokens
-    (N, 2) of (good, bad), correct (N)}. how: dtype, batch_tokens, progress.
-    ties_half: a tie counts as half in result; in details a coin decides it, the same one each time.
+
+def score(model, texts, sentences, **how):
+    """The score of each sentence, in nats: float64 (N). Raises UserError for one that is NaN or infinite."""
+    if isinstance(model, Ours):  # the same numbers, faster
+        return scoring.score_sequences(model.model, texts, [sentence.ids for sentence in sentences], **how)
+    scores = np.array([logp.sum() for logp in score_tokens(model, sentences, **how)])
+    scoring.require_finite(texts, scores)
+    return scores
+
+
+def evaluate(model, pairs, leading_space=False, ties_correct=False, ties_half=False, **how):
+    """The Result of a Scorer on pairs as lab.score.pairs.read_pairs returns them. how: dtype, batch_tokens, progress.
+
+    ties_half: a tie counts as half in the accuracies; as a decision a coin makes it, the same one each time.
     Raises UserError if no pair fits into the model's context, and for scores that are NaN or infinite.
     """
-    sentences = []
+    texts = []
     for pair in pairs:
-        sentences += [pair["good"], pair["bad"]]
-    sequences = scoring.tokenize(tokenizer, sentences, leading_space)
-    tokens = np.array([len(ids) - 1 for ids in sequences]).reshape(-1, 2)  # (N, 2), BOS not counted
-
-    context = scoring.context_of(model)
-    fits = (tokens <= context).all(1)
+        texts += [pair["good"], pair["bad"]]
+    sentences = model.encode(texts, leading_space)
+    fits = np.array([model.given(sentence) <= model.context for sentence in sentences]).reshape(-1, 2).all(1)
     if not fits.any():
-        raise UserError(f"no pair fits into the model's context of {context} tokens")
-    kept = np.flatnonzero(fits)
-    sentences = [sentences[i] for i in np.flatnonzero(fits.repeat(2))]
-    sequences = [sequences[i] for i in np.flatnonzero(fits.repeat(2))]
-    pairs, tokens = [pairs[i] for i in kept], tokens[kept]
+        raise UserError(f"no pair fits into the model's context of {model.context} tokens")
+    kept = np.flatnonzero(fits.repeat(2))
+    texts, sentences = [texts[i] for i in kept], [sentences[i] for i in kept]
+    pairs = [pair for pair, fit in zip(pairs, fits) if fit]
 
-    scores = scoring.score_sequences(model, sentences, sequences, **how).reshape(-1, 2)
+    scores = score(model, texts, sentences, **how).reshape(-1, 2)
+    tokens = np.array([sentence.end - sentence.first for sentence in sentences]).reshape(-1, 2)
     good, bad = scores.T
     correct = good >= bad if ties_correct else good > bad
     credit = correct
@@ -86,27 +99,27 @@ def evaluate(model, tokenizer, pairs, leading_space=False, ties_correct=False, t
         credit = correct + tie / 2
         correct = correct | tie & (np.random.default_rng(0).random(len(tie)) < 0.5)
 
-    result = statistics.summarize(pairs, scores, credit)
+    result = statistics.summarize(pairs, scores, tokens, correct, credit)
     if ties_half:
-        result["accuracy_range"] = [result["accuracy_strict"], result["accuracy_ties_correct"]]
-    warnings = []
+        result.accuracy_range = [result.views["strict"], result.views["ties_correct"]]
     if not fits.all():
-        warnings.append(f"{(~fits).sum()} pairs left out: longer than the model's context of {context} tokens")
-    result["incomplete"] = bool(warnings)
-    if result["ties"] - result["identical_pairs"] > 0.01 * result["pairs"]:
-        warnings.append(
-            f"{result['ties']:,} ties in {result['pairs']:,} pairs: "
+        result.incomplete = True
+        result.warnings.append(
+            f"{(~fits).sum()} pairs left out: longer than the model's context of {model.context} tokens"
+        )
+    ties = result.overall.ties
+    if ties - result.identical_pairs > 0.01 * len(pairs):
+        result.warnings.append(
+            f"{ties:,} ties in {len(pairs):,} pairs: "
             "the model or the precision is degenerate, and the accuracy means little"
         )
-    result["warnings"] = warnings
-    return result, {"pairs": pairs, "scores": scores, "tokens": tokens, "correct": correct}
+    return result
 
 
 def quick_accuracy(model, tokenizer, folder, pairs_per_paradigm):
     """Accuracy on the first pairs of each paradigm's development part, for train.py to log."""
     pairs, _ = read_pairs(folder, pairs_per_paradigm, "dev")
-    result, _ = evaluate(model, tokenizer, pairs)
-    return result["accuracy"]
+    return evaluate(Ours(model, tokenizer), pairs).overall.accuracy
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -127,10 +140,18 @@ def parse_arguments(argv):
     p.add_argument(
         "checkpoints",
         nargs="*",
-        metavar="CKPT",
-        help="several give a learning curve; default: ckpt.pt of the preset's run. "
+        metavar="MODEL",
+        help="a checkpoint, a Hugging Face folder or a name on the Hub, causal or masked; several give a learning "
+        "curve; default: ckpt.pt of the preset's run. "
         "section.key=value settings may follow",
     )
+    p.add_argument(
+        "--pll",
+        choices=PLL,
+        help="of a masked model, each token given all the others, or given all but what follows in its word: l2r "
+        "(default: original)",
+    )
+    p.add_argument("--trust-remote-code", action="store_true", help="run the code that a model on the Hub brings")
     p.add_argument("--preset", help="a preset of config.yaml")
     p.add_argument("--config", default="config.yaml", help="settings file (default: config.yaml)")
     p.add_argument(
@@ -156,7 +177,7 @@ def parse_arguments(argv):
         help="another evaluator's rule. babylm-2025: a tie is correct; babylm-2026 (also: babylm): a coin "
         "decides a tie, it counts as half; lm-eval: a tie is correct, ' ' + sentence is scored",
     )
-    p.add_argument("--compare", metavar="CKPT2", help="another checkpoint, on the same pairs")
+    p.add_argument("--compare", metavar="MODEL2", help="another model, on the same pairs")
     p.add_argument(
         "--surprisal",
         metavar="FILE",
@@ -172,7 +193,9 @@ def parse_arguments(argv):
     files.add_argument("--csv", metavar="FILE", help="sentences, scores and decision of every pair; or the words")
     files.add_argument("--predictions", metavar="FILE", help="decisions, in the BabyLM challenge's submission format")
     files.add_argument(
-        "--plot", metavar="FILE.png", help="bars by phenomenon; of several checkpoints, accuracy against words seen"
+        "--plot",
+        metavar="FILE",
+        help="bars by phenomenon (.png, .svg or .pdf); of several models, accuracy against words seen",
     )
     files.add_argument(
         "--html",
@@ -184,6 +207,8 @@ def parse_arguments(argv):
         raise UserError("--max-pairs-per-paradigm: must be at least 1")
     if args.surprisal:
         require_only_words(args)
+    if args.plot and not args.plot.lower().endswith((".png", ".svg", ".pdf")):
+        raise UserError(f"--plot {args.plot}: a .png, .svg or .pdf is drawn, by the end of its name")
     if args.compat == "babylm":
         print(f"--compat babylm means {NEWEST}, where a coin decides a tie; in babylm-2025 a tie is correct")
         args.compat = NEWEST
@@ -214,60 +239,57 @@ def main(argv=None):
         write_surprisals(args, paths, device)
         return
 
-    evaluations, other = evaluate_checkpoints(args, paths, settings, device)
-    results = [result for result, _ in evaluations]
-    result, details = evaluations[-1]
+    results, other = evaluate_models(args, paths, settings, device)
+    result = results[-1]
     if other:
-        require_same_pairs([other, evaluations[-1]], "--compare")
-        result["comparison"] = {
-            "with": args.compare,
-            "accuracy": other[0]["accuracy"],
-            **statistics.compare(details["pairs"], details["correct"], other[1]["correct"]),
-        }
+        require_same_pairs([other, result], "--compare")
+        result.comparison = statistics.compare(result.pairs, result.correct, other.correct)
+        result.comparison.other = other.origin.label
+    on_page = [other, *results] if other else results  # each is compared with the first
     if args.html:
-        on_page = [other, *evaluations] if other else evaluations  # each is compared with the first
         require_same_pairs(on_page, "--html")
-    result["seconds"] = time.perf_counter() - began
+    result.seconds = time.perf_counter() - began
 
     print("\n" + tables.table(results, args.paradigms))
     print("\n" + tables.block(result))
     if args.json:
-        everything = {**result, "checkpoints": results} if len(results) > 1 else result
+        everything = result.as_json()
+        if len(results) > 1:
+            everything["checkpoints"] = [each.as_json() for each in results]
         atomic_write(args.json, json.dumps(everything, indent=1))
     if args.csv:
-        origin = {"checkpoint": result["sha256"]["checkpoint"][:16], "rule": tables.rule(result["conventions"])}
-        atomic_write(args.csv, tables.pairs_csv(**details, **origin))
+        atomic_write(args.csv, tables.pairs_csv(result))
     if args.predictions:
-        atomic_write(args.predictions, json.dumps(tables.predictions(details["pairs"], details["correct"])))
+        atomic_write(args.predictions, json.dumps(tables.predictions(result.pairs, result.correct)))
     if args.plot:
         from lab.report import plots
 
-        atomic_write(args.plot, lambda f: plots.plot(results, f))
+        form = os.path.splitext(args.plot)[1].lower().removeprefix(".")
+        atomic_write(args.plot, lambda f: plots.plot(results, f, form))
     if args.html:
         from lab.report import page
 
         atomic_write(args.html, page.page(on_page))
 
 
-def evaluate_checkpoints(args, paths, settings, device):
-    """([(result, details)] of the checkpoints, that of --compare or None), all of the same pairs."""
-    pairs, evaluations = None, []
+def evaluate_models(args, paths, settings, device):
+    """(Results of the models, that of --compare or None), all of the same pairs."""
+    pairs, results = None, []
     for path in paths + ([args.compare] if args.compare else []):
-        model, ckpt = checkpoint.load_model(path, device)
-        ckpt.weights = None  # the model has its own
+        model = load_scorer(path, device, args.pll, args.trust_remote_code)
         if pairs is None:
-            pairs, data = read_data(args, settings, ckpt.provenance)
-        evaluations.append(evaluate_checkpoint(model, ckpt, pairs, data, args, device))
-    other = evaluations.pop() if args.compare else None
-    return evaluations, other
+            pairs, data = read_data(args, settings, model.origin)
+        results.append(evaluate_model(model, pairs, data, args))
+    other = results.pop() if args.compare else None
+    return results, other
 
 
-def read_data(args, settings, provenance):
-    """(pairs, info) of --data, or of what settings and the first checkpoint's corpus say."""
+def read_data(args, settings, origin):
+    """(pairs, info) of --data, or of what settings and the first model's corpus say."""
     if args.data:
         folder, why = args.data, "--data"
     else:
-        folder, why = find_data(settings.eval.data, provenance.get("data") or {})
+        folder, why = find_data(settings.eval.data, origin.get("data") or {})
     pairs, data = read_pairs(folder, args.max_pairs_per_paradigm, args.split)
     if data["incomplete"] and not args.allow_incomplete:
         raise UserError(
@@ -277,45 +299,39 @@ def read_data(args, settings, provenance):
     return pairs, data
 
 
-def evaluate_checkpoint(model, ckpt, pairs, data, args, device):
-    """(result, details) of `evaluate`, the result with where its numbers come from."""
+def evaluate_model(model, pairs, data, args):
+    """The Result of `evaluate`, with where its numbers come from."""
     start = time.perf_counter()
     changes = COMPAT.get(args.compat, {})
-    result, details = evaluate(model, ckpt.tokenizer, pairs, dtype=args.dtype, progress=True, **changes)
-    origin = ckpt.provenance
-    result.update(
-        checkpoint=ckpt.path,
-        corpus=origin.get("corpus"),
-        words=origin.get("words"),
-        steps=origin.get("steps"),
-        parameters=sum(p.numel() for p in model.parameters()),
-        bits_per_byte=origin.get("val_bits_per_byte"),
+    if args.compat and args.compat.startswith("babylm"):
+        model.begin_as_its_tokenizer_does()
+    result = evaluate(model, pairs, dtype=args.dtype, progress=True, **changes)
+    result.warnings = data["warnings"] + result.warnings
+    result.incomplete = data["incomplete"] or result.incomplete
+    if not data["benchmark"].startswith("BLiMP"):  # the parts are by BLiMP's pairIDs
+        result.views["dev"] = result.views["test"] = None
+    known = {key: model.origin.get(key) for key in ("corpus", "words", "steps", "parameters", "bits_per_byte")}
+    asked = {key: getattr(args, key) for key in ("compat", "dtype", "split", "max_pairs_per_paradigm")}
+    result.origin = statistics.Origin(
+        checkpoint=model.name,
+        method=model.method,
+        before_first_token=model.before,
         benchmark=data["benchmark"],
         data=data["data"],
-        warnings=data["warnings"] + result["warnings"],
-        incomplete=data["incomplete"] or result["incomplete"],
-        conventions={
-            **RULE,
-            **changes,
-            "compat": args.compat,
-            "dtype": args.dtype,
-            "split": args.split,
-            "max_pairs_per_paradigm": args.max_pairs_per_paradigm,
-        },
-        sha256={"checkpoint": ckpt.sha256, "tokenizer": ckpt.tokenizer.sha256, "data": data["sha256"]},
-        device=str(device),
+        conventions={**RULE, "method": model.method, "bos": model.before.startswith("BOS"), **changes, **asked},
+        sha256={**model.sha256, "data": data["sha256"]},
+        device=str(model.device),
         torch=torch.__version__,
         scoring_seconds=time.perf_counter() - start,
+        **known,
     )
-    return result, details
+    return result
 
 
-def require_same_pairs(evaluations, flag):
+def require_same_pairs(results, flag):
     """UserError if one of the models has a smaller context, and so left out pairs that another scored."""
-    _, first = evaluations[0]
-    for _, details in evaluations[1:]:
-        if details["pairs"] != first["pairs"]:
-            raise UserError(f"{flag}: the models have different contexts, and so scored different pairs")
+    if any(result.pairs != results[0].pairs for result in results):
+        raise UserError(f"{flag}: the models have different contexts, and so scored different pairs")
 
 
 def write_surprisals(args, paths, device):
@@ -323,10 +339,10 @@ def write_surprisals(args, paths, device):
     from lab.score import surprisal
 
     if len(paths) > 1:
-        raise UserError("--surprisal: takes one checkpoint; run the command once for each")
+        raise UserError("--surprisal: takes one model; run the command once for each")
     lines = surprisal.read_lines(args.surprisal)
-    model, ckpt = checkpoint.load_model(paths[0], device)
-    rows = surprisal.word_surprisals(model, ckpt.tokenizer, lines, dtype=args.dtype, progress=True)
+    model = load_scorer(paths[0], device, args.pll, args.trust_remote_code)
+    rows = surprisal.word_surprisals(model.model, model.tokenizer, lines, dtype=args.dtype, progress=True)
     atomic_write(args.csv, surprisal.words_csv(rows))
     print(f"sentences: {len({row[0] for row in rows})}")
     print(f"words: {len(rows)}")

@@ -3,7 +3,9 @@
 import json
 import random
 
+import eval_blimp
 from lab.score import pairs
+from lab.score.scorers import Ours
 from model import Model, ModelConfig
 
 import numpy as np
@@ -64,6 +66,12 @@ class History(StandIn):
     def hidden(self, ids, positions=None, mask=None):
         seen = mask[:, 0].float() @ F.one_hot(ids, V).float()  # (B, T, V)
         return torch.cat((seen, F.one_hot(positions, self.longest).float()), dim=-1)
+
+
+def plainly(model, tokenizer, texts):
+    """The scores of a model.Model or a stand-in by the plain rule, which other models have: float64 (N), nats."""
+    scorer = Ours(model, tokenizer)
+    return np.array([logp.sum() for logp in eval_blimp.score_tokens(scorer, scorer.encode(texts))])
 
 
 def uniform(value=0.0):

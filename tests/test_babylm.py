@@ -7,12 +7,12 @@ import subprocess
 import sys
 
 from conftest import ROOT, refused
-from eval_blimp import score_plainly
 from lab import checkpoint
 from lab.files import UserError
 from lab.hub import babylm, submission
 from lab.text import pocket_english
 from model import Model, ModelConfig
+from stand_ins import plainly
 import tokenizer
 
 import pytest
@@ -125,7 +125,7 @@ def test_what_is_chosen_is_the_likeliest(work):
     model, ckpt = checkpoint.load_model("run/ckpt.pt")
 
     def likelihood(context, text):
-        whole, given = score_plainly(model, ckpt.tokenizer, [context + text, context]).tolist()
+        whole, given = plainly(model, ckpt.tokenizer, [context + text, context]).tolist()
         return whole - given
 
     ewok = {context: likelihood(context, " It is awake.") for context in ("The cat ran.", "The cat slept.")}

@@ -1,11 +1,13 @@
 """The page of --html: its numbers are those of the JSON, nothing in it is fetched or executed but its own script, any
 text is shown as it is."""
 
+import dataclasses
 import html.parser
 
 import eval_blimp
 from lab.report import page as compare_page
 from lab.score import statistics
+from lab.score.scorers import Ours
 from stand_ins import Words, lively, pair, read, uniform, write
 from test_eval_blimp import load_csv, load_json, workplace  # noqa: F401  (a fixture)
 
@@ -73,30 +75,29 @@ def shown(folder, *arguments):
 
 def origin(i):
     """What eval_blimp.main adds to a result."""
-    return {
-        "checkpoint": f"run{i}/ckpt.pt",
-        "corpus": None,
-        "words": None,
-        "steps": None,
-        "parameters": 10**6,
-        "bits_per_byte": None,
-        "device": "cpu",
-        "torch": "2",
-        "conventions": {"method": "full"},
-        "benchmark": "BLiMP",
-        "data": "d",
-        "sha256": {},
-        "warnings": [],
-    }
+    return statistics.Origin(
+        checkpoint=f"run{i}/ckpt.pt",
+        method="full",
+        before_first_token="BOS <s>",
+        benchmark="BLiMP",
+        data="d",
+        conventions={"method": "full"},
+        sha256={},
+        device="cpu",
+        torch="2",
+        scoring_seconds=1.0,
+        parameters=10**6,
+    )
 
 
 def evaluations(files, tmp_path, models):
-    """[(result, details)] of models on {file: rows}."""
+    """Results of models on {file: rows}."""
     pairs = read(tmp_path / "pairs", files)
     found = []
     for i, model in enumerate(models):
-        result, details = eval_blimp.evaluate(model, Words(), pairs)
-        found.append(({**result, **origin(i)}, details))
+        result = eval_blimp.evaluate(Ours(model, Words()), pairs)
+        result.origin = origin(i)
+        found.append(result)
     return found
 
 
@@ -152,8 +153,9 @@ def test_bars_by_hand(tmp_path):
     (bar,) = (a for name, a in page.elements if name == "rect" and a["width"] != "100%")
     interval, chance = (a for name, a in page.elements if name == "line")
     assert svg["aria-label"] == "t" and bar["width"] == "75.00%" and chance["x1"] == chance["x2"] == "50%"
-    # P(at most 1 of 4 correct) is 5.1 %: the interval's 2.5 % is at 1
-    assert "run0: 75.0 % (25.0 to 100.0)" in page.text and (interval["x1"], interval["x2"]) == ("25.00%", "100.00%")
+    low, high = statistics.wilson(3, 4)
+    assert f"run0: 75.0 % ({points([low, high])})" in page.text
+    assert interval["x1"] == f"{100 * low:.2f}%" and interval["x2"] == f"{100 * high:.2f}%"
     assert page.table("paradigms") == [
         {
             "paradigm": ["p", None, ""],
@@ -177,14 +179,15 @@ def test_any_text_is_shown_as_it_is(tmp_path, monkeypatch):
             if bad != good:
                 rows["p"].append(pair(good, bad, UID=f"uid {bad}", linguistics_term=good, field=bad))
     found = evaluations(rows, tmp_path, [lively(seed=0), lively(seed=1)])
-    for i, (result, _) in enumerate(found):
-        result.update(
+    for i, result in enumerate(found):
+        result.warnings = NASTY
+        result.origin = dataclasses.replace(
+            result.origin,
             checkpoint=f"{i}{NASTY[0]}/ckpt.pt",
             corpus=NASTY[1],
             data=NASTY[2],
             words=NASTY[0],
             bits_per_byte={"x": NASTY[1]},
-            warnings=NASTY,
             steps=NASTY[4],
             sha256={NASTY[0]: NASTY[1]},
             conventions={NASTY[0]: NASTY[1]},
@@ -272,14 +275,15 @@ def test_size_with_as_many_pairs_as_blimp():
     for i in range(2):
         scores = rng.normal(size=(67000, 2)) * 10
         correct = scores[:, 0] > scores[:, 1]
-        result = {**statistics.summarize(pairs, scores, correct), **origin(i)}
-        found.append((result, {"pairs": pairs, "scores": scores, "correct": correct}))
+        result = statistics.summarize(pairs, scores, np.full((67000, 2), 12), correct)
+        result.origin = origin(i)
+        found.append(result)
     text = compare_page.page(found)
     assert len(text.encode()) < 1_500_000
     changed = Page(text).table("changes")
     assert len(changed) == 67 * (compare_page.FLIPS // 67)
 
-    margins = [details["scores"][0::67, 0] - details["scores"][0::67, 1] for _, details in found]
+    margins = [result.scores[0::67, 0] - result.scores[0::67, 1] for result in found]
     flipped = (margins[0] > 0) != (margins[1] > 0)
     largest_first = np.sort(np.abs(margins[1] - margins[0])[flipped])[::-1]
     kept = [abs(float(row["difference"][0])) for row in changed if row["paradigm"][0].endswith("name_0")]

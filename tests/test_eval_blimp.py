@@ -15,8 +15,9 @@ import eval_blimp
 from lab import checkpoint
 from lab.files import UserError
 from lab.score import pairs, scoring, statistics
+from lab.score.scorers import Ours
 from model import Model, ModelConfig
-from stand_ins import History, V, Words, by_hand, lively, pair, read, sentences, uniform, write
+from stand_ins import History, Table, V, Words, by_hand, lively, pair, plainly, read, sentences, uniform, write
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ import torch
 
 
 def evaluated(model, files, tmp_path, **options):
-    return eval_blimp.evaluate(model, Words(), read(tmp_path / "pairs", files), **options)
+    return eval_blimp.evaluate(Ours(model, Words()), read(tmp_path / "pairs", files), **options)
 
 
 # ------------------------------------------------------------------------------------------------------ the rule
@@ -33,9 +34,9 @@ def evaluated(model, files, tmp_path, **options):
 def test_the_rule_by_hand():
     """Sentences of several lengths in one batch: each has the sum over its own tokens, and no others."""
     texts = ["a b c", "a", "h g f e d"]
-    scores = eval_blimp.score_plainly(uniform(), Words(), texts)
+    scores = plainly(uniform(), Words(), texts)
     assert scores.tolist() == pytest.approx([-n * math.log(V) for n in (3, 1, 5)])
-    scores = eval_blimp.score_plainly(History(), Words(), texts)
+    scores = plainly(History(), Words(), texts)
     expected = [by_hand(History(), [1, *ids], 1) for ids in Words().encode_batch(texts)]
     assert scores.tolist() == pytest.approx(expected, abs=1e-5)
 
@@ -46,49 +47,61 @@ def test_a_uniform_model_and_the_three_views_of_a_tie(tmp_path):
         "one": [pair("a", "a b"), pair("a b", "c d"), pair("a b c", "d e f"), pair("a b c", "d e")],
         "two": [pair("a", "b")],
     }
-    result, details = evaluated(uniform(), rows, tmp_path)
-    assert result["accuracy"] == result["accuracy_strict"] == pytest.approx((1 / 4 + 0) / 2)
-    assert result["accuracy_ties_half"] == pytest.approx((2 / 4 + 1 / 2) / 2)
-    assert result["accuracy_ties_correct"] == pytest.approx((3 / 4 + 1) / 2)
-    assert result["accuracy_micro"] == pytest.approx(1 / 5)
-    assert (result["pairs"], result["ties"], result["nan"]) == (5, 3, 0)
-    one = result["paradigms"]["one"]
-    assert (one["accuracy"], one["pairs"], one["ties"], one["margin"]) == (0.25, 4, 2, pytest.approx(0))
-    assert one["interval"] == pytest.approx(statistics.wilson(1, 4))
-    assert "3 ties in 5 pairs" in result["warnings"][0] and result["incomplete"] is False
-    assert details["correct"].tolist() == [True, False, False, False, False]
-    assert details["tokens"].tolist() == [[1, 2], [2, 2], [3, 3], [3, 2], [1, 1]]
-    lenient, _ = evaluated(uniform(), rows, tmp_path, ties_correct=True)
-    assert lenient["accuracy"] == result["accuracy_ties_correct"] and lenient["accuracy_strict"] == result["accuracy"]
-    tossed, details = evaluated(uniform(), rows, tmp_path, ties_half=True)
-    assert tossed["accuracy"] == result["accuracy_ties_half"]
-    assert tossed["accuracy_range"] == [result["accuracy_strict"], result["accuracy_ties_correct"]]
-    assert tossed["paradigms"]["one"]["interval"] == pytest.approx(statistics.wilson(2, 4))
+    result = evaluated(uniform(), rows, tmp_path)
+    assert result.overall.accuracy == result.views["strict"] == pytest.approx((1 / 4 + 0) / 2)
+    assert result.views["ties_half"] == pytest.approx((2 / 4 + 1 / 2) / 2)
+    assert result.views["ties_correct"] == pytest.approx((3 / 4 + 1) / 2)
+    assert result.views["micro"] == pytest.approx(1 / 5)
+    assert len(result.pairs) == result.overall.pairs == 5 and result.overall.ties == 3 and result.nan == 0
+    one = result.paradigms["one"]
+    assert one.accuracy == 0.25 and one.pairs == 4 and one.ties == 2 and one.margin == pytest.approx(0)
+    assert one.interval == pytest.approx(statistics.wilson(1, 4))
+    assert "3 ties in 5 pairs" in result.warnings[0] and result.incomplete is False
+    assert result.correct.tolist() == [True, False, False, False, False]
+    assert result.tokens.tolist() == [[1, 2], [2, 2], [3, 3], [3, 2], [1, 1]]
+    lenient = evaluated(uniform(), rows, tmp_path, ties_correct=True)
+    assert lenient.overall.accuracy == result.views["ties_correct"]
+    assert lenient.views["strict"] == result.overall.accuracy
+    tossed = evaluated(uniform(), rows, tmp_path, ties_half=True)
+    assert tossed.overall.accuracy == result.views["ties_half"]
+    assert tossed.accuracy_range == [result.views["strict"], result.views["ties_correct"]]
+    assert tossed.paradigms["one"].interval == pytest.approx(statistics.wilson(2, 4))
+
+
+def test_the_mean_per_token(tmp_path):
+    """A longer sentence of likelier tokens: its mean is higher, its sum is lower."""
+    table = np.zeros((V, V))
+    table[3, 4] = 5  # after a, b is nearly sure
+    rows = [pair("a b a b a b a b", "a c"), pair("c", "a b")]
+    result = evaluated(Table(table), {"p": rows}, tmp_path)
+    means = result.scores / result.tokens
+    assert (means[:, 0] > means[:, 1]).tolist() == [True, False]
+    assert result.correct.tolist() == [False, True] and result.views["mean_per_token"] == 0.5
 
 
 def test_a_coin_decides_a_tie(tmp_path):
     """In the decisions, that is: half of many ties, the same ones each time; what is no tie is left alone."""
     rows = [pair("a", "a a"), pair("a a", "a")] + [pair("a b", "c d")] * 1000
-    coins = [evaluated(uniform(), {"p": rows}, tmp_path, ties_half=True)[1]["correct"] for _ in range(2)]
+    coins = [evaluated(uniform(), {"p": rows}, tmp_path, ties_half=True).correct for _ in range(2)]
     assert coins[0].dtype == bool and coins[0][:2].tolist() == [True, False] and (coins[0] == coins[1]).all()
     assert 450 < coins[0].sum() < 550
 
 
 def test_identical_pairs_tie_and_are_no_sign_of_a_broken_model(tmp_path):
     rows = [pair("a b", "b a"), pair("b b a", "b b a"), pair("c a b", "a c b")]
-    result, _ = evaluated(History(), {"p": rows}, tmp_path)
-    assert result["ties"] == result["identical_pairs"] == 1 and result["warnings"] == []
+    result = evaluated(History(), {"p": rows}, tmp_path)
+    assert result.overall.ties == result.identical_pairs == 1 and result.warnings == []
 
 
 def test_dev_and_test(tmp_path):
     """A model that is correct on every pair whose id ends in 0, and on no other."""
     rows = [pair("a", "a a", pairID=str(i)) if i % 10 == 0 else pair("a a", "a", pairID=str(i)) for i in range(40)]
-    result, _ = evaluated(uniform(), {"p": rows}, tmp_path)
-    assert (result["accuracy"], result["accuracy_dev"], result["accuracy_test"]) == (0.1, 1.0, 0.0)
+    result = evaluated(uniform(), {"p": rows}, tmp_path)
+    assert result.overall.accuracy == 0.1 and result.views["dev"] == 1 and result.views["test"] == 0
     folder = str(tmp_path / "pairs")
     assert eval_blimp.quick_accuracy(uniform(), Words(), folder, 2) == 1.0
-    only_test, _ = eval_blimp.evaluate(uniform(), Words(), pairs.read_pairs(folder, split="test")[0])
-    assert only_test["accuracy_dev"] is None and only_test["accuracy_test"] == 0
+    only_test = eval_blimp.evaluate(Ours(uniform(), Words()), pairs.read_pairs(folder, split="test")[0])
+    assert only_test.views["dev"] is None and only_test.views["test"] == 0
 
 
 def test_groups(tmp_path):
@@ -99,21 +112,21 @@ def test_groups(tmp_path):
         ],
         "y": [pair("a", "a a", phenomenon="other")],
     }
-    result, _ = evaluated(uniform(), rows, tmp_path)
-    assert list(result["paradigms"]) == ["u", "v", "y"]
-    phenomena = {name: (g["accuracy"], g["paradigms"]) for name, g in result["phenomena"].items()}
-    assert phenomena == {"argument_structure": (0.5, 2), "other": (1.0, 1)}
-    assert {name: g["pairs"] for name, g in result["fields"].items()} == {"syntax_semantics": 2}
-    assert result["accuracy_phenomena"] == 0.75 and result["accuracy_fields"] == 0.5
-    assert result["accuracy"] == pytest.approx(2 / 3)
+    result = evaluated(uniform(), rows, tmp_path)
+    assert list(result.paradigms) == ["u", "v", "y"]
+    assert {name: group.accuracy for name, group in result.phenomena.items()} == {"argument_structure": 0.5, "other": 1}
+    assert {name: group.paradigms for name, group in result.phenomena.items()} == {"argument_structure": 2, "other": 1}
+    assert {name: group.pairs for name, group in result.fields.items()} == {"syntax_semantics": 2}
+    assert result.views["phenomena"] == 0.75 and result.views["fields"] == 0.5
+    assert result.overall.accuracy == pytest.approx(2 / 3)
 
 
 def test_too_long_pairs_are_left_out_and_said(tmp_path):
     model = uniform()
     model.cos = torch.zeros(2, 1)
-    result, _ = evaluated(model, {"p": [pair("a", "a b"), pair("a b c", "a")]}, tmp_path)
-    assert result["incomplete"] and result["pairs"] == 1
-    assert "1 pairs left out: longer than the model's context of 2" in result["warnings"][0]
+    result = evaluated(model, {"p": [pair("a", "a b"), pair("a b c", "a")]}, tmp_path)
+    assert result.incomplete and len(result.pairs) == 1
+    assert "1 pairs left out: longer than the model's context of 2" in result.warnings[0]
     model.cos = torch.zeros(1, 1)
     with pytest.raises(UserError, match="no pair fits"):
         evaluated(model, {"p": [pair("a a", "a b")]}, tmp_path)
@@ -128,15 +141,15 @@ def test_files_and_lines_in_another_order(tmp_path):
     outcomes = []
     for folder in ("one", "other"):
         files = {f"{rng.random()}": rows[k::4] for k in range(4)}
-        result, details = eval_blimp.evaluate(model, Words(), read(tmp_path / folder, files))
-        scores = {p["id"]: score for p, score in zip(details["pairs"], details["scores"])}
+        result = eval_blimp.evaluate(Ours(model, Words()), read(tmp_path / folder, files))
+        scores = {p["id"]: score for p, score in zip(result.pairs, result.scores)}
         outcomes.append((result, scores))
         rng.shuffle(rows)
     (result, scores), (other, others) = outcomes
     assert list(scores) != list(others) and max(np.abs(scores[i] - others[i]).max() for i in scores) < 2e-5
-    for uid, paradigm in result["paradigms"].items():
-        assert paradigm["accuracy"] == other["paradigms"][uid]["accuracy"]
-    assert result["accuracy"] == pytest.approx(other["accuracy"], abs=1e-12)
+    for uid, paradigm in result.paradigms.items():
+        assert paradigm.accuracy == other.paradigms[uid].accuracy
+    assert result.overall.accuracy == pytest.approx(other.overall.accuracy, abs=1e-12)
 
 
 # ------------------------------------------------------------------------------------------------------ the command
@@ -253,11 +266,11 @@ def test_all_outputs_agree(workplace, capsys):
     assert len(result["hardest"]) == 10
 
     rows = load_csv("o/p.csv")
-    assert {(r["checkpoint"], r["rule"]) for r in rows} == {(result["sha256"]["checkpoint"][:16], "BLiMP")}
+    assert {(r["checkpoint"], r["rule"]) for r in rows} == {(result["sha256"]["checkpoint"][:16], "strict")}
     accuracies = [np.mean([int(r["right"]) for r in rows if r["uid"] == uid]) for uid in ("alpha", "beta", "gamma")]
     assert len(rows) == 90 and np.mean(accuracies) == pytest.approx(result["accuracy"])
     model, ckpt = checkpoint.load_model("0.pt")
-    scores = eval_blimp.score_plainly(model, ckpt.tokenizer, [r["good"] for r in rows])
+    scores = plainly(model, ckpt.tokenizer, [r["good"] for r in rows])
     assert [float(r["score_good"]) for r in rows] == pytest.approx(scores.tolist(), abs=1e-4)
     chosen = load_json("o/b.json")
     assert [p["id"] for p in chosen["beta"]["predictions"]] == [f"beta_{i}" for i in range(30)]
@@ -465,7 +478,7 @@ def test_a_uniform_model_is_worth_91_9_where_ties_are_correct():
     tok = load(SHARED / "llama_tokenizer" / "tokenizer.model")
     sequences = scoring.tokenize(tok, [text for p in filtered for text in (p["good"], p["bad"])])
     tokens = np.array([len(ids) for ids in sequences]).reshape(-1, 2)
-    result = statistics.summarize(filtered, -math.log(32000) * tokens, tokens[:, 0] < tokens[:, 1])
-    assert result["accuracy_ties_correct"] == pytest.approx(0.91944, abs=1e-5)
-    assert result["accuracy_ties_half"] == pytest.approx(0.514, abs=1e-3)
-    assert result["accuracy"] == pytest.approx(0.109, abs=1e-3)
+    result = statistics.summarize(filtered, -math.log(32000) * tokens, tokens, tokens[:, 0] < tokens[:, 1])
+    assert result.views["ties_correct"] == pytest.approx(0.91944, abs=1e-5)
+    assert result.views["ties_half"] == pytest.approx(0.514, abs=1e-3)
+    assert result.overall.accuracy == pytest.approx(0.109, abs=1e-3)

@@ -11,6 +11,7 @@ from lab import checkpoint
 from lab.run import devices
 from lab.run.distributed import Distributed
 from lab.score import pairs as blimp_pairs
+from lab.score.scorers import Ours
 from lab.settings import load_config
 from lab.text import pocket_english
 from model import Model, ModelConfig, parameter_counts
@@ -133,7 +134,7 @@ def test_scores_are_those_of_a_cpu(tmp_path):
     for uid, lines in pocket_english.pairs(0, 40).items():
         (tmp_path / f"{uid}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in lines))
     pairs = blimp_pairs.read_pairs(str(tmp_path))[0]
-    scores = [eval_blimp.evaluate(model.to(device), tok, pairs)[1]["scores"] for device in ("cpu", "cuda")]
+    scores = [eval_blimp.evaluate(Ours(model.to(device), tok), pairs).scores for device in ("cpu", "cuda")]
     assert np.abs(scores[0] - scores[1]).max() < 1e-3
     margins = [s[:, 0] - s[:, 1] for s in scores]
     assert ((margins[0] > 0) == (margins[1] > 0))[np.abs(margins[0]) > 1e-3].all()

@@ -10,7 +10,7 @@ import export
 from lab import checkpoint
 from lab.files import UserError
 from lab.score import scoring, surprisal
-from stand_ins import History, Words, by_hand, uniform
+from stand_ins import History, Words, by_hand, plainly, uniform
 from test_eval_blimp import workplace  # noqa: F401  (a fixture)
 
 import numpy as np
@@ -31,7 +31,7 @@ def test_words_of_a_line_add_up_to_its_score(workplace):  # noqa: F811
     """Every word as it is in the text, every token in one word, and the sum of the bits is the line's score."""
     model, ckpt = checkpoint.load_model("0.pt")
     rows = surprisal.word_surprisals(model, ckpt.tokenizer, LINES)
-    scores = eval_blimp.score_plainly(model, ckpt.tokenizer, LINES)
+    scores = plainly(model, ckpt.tokenizer, LINES)
     for number, (line, score) in enumerate(zip(LINES, scores.tolist()), 1):
         of_line = [row for row in rows if row[0] == number]
         assert [row[2] for row in of_line] == line.split()
@@ -102,7 +102,7 @@ def test_the_command(workplace, capsys):  # noqa: F811
         (["--surprisal", "empty.txt", "--csv", "o.csv"], ["empty.txt", "no sentence"]),
         (["--surprisal", "latin.txt", "--csv", "o.csv"], ["latin.txt", "not UTF-8"]),
         (["--surprisal", "long.txt", "--csv", "o.csv"], ["more than the model's context of 32", "'the cup the cup"]),
-        (["1.pt", "--surprisal", "text.txt", "--csv", "o.csv"], ["one checkpoint"]),
+        (["1.pt", "--surprisal", "text.txt", "--csv", "o.csv"], ["one model"]),
     ],
 )
 def test_mistakes(workplace, arguments, words):  # noqa: F811

@@ -11,6 +11,7 @@ import argparse
 import eval_blimp
 from lab import cli
 from lab.score import pairs as blimp_pairs
+from lab.score.scorers import Ours
 from model import Model, ModelConfig
 import tokenizer
 
@@ -26,7 +27,7 @@ def main():
     shape = dict(hidden_size=2, num_hidden_layers=1, num_attention_heads=1, intermediate_size=1)
     model = Model(ModelConfig(vocab_size=tok.vocab_size, **shape)).eval()
     torch.nn.init.zeros_(model.lm_head.weight)  # every logit is 0
-    result = eval_blimp.evaluate(model, tok, blimp_pairs.read_pairs(args.data)[0])[0]
+    result = eval_blimp.evaluate(Ours(model, tok), blimp_pairs.read_pairs(args.data)[0]).as_json()
     for key in ("accuracy", "accuracy_ties_half", "accuracy_ties_correct", "pairs", "ties"):
         print(f"{key}: {result[key]}")
 

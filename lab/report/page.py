@@ -8,7 +8,7 @@ all markup goes through.
 import html
 import os
 
-from lab.report.tables import percent, rule
+from lab.report.tables import p_value, percent, rule
 from lab.score import statistics
 
 import numpy as np
@@ -60,20 +60,20 @@ def interval_text(interval, form="{:.1f}"):
     return f"{form.format(100 * low)} to {form.format(100 * high)}"
 
 
-def accuracy(summary, interval="interval"):
-    return cell(percent(summary["accuracy"], 1), summary["accuracy"], interval_text(summary[interval]))
+def accuracy(group):
+    return cell(percent(group.accuracy, 1), group.accuracy, interval_text(group.interval))
 
 
 def difference(c):
     """A difference in points with its interval, marked where that leaves 0 out."""
-    low, high = c["interval"]
+    low, high = c.interval
     direction = None
     if low > 0:
         direction = "up"
     elif high < 0:
         direction = "down"
-    note = interval_text(c["interval"], "{:+.1f}")
-    return cell(f"{100 * c['difference']:+.1f}", c["difference"], note, class_=direction)
+    note = interval_text(c.interval, "{:+.1f}")
+    return cell(f"{100 * c.difference:+.1f}", c.difference, note, class_=direction)
 
 
 def color(i):
@@ -90,10 +90,10 @@ def bars(name, summaries, labels):
     shapes, texts, height = [], [], 16 * len(summaries)
     for i, (summary, label) in enumerate(zip(summaries, labels)):
         middle = 16 * i + 8
-        low, high = (f"{100 * x:.2f}%" for x in summary["interval"])
-        shown = percent(summary["accuracy"], 1)
-        title = tag("title", f"{label}: {shown} % ({interval_text(summary['interval'])})")
-        width = f"{100 * summary['accuracy']:.2f}%"
+        low, high = (f"{100 * x:.2f}%" for x in summary.interval)
+        shown = percent(summary.accuracy, 1)
+        title = tag("title", f"{label}: {shown} % ({interval_text(summary.interval)})")
+        width = f"{100 * summary.accuracy:.2f}%"
         shapes += [
             tag("rect", y=middle - 6, width="100%", height=12, fill="currentColor", opacity=0.08),
             tag("rect", title, y=middle - 6, width=width, height=12, fill=color(i)),
@@ -110,13 +110,12 @@ def bars(name, summaries, labels):
 # The page
 
 
-def page(evaluations):
-    """HTML of [(result, details), ...] of the same pairs; each is compared with the first."""
-    results = [result for result, _ in evaluations]
-    details = [d for _, d in evaluations]
-    pairs, labels = details[0]["pairs"], names([result["checkpoint"] for result in results])
-    compared = [statistics.compare(pairs, d["correct"], details[0]["correct"]) for d in details[1:]]
-    title = f"{results[0]['benchmark']}: {', '.join(labels)}"
+def page(results):
+    """HTML of Results of the same pairs; each is compared with the first."""
+    first = results[0]
+    pairs, labels = first.pairs, names([result.origin.label for result in results])
+    compared = [statistics.compare(pairs, result.correct, first.correct) for result in results[1:]]
+    title = f"{first.origin.benchmark}: {', '.join(labels)}"
     body = [
         tag("h1", title),
         *overview(results, labels, compared),
@@ -124,7 +123,7 @@ def page(evaluations):
         *by_paradigm(results, labels, compared),
     ]
     if compared:
-        body += changed_pairs(pairs, details, labels, compared)
+        body += changed_pairs(results, labels, compared)
     return skeleton(title, body)
 
 
@@ -141,27 +140,29 @@ def names(paths):
 def overview(results, labels, compared):
     """What was scored and how, warnings, a table with a row for each checkpoint, and where the numbers come from."""
     first = results[0]
-    parts = [tag("p", f"{first['pairs']:,} pairs of {first['data']}. Rule: {rule(first['conventions'])}.")]
+    parts = [tag("p", f"{len(first.pairs):,} pairs of {first.origin.data}. Rule: {rule(first.origin)}.")]
     warned = {}  # warning -> the checkpoints it is about
     for result, label in zip(results, labels):
-        for warning in result["warnings"]:
+        for warning in result.warnings:
             warned.setdefault(warning, []).append(label)
     for warning, who in warned.items():
         text = warning if who == labels else f"{', '.join(who)}: {warning}"
         parts.append(tag("p", text, class_="warning"))
 
-    heads = ["checkpoint", f"mean over {len(first['paradigms'])} paradigms, %"]
+    heads = ["checkpoint", f"mean over {len(first.paradigms)} paradigms, %"]
     if compared:
         heads.append("difference, points")
     heads += ["ties", "parameters", "words seen", "bits per byte", "trained on"]
     rows = []
     for i, (result, label) in enumerate(zip(results, labels)):
-        row = [tag("td", mark(i), label, class_="name"), accuracy(result, "accuracy_interval")]
+        row = [tag("td", mark(i), label, class_="name"), accuracy(result.overall)]
         if compared:
             row.append(cell("") if i == 0 else difference(compared[i - 1]))
-        for key, form in (("ties", ","), ("parameters", ","), ("words", ","), ("bits_per_byte", ".3f")):
-            row.append(cell(number(result[key], form), result[key]))
-        row.append(cell(result["corpus"] or "-"))
+        row.append(cell(number(result.overall.ties), result.overall.ties))
+        for key, form in (("parameters", ","), ("words", ","), ("bits_per_byte", ".3f")):
+            value = getattr(result.origin, key)
+            row.append(cell(number(value, form), value))
+        row.append(cell(result.origin.corpus or "-"))
         rows.append(row)
     parts.append(table(heads, rows))
 
@@ -169,22 +170,22 @@ def overview(results, labels, compared):
         parts.append(
             tag(
                 "p",
-                f"{label}: {c['changed']:,} of {c['pairs']:,} decisions are not those of {labels[0]}, "
-                f"{c['gained']:,} gained and {c['lost']:,} lost (McNemar, p = {c['p_mcnemar']:.2g}; "
-                f"paired bootstrap, p = {c['p_bootstrap']:.2g}).",
+                f"{label}: {c.changed:,} of {c.pairs:,} decisions are not those of {labels[0]}, "
+                f"{c.gained:,} gained and {c.lost:,} lost (McNemar, {p_value(c.p_mcnemar, 1e-300)}; "
+                f"paired bootstrap, {p_value(c.p_bootstrap, 1 / statistics.DRAWS)}).",
             )
         )
-    origins = [origin(result) for result in results]
+    origins = [origin(result.origin) for result in results]
     parts.append(tag("details", tag("summary", "Where the numbers come from: files, hashes, rule"), *origins))
     return parts
 
 
-def origin(result):
+def origin(found):
     """A list of the files, hashes and conventions behind a result."""
-    keys = ("checkpoint", "corpus", "steps", "words", "data", "benchmark", "device", "torch")
-    facts = {key: result[key] for key in keys}
-    facts |= {f"sha256 of the {key}": value for key, value in result["sha256"].items()}
-    facts |= result["conventions"]
+    keys = ("checkpoint", "before_first_token", "corpus", "steps", "words", "data", "benchmark", "device", "torch")
+    facts = {key: getattr(found, key) for key in keys}
+    facts |= {f"sha256 of the {key}": value for key, value in found.sha256.items()}
+    facts |= found.conventions
     parts = []
     for key, value in facts.items():
         parts += [tag("dt", key), tag("dd", value)]
@@ -194,13 +195,15 @@ def origin(result):
 def by_group(results, labels):
     """Bars by phenomenon, or by paradigm where the pairs say nothing of phenomena."""
     kind, word = "phenomena", "phenomenon"
-    if not results[0]["phenomena"]:
+    if not results[0].phenomena:
         kind, word = "paradigms", "paradigm"
     legend = []
     for i, label in enumerate(labels):
         legend += [mark(i), label + " "]
     legend += [Markup("<br>"), "Bars from 0 to 100 %, with 95 % intervals. Dashed: chance, 50 %."]
-    figures = [bars(name, [result[kind][name] for result in results], labels) for name in results[0][kind]]
+    figures = [
+        bars(name, [getattr(result, kind)[name] for result in results], labels) for name in getattr(results[0], kind)
+    ]
     return [tag("h2", f"Accuracy by {word}"), tag("p", *legend), tag("div", *figures, class_="bars")]
 
 
@@ -208,10 +211,10 @@ def by_paradigm(results, labels, compared):
     heads = ["paradigm", "phenomenon", "field", *labels]
     heads += [f"{label} - {labels[0]}" for label in labels[1:]]
     rows = []
-    for uid, summary in results[0]["paradigms"].items():
-        row = [cell(uid), cell(summary["phenomenon"] or "-"), cell(summary["field"] or "-")]
-        row += [accuracy(result["paradigms"][uid]) for result in results]
-        row += [difference(c["paradigms"][uid]) for c in compared]
+    for uid, group in results[0].paradigms.items():
+        row = [cell(uid), cell(group.phenomenon or "-"), cell(group.field or "-")]
+        row += [accuracy(result.paradigms[uid]) for result in results]
+        row += [difference(c.paradigms[uid]) for c in compared]
         rows.append(row)
     text = "Accuracy in %, with Wilson's 95 % interval. "
     if compared:
@@ -220,15 +223,16 @@ def by_paradigm(results, labels, compared):
     return [tag("h2", "Paradigms"), tag("p", text), table(heads, rows, id="paradigms")]
 
 
-def changed_pairs(pairs, details, labels, compared):
+def changed_pairs(results, labels, compared):
     """The pairs on which only one of two checkpoints is correct, with a form that filters them."""
     several = len(compared) > 1
-    limit = max(1, FLIPS // (len(compared) * len(compared[0]["paradigms"])))
+    pairs = results[0].pairs
+    limit = max(1, FLIPS // (len(compared) * len(compared[0].paradigms)))
     rows = []
-    for other, label in zip(details[1:], labels[1:]):
-        for i, margins in flips(pairs, details[0], other, limit):
+    for other, label in zip(results[1:], labels[1:]):
+        for i, margins in flips(results[0], other, limit):
             sentences = tag("td", "+ ", tag("bdi", pairs[i]["good"]), Markup("<br>"), "- ", tag("bdi", pairs[i]["bad"]))
-            row = [sentences, cell(pairs[i]["uid"]), cell("gained" if other["correct"][i] else "lost")]
+            row = [sentences, cell(pairs[i]["uid"]), cell("gained" if other.correct[i] else "lost")]
             if several:
                 row.append(cell(label))
             before, after = margins
@@ -246,7 +250,7 @@ def changed_pairs(pairs, details, labels, compared):
         options += [tag("option", choice, value=choice) for choice in choices]
         selects.append(tag("label", f"{name} ", tag("select", *options, data_column=heads.index(name))))
     search = tag("label", "text ", Markup('<input type="search" id="text">'))
-    changed = sum(c["changed"] for c in compared)
+    changed = sum(c.changed for c in compared)
     each = "paradigm and checkpoint" if several else "paradigm"
     text = (
         f"{changed:,} decisions changed. Here are {len(rows):,} of them, at most {limit} of each {each}, "
@@ -260,16 +264,16 @@ def changed_pairs(pairs, details, labels, compared):
     ]
 
 
-def flips(pairs, first, other, limit):
+def flips(first, other, limit):
     """[(index, (margin before, margin after))] of the pairs whose decision changed, at most `limit` of each paradigm,
     the largest change of margin first."""
-    before = first["scores"][:, 0] - first["scores"][:, 1]
-    after = other["scores"][:, 0] - other["scores"][:, 1]
-    changed = np.flatnonzero(first["correct"] != other["correct"])
+    before = first.scores[:, 0] - first.scores[:, 1]
+    after = other.scores[:, 0] - other.scores[:, 1]
+    changed = np.flatnonzero(first.correct != other.correct)
     largest_first = changed[np.argsort(-np.abs(after - before)[changed], kind="stable")]
     count, kept = {}, []
     for i in largest_first.tolist():
-        uid = pairs[i]["uid"]
+        uid = first.pairs[i]["uid"]
         count[uid] = count.get(uid, 0) + 1
         if count[uid] <= limit:
             kept.append((i, (before[i], after[i])))

@@ -1,4 +1,4 @@
-"""The PNG of eval_blimp.py --plot: accuracies by phenomenon, or against words seen. Imported only when asked for."""
+"""The picture of eval_blimp.py --plot: accuracies by phenomenon, or against words seen. Imported only if asked for."""
 
 from lab.report.tables import percent, rule
 
@@ -12,27 +12,33 @@ REFERENCES = {"chance": 50.0, "n-gram": 61.2, "LSTM": 69.8, "GPT-2 large": 83.0}
 LINE_STYLES = ("-", "--", ":", "-.")
 
 
-def plot(results, f):
-    """A PNG into the open file f: bars by phenomenon; of several results, accuracy against words seen."""
+def plot(results, f, form="png"):
+    """A picture into the open file f: bars by phenomenon; of several results, accuracy against words seen.
+
+    form: png | svg | pdf.
+    """
     last = results[-1]
-    kind = "phenomena" if last["phenomena"] else "paradigms"
-    references = REFERENCES if last["benchmark"].startswith("BLiMP") else {"chance": 50.0}
-    height = max(5, 0.3 * len(last[kind]) + 2)
+    kind = "phenomena" if last.phenomena else "paradigms"
+    references = REFERENCES if last.origin.benchmark.startswith("BLiMP") else {"chance": 50.0}
+    height = max(5, 0.3 * len(getattr(last, kind)) + 2)
     figure, axes = plt.subplots(figsize=(9, height), dpi=100, layout="constrained")
     if len(results) == 1:
-        bars(axes, last[kind], last["accuracy"], references)
+        bars(axes, getattr(last, kind), last.overall.accuracy, references)
     else:
         learning_curves(axes, results, kind, references)
-    title = f"{last['benchmark']}: {percent(last['accuracy'])}\n{last['checkpoint']}, trained on {last['corpus']}"
+    title = f"{last.origin.benchmark}: {percent(last.overall.accuracy)}\n{last.origin.label}"
+    if last.origin.corpus:
+        title += f", trained on {last.origin.corpus}"
     figure.suptitle(title, fontsize=9)
-    origin = f"sha256 {last['sha256']}, rule {rule(last['conventions'])}"
-    figure.savefig(f, format="png", metadata={"Description": origin})
+    origin = f"sha256 {last.origin.sha256}, rule {rule(last.origin)}"
+    key = "Subject" if form == "pdf" else "Description"
+    figure.savefig(f, format=form, metadata={key: origin})
     plt.close(figure)
 
 
 def bars(axes, groups, accuracy, references):
-    """A bar for each {name: summary}, with its interval; lines for the mean and for what others reach."""
-    values = 100 * np.array([[g["accuracy"], *g["interval"]] for g in groups.values()])  # (groups, 3)
+    """A bar for each {name: Group}, with its interval; lines for the mean and for what others reach."""
+    values = 100 * np.array([[g.accuracy, *g.interval] for g in groups.values()])  # (groups, 3)
     errors = np.abs(values[:, 1:] - values[:, :1]).T  # (2, groups)
     axes.barh(list(groups), values[:, 0], xerr=errors, color="tab:blue", alpha=0.8, error_kw={"capsize": 2, "lw": 1})
     axes.axvline(100 * accuracy, color="black", lw=1.5)
@@ -44,9 +50,9 @@ def bars(axes, groups, accuracy, references):
 
 def learning_curves(axes, results, kind, references):
     """A line for each phenomenon (or paradigm) and a thick one for the mean."""
-    words = [(result["words"] or 0) / 1e6 for result in results]
-    for i, name in enumerate(results[-1][kind]):
-        accuracies = [100 * result[kind][name]["accuracy"] for result in results]
+    words = [(result.origin.words or 0) / 1e6 for result in results]
+    for i, name in enumerate(getattr(results[-1], kind)):
+        accuracies = [100 * getattr(result, kind)[name].accuracy for result in results]
         axes.plot(
             words,
             accuracies,
@@ -57,7 +63,7 @@ def learning_curves(axes, results, kind, references):
             marker=".",
             label=name.replace("_", " "),
         )
-    means = [100 * result["accuracy"] for result in results]
+    means = [100 * result.overall.accuracy for result in results]
     axes.plot(words, means, color="black", lw=2.5, marker="o", label="mean over paradigms")
     for name, value in references.items():
         axes.axhline(value, color="gray", lw=1, ls=":")

@@ -7,10 +7,13 @@ import contextlib
 import math
 
 from lab.files import UserError
-from lab.score.tries import log_likelihoods
+from lab.score.tries import evaluation_mode, log_likelihoods
 from model import rope_table
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
 
 
 def score_sentences(model, tokenizer, sentences, leading_space=False, **how):
@@ -107,13 +110,76 @@ def score_sequences(model, sentences, sequences, starts=None, **how):
     scores = np.zeros(0)
     if tasks:
         scores = log_likelihoods(model, *zip(*index), **how)[[index[task] for task in tasks]]
+    require_finite(sentences, scores)
+    return scores
+
+
+def in_batches(rule, model, sentences, dtype="float32", batch_tokens=None, progress=False):
+    """[rule(model, batch)] of lab.score.scorers.Tokens in batches of about one length, a list of arrays.
+
+    Equal ones are computed once, so that they tie exactly. batch_tokens: default what a bound on the logits allows.
+    """
+    order = sorted(dict.fromkeys(sentences), key=lambda tokens: -len(tokens.ids))  # what is too large fails at once
+    most = batch_tokens or tokens_at_once(model)
+    half = torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+    bar = tqdm(total=len(order), desc="scoring", unit="sentence", disable=None if progress else True, leave=False)
+    found = {}
+    with evaluation_mode(model.model), half, bar:
+        while len(found) < len(order):
+            start = len(found)
+            batch = order[start : start + max(1, most // model.work(order[start]))]
+            found.update(zip(batch, rule(model, batch)))
+            bar.update(len(batch))
+    return [found[tokens] for tokens in sentences]
+
+
+@torch.no_grad()
+def pseudo_log_probabilities(model, batch):
+    """log p of each token of each sentence (Tokens) given all the others (Salazar et al. 2020), in nats.
+
+    A sentence of n tokens is given n times, each time with another one masked; where its `words` are known, with what
+    follows in the same word too (Kauf and Ivanova 2023): else the end of a rare word gives its beginning away.
+    """
+    T = max(len(sentence.ids) for sentence in batch)
+    copies, attended, places, targets = [], [], [], []
+    for sentence in batch:
+        ids = torch.tensor(sentence.ids)  # (t)
+        place = torch.arange(sentence.first, sentence.end)  # (n)
+        hidden = torch.arange(len(ids)) == place[:, None]  # (n, t)
+        if sentence.words:
+            words = torch.tensor([-1 if word is None else word for word in sentence.words])  # (t)
+            hidden |= (words == words[place, None]) & (torch.arange(len(ids)) > place[:, None])
+        copy = ids.repeat(len(place), 1).masked_fill(hidden, model.tokenizer.mask_token_id)  # (n, t)
+        copies.append(F.pad(copy, (0, T - len(ids))))
+        attended.append(F.pad(torch.ones_like(copy), (0, T - len(ids))))
+        places.append(place)
+        targets.append(ids[place])
+
+    rows = max(1, tokens_at_once(model) // T)
+    chunks = [torch.cat(parts).to(model.device).split(rows) for parts in (copies, attended, places, targets)]
+    logp = []
+    for ids, mask, place, target in zip(*chunks):
+        logits = model.logits(ids, mask)[torch.arange(len(ids)), place]  # (rows, V)
+        logp.append(logits.log_softmax(-1).gather(-1, target[:, None]).squeeze(-1))
+    logp = torch.cat(logp).double().cpu().numpy()
+    return np.split(logp, np.cumsum([sentence.end - sentence.first for sentence in batch])[:-1])
+
+
+def tokens_at_once(model):
+    """How many tokens of a model's logits are made at once: 128 MB of them on a CPU, elsewhere 1 GB."""
+    if model.device.type == "cpu":
+        return min(2048, 2**25 // model.vocab_size)
+    return min(65536, 2**28 // model.vocab_size)
+
+
+def require_finite(sentences, scores):
+    """UserError if a score is NaN or infinite."""
     broken = np.flatnonzero(~np.isfinite(scores))
     if len(broken):
         raise UserError(
             f"the log-likelihood of {sentences[broken[0]]!r} is {scores[broken[0]]}: "
             "the weights are broken, or the precision is too low for them"
         )
-    return scores
 
 
 def require_scorable(model, sentences, sequences):

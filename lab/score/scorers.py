@@ -1,0 +1,365 @@
+"""What eval_blimp.py can score: our checkpoints, and models of others (a Hugging Face folder or a name on the Hub).
+
+    model = load_scorer("out/sllama/ckpt.pt")       # or "hf-folder/", "gpt2", "bert-base-uncased"
+    (tokens,) = model.encode(["The cat sleeps."])
+    model.logits(torch.tensor([tokens.ids]))        # (1, T, V)
+
+transformers is imported only for models of others.
+"""
+
+from dataclasses import dataclass, field
+import hashlib
+import math
+import os
+import pathlib
+import re
+
+from lab import checkpoint
+from lab.files import UserError, first_line
+from lab.run.devices import pick_device
+from lab.score import scoring
+
+import numpy as np
+import torch
+
+PLL = ("original", "l2r")
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A text as a model reads it. ids[first:end] are scored."""
+
+    ids: tuple  # with the special tokens before and after the text
+    first: int
+    end: int
+    words: tuple = ()  # for PLL from left to right: the number of each token's word, None for special tokens
+
+
+@dataclass
+class Scorer:
+    """A causal model: `logits` at a place are those of the token after it.
+
+    before: what stands before the first token of a text; context: the most tokens it can be given; origin: what is
+    known of its training (corpus, words, steps, parameters, bits_per_byte); sha256: of checkpoint and tokenizer.
+    """
+
+    name: str
+    model: torch.nn.Module
+    tokenizer: object
+    before: str
+    context: float = math.inf
+    vocab_size: int = 0
+    origin: dict = field(default_factory=dict)
+    sha256: dict = field(default_factory=dict)
+    method = "full"  # how a sentence is scored, as the record of a result says it
+    masked = False
+
+    @property
+    def label(self):
+        """The name, marked where the scores are no probabilities of sentences."""
+        return f"{self.name} [{self.method}]" if self.masked else self.name
+
+    @property
+    def device(self):
+        return next(self.model.parameters()).device
+
+    def encode(self, texts, leading_space=False):
+        """Tokens of each text, or of " " + text."""
+        raise NotImplementedError
+
+    def begin_as_its_tokenizer_does(self):
+        """From now on nothing stands before a text but what the tokenizer itself puts there, as in BabyLM's pipelines:
+        with GPT-2's that is nothing."""
+
+    def ends(self, text):
+        """Where each of the text's tokens ends in it, in characters. Raises UserError if that is not known."""
+        raise NotImplementedError
+
+    def logits(self, ids, attention_mask=None):
+        """ids (B, T) -> (B, T, V) in float32."""
+        raise NotImplementedError
+
+    def given(self, tokens):
+        """How many tokens the model is given to score these: the last one is only predicted."""
+        return len(tokens.ids) - 1
+
+    def work(self, tokens):
+        """How many tokens go through the model for them."""
+        return max(1, len(tokens.ids))
+
+    def pieces(self):
+        """The vocabulary as it is spelled in the tokenizer's file, a list of V texts; a space is Ġ or ▁."""
+        raise NotImplementedError
+
+    def decode(self, ids):
+        raise NotImplementedError
+
+
+class Ours(Scorer):
+    """A model.Model and its tokenizer."""
+
+    def __init__(self, model, tokenizer, name="", provenance=None, sha256=None):
+        provenance = provenance or {}
+        super().__init__(
+            name=name,
+            model=model,
+            tokenizer=tokenizer,
+            before="BOS <s>",
+            context=scoring.context_of(model),
+            vocab_size=len(model.lm_head.weight),
+            origin={key: provenance.get(key) for key in ("corpus", "words", "steps", "data")},
+            sha256=sha256 or {},
+        )
+        self.origin["bits_per_byte"] = provenance.get("val_bits_per_byte")
+
+    def encode(self, texts, leading_space=False):
+        sequences = scoring.tokenize(self.tokenizer, texts, leading_space)
+        return [Tokens(ids, 1, len(ids)) for ids in sequences]
+
+    def ends(self, text):
+        (ids,) = self.tokenizer.encode_batch([text])
+        in_bytes = scoring.token_ends(self.tokenizer, text, ids)
+        starts = np.cumsum([0, *(len(character.encode()) for character in text)])[:-1]  # of each character, in bytes
+        return np.searchsorted(starts, in_bytes)
+
+    def logits(self, ids, attention_mask=None):
+        return self.model(ids).float()
+
+    def pieces(self):
+        return [self.tokenizer.sp.id_to_piece(i) for i in range(self.vocab_size)]
+
+    def decode(self, ids):
+        return self.tokenizer.decode(ids)
+
+
+class Causal(Scorer):
+    """Any AutoModelForCausalLM with its AutoTokenizer."""
+
+    only_its_own = False
+
+    def encode(self, texts, leading_space=False):
+        if leading_space:
+            texts = [" " + text for text in texts]
+        if self.only_its_own:
+            return self.encode_as_its_tokenizer_does(texts)
+        prefix = usual_prefix(self.tokenizer)
+        found = []
+        for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]:
+            ids = (*prefix, *ids)
+            found.append(Tokens(ids, 1, len(ids)))
+        return found
+
+    def encode_as_its_tokenizer_does(self, texts):
+        encoded = self.tokenizer(texts, return_special_tokens_mask=True)
+        found = []
+        for ids, special in zip(encoded["input_ids"], encoded["special_tokens_mask"]):
+            start, end = text_within(special)
+            found.append(Tokens(tuple(ids[:end]), max(1, start), end))
+        return found
+
+    def begin_as_its_tokenizer_does(self):
+        self.only_its_own = True
+        self.before = prefix_name(self.tokenizer, its_own_prefix(self.tokenizer))
+
+    def ends(self, text):
+        try:
+            encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        except NotImplementedError:
+            raise UserError(f"{self.name}: its tokenizer does not say where in a text its tokens are") from None
+        return np.array([end for _, end in encoded["offset_mapping"]], int)
+
+    def logits(self, ids, attention_mask=None):
+        return self.model(input_ids=ids, attention_mask=attention_mask).logits.float()
+
+    def pieces(self):
+        return self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
+
+    def decode(self, ids):
+        return self.tokenizer.decode(ids)
+
+
+class Masked(Causal):
+    """Any AutoModelForMaskedLM: `logits` at a place are those of the token there, from all the others.
+
+    The score of a sentence is its pseudo-log-likelihood, the sum over its tokens of log p(token | all the others)
+    (Salazar et al. 2020), or with pll = "l2r" of log p(token | all but what follows in its word) (Kauf and Ivanova
+    2023).
+    """
+
+    masked = True
+    pll = "original"
+
+    @property
+    def method(self):
+        return f"PLL {self.pll}"
+
+    def encode(self, texts, leading_space=False):
+        if leading_space:
+            texts = [" " + text for text in texts]
+        encoded = self.tokenizer(texts, return_special_tokens_mask=True)
+        found = []
+        for i, (ids, special) in enumerate(zip(encoded["input_ids"], encoded["special_tokens_mask"])):
+            start, end = text_within(special)
+            words = tuple(encoded.word_ids(i)) if self.pll == "l2r" else ()
+            found.append(Tokens(tuple(ids), start, end, words))
+        return found
+
+    def given(self, tokens):
+        return len(tokens.ids)
+
+    def work(self, tokens):
+        return max(1, len(tokens.ids) * (tokens.end - tokens.first))
+
+    def begin_as_its_tokenizer_does(self):
+        pass  # it always does
+
+
+def text_within(special):
+    """(start, end) of the text in tokens of which `special` says 1 where they are none of it."""
+    places = [place for place, is_special in enumerate(special) if not is_special]
+    return (places[0], places[-1] + 1) if places else (len(special), len(special))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loading
+
+
+def load_scorer(name, device="cpu", pll=None, trust_remote_code=False):
+    """The Scorer of a checkpoint of ours, a Hugging Face folder or a name on the Hub. Raises UserError.
+
+    pll: original | l2r scores it as a masked model; None: original if it is one.
+    """
+    name = str(name)
+    if os.path.isdir(name):
+        if not os.path.isfile(os.path.join(name, "config.json")):
+            raise UserError(
+                f"{name}: neither a checkpoint nor a Hugging Face folder, which has a config.json; "
+                f"give a checkpoint such as {os.path.join(name, 'ckpt.pt')}"
+            )
+        return load_foreign(name, device, pll, trust_remote_code)
+    if name.endswith(".safetensors") and os.path.isfile(name):
+        raise UserError(f"{name}: weights alone; give the folder they are in, with its config.json and tokenizer")
+    if os.path.exists(name) or name.endswith(".pt") or not HUB_NAME.fullmatch(name):
+        if pll:
+            raise UserError(f"--pll: is for masked models, and {name} is a causal one")
+        model, ckpt = checkpoint.load_model(name, device)
+        sha256 = {"checkpoint": ckpt.sha256, "tokenizer": ckpt.tokenizer.sha256}
+        scorer = Ours(model, ckpt.tokenizer, ckpt.path, ckpt.provenance, sha256)
+        scorer.origin["parameters"] = sum(p.numel() for p in model.parameters())
+        return scorer
+    return load_foreign(name, device, pll, trust_remote_code)
+
+
+def load_foreign(name, device, pll, trust_remote_code):
+    try:
+        import transformers
+    except ImportError:
+        raise UserError(f"{name}: models of others need transformers: pip install transformers") from None
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    how = {"trust_remote_code": trust_remote_code}
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, **how)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **how)
+        masked = pll is not None or is_masked(transformers, config)
+        kind = transformers.AutoModelForMaskedLM if masked else transformers.AutoModelForCausalLM
+        model, loaded = kind.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **how)
+    except Exception as e:  # whatever a library raises that reads what strangers wrote
+        raise UserError(f"{name}: {why_not(name, e)}") from None
+    if loaded["missing_keys"]:
+        raise UserError(
+            f"{name}: has no weights for {', '.join(sorted(loaded['missing_keys'])[:3])}, "
+            f"and so is not a trained {'masked' if masked else 'causal'} language model"
+        )
+    common = {
+        "name": name,
+        "model": model.to(pick_device(str(device))).eval(),
+        "tokenizer": tokenizer,
+        "context": context_of(model, tokenizer),
+        "vocab_size": model.get_input_embeddings().weight.shape[0],
+        "origin": {"parameters": sum(p.numel() for p in model.parameters())},
+        "sha256": hashes(name),
+    }
+    if not masked:
+        return Causal(before=prefix_name(tokenizer, usual_prefix(tokenizer)), **common)
+    if tokenizer.mask_token_id is None:
+        raise UserError(f"{name}: its tokenizer has no mask token, which a masked model is scored with")
+    if pll == "l2r" and not tokenizer.is_fast:
+        raise UserError(
+            f"{name}: its tokenizer does not say which tokens make a word, as --pll l2r needs; use --pll original"
+        )
+    scorer = Masked(before=prefix_name(tokenizer, its_own_prefix(tokenizer)), **common)
+    scorer.pll = pll or "original"
+    return scorer
+
+
+def is_masked(transformers, config):
+    architectures = " ".join(config.architectures or [])
+    if "CausalLM" in architectures or "LMHeadModel" in architectures:
+        return False
+    return "MaskedLM" in architectures or type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+
+
+def why_not(name, error):
+    reason = first_line(error)
+    if "trust_remote_code" in str(error):
+        return "brings code of its own, which could do anything here; --trust-remote-code runs it"
+    if os.path.isdir(name):
+        return f"cannot be loaded as a language model ({reason}); copy or export the folder again"
+    return f"no file or folder of that name, and no language model on the Hub ({reason}); see the spelling"
+
+
+def usual_prefix(tokenizer):
+    """BOS, else EOS as GPT-2 has it, else nothing: then the first token is not scored."""
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return [token]
+    return []
+
+
+def its_own_prefix(tokenizer):
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    start, _ = text_within(encoded["special_tokens_mask"])
+    return encoded["input_ids"][:start]
+
+
+def prefix_name(tokenizer, prefix):
+    if not prefix:
+        return "nothing, and the first token is not scored"
+    role = ""
+    if prefix == [tokenizer.bos_token_id]:
+        role = "BOS "
+    elif prefix == [tokenizer.eos_token_id]:
+        role = "EOS "
+    return role + " ".join(tokenizer.convert_ids_to_tokens(prefix))
+
+
+def context_of(model, tokenizer):
+    """The most tokens that the model can be given, as far as is known."""
+    known = [getattr(model.config, key, None) for key in ("max_position_embeddings", "n_positions", "n_ctx")]
+    limits = [limit for limit in (*known, tokenizer.model_max_length) if limit and 0 < limit < 10**6]
+    for module in model.modules():  # RoBERTa begins to count at the place after padding's
+        if isinstance(module, torch.nn.Embedding) and module.padding_idx and module.num_embeddings in limits:
+            limits.append(module.num_embeddings - module.padding_idx - 1)
+    return min(limits, default=math.inf)
+
+
+def hashes(name):
+    """sha256 of the weights and of the tokenizer's files, each read one after the other in the order of their names."""
+    folder = name
+    if not os.path.isdir(name):
+        from transformers.utils import cached_file
+
+        folder = os.path.dirname(cached_file(name, "config.json"))
+    found = {}
+    for what, patterns in (
+        ("checkpoint", ("*.safetensors", "*.bin")),
+        ("tokenizer", ("tokenizer.json", "tokenizer.model", "vocab.*", "merges.txt")),
+    ):
+        digest = hashlib.sha256()
+        for pattern in patterns:
+            for path in sorted(pathlib.Path(folder).glob(pattern)):
+                digest.update(path.read_bytes())
+        found[what] = digest.hexdigest()
+    return found
