@@ -580,7 +580,7 @@ def chunk_size(tokens, vocab, dtype, device):
 
 
 def fused_kernel_is_slow(q, k, mask):
-    """bfloat16 on a CPU: PyTorch's kernel takes 2 to 3 times as long as what follows (bench/speed/attention.py)."""
+    """bfloat16 on a CPU: PyTorch's kernel takes 2 to 3 times as long as what follows (bench/speed/parts.py)."""
     slow_there = q.dtype == torch.bfloat16 and q.device.type == "cpu" and 1 < q.shape[2] <= 1024
     return slow_there and q.shape == k.shape and (mask is None or mask.shape[-1] == mask.shape[-2])
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: commands in processes of their own, timing in turns, how ratios are printed."""
+"""What the benchmarks share: commands in processes of their own, a training step, timing in turns, printing."""
 
 import json
 import os
@@ -7,6 +7,8 @@ import sys
 import time
 
 from lab.files import atomic_write
+
+import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ENVIRONMENT = {**os.environ, "PYTHONPATH": ROOT}  # lets `python -m bench...` start in any folder
@@ -32,33 +34,63 @@ def closing_block(output):
     return found
 
 
-def last_line(text):
-    """The last line of a command's error output, which says why it failed."""
-    lines = text.strip().splitlines()
-    return lines[-1] if lines else "no output"
+def random_ids(seed, batch, length, vocabulary):
+    """Windows (batch, length) of tokens that stand in for text: only their number costs time."""
+    return torch.randint(3, vocabulary, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def training_step(loss, batches, parameters, optimizers, dtype):
+    """Forward, backward, clipping and update, as in train.py without what it watches; returns the last batch's loss.
+
+    loss(ids (B, T)) -> the mean loss of a micro-batch; batches: those of one step.
+    """
+    for ids in batches:
+        with torch.autocast(ids.device.type, dtype, enabled=dtype != torch.float32):
+            value = loss(ids)
+        (value / len(batches)).backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    return value.item()
 
 
 def in_turns(ways, rounds):
-    """{name: [seconds]}: calls each function of `ways` {name: function} once a round; a first one warms up uncounted.
+    """{name: [seconds]}: calls each function of `ways` {name: function} once a round; a first round is not counted.
 
-    In turns, so that a machine that is busy with other work is busy for all.
+    In turns, and every other round in the opposite order, so that a machine that is busy with other work, or grows
+    warm, is so for all.
     """
     seconds = {name: [] for name in ways}
+    order = list(ways)
     for _ in range(rounds + 1):
-        for name, function in ways.items():
+        for name in order:
             start = time.perf_counter()
-            function()
+            ways[name]()
             seconds[name].append(time.perf_counter() - start)
+        order.reverse()
     return {name: times[1:] for name, times in seconds.items()}
 
 
-def min_median_max(values, digits=2):
-    return [round(f(values), digits) for f in (min, statistics.median, max)]
+def ratios(seconds, over):
+    """Text: what each round took over what the way `over` took in it, least / median / most, for each way."""
+    text = {}
+    for name, times in seconds.items():
+        text[name] = spread([mine / theirs for mine, theirs in zip(times, seconds[over])])
+    return text
 
 
 def spread(values):
-    """Text: min / median / max."""
-    return " / ".join(f"{value:.2f}" for value in min_median_max(values))
+    """Text: least / median / most."""
+    return f"{min(values):.2f} / {statistics.median(values):.2f} / {max(values):.2f}"
+
+
+def show(figures, path=None):
+    """Prints `key: value` lines, and writes them to the JSON file `path` if there is one."""
+    for key, value in figures.items():
+        print(f"{key}: {value}")
+    if path:
+        write_json(path, figures)
 
 
 def write_json(path, tree):

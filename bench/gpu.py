@@ -134,32 +134,12 @@ def correctness(state, run, put):
 
 def throughput(state, run, put):
     """Tokens a second, peak memory, and the seconds of the first step (compiling), on random tokens."""
-    from bench.speed import roofline
-    from lab.settings import load_config
-
-    gpu = state["environment"].get("gpu", {})
-    peak = roofline.peak(gpu.get("tail", ""))
     for preset in ("llama-66m", "llama-26m", "sllama"):
-        length = [
-            "train.max_steps=6" if QUICK else "train.max_steps=40",
-            "train.epochs=null",
-            "train.eval_windows=1",
-            "train.sample_tokens=0",
-            "train.eval_every=1000",
-            "train.save_every=1000",
-        ]
         compiled = "train.compile=false" if QUICK else "train.compile=true"
-        settings = [*length, *TINY, *LARGE.get(preset, []), compiled, f"train.device={DEVICE}"]
-        cell = module("bench.speed.memory", "--cell", "chunked", "--preset", preset)
-        record = run([*cell, *settings, f"train.out=out/speed-{preset}"], 100)
-        numbers = block(record)
-        if "tokens_per_second" not in numbers:
-            put(preset, record)
-            continue
-        kept = {key: numbers.get(key) for key in ("tokens_per_second", "peak_memory_mb", "first_step_seconds")}
-        config = load_config(preset, TINY, path=os.path.join(ROOT, "config.yaml"))
-        rate = numbers["tokens_per_second"] * roofline.model_flops(config.model)
-        put(preset, {**kept, "mfu": rate / peak if peak else None, "settings": settings, "seconds": record["seconds"]})
+        settings = [*TINY, *LARGE.get(preset, []), compiled, f"train.device={DEVICE}"]
+        command = module("bench.speed.step", "--steps", "6" if QUICK else "40", "--preset", preset, *settings)
+        record = run(command, 100)
+        put(preset, block(record) if record["status"] == 0 else record)
 
 
 def recipes(state, run, put):
@@ -185,15 +165,11 @@ def evaluation(state, run, put):
 
 
 def more(state, run, put):
-    """If time is left: beside transformers, and part by part."""
+    """If time is left: beside transformers."""
     if QUICK:
         return
-    settings = ["--preset", "llama-66m", "--device", DEVICE]
-    put(
-        "transformers",
-        run(module("bench.speed.throughput", *settings, "--compile", "both", "--batch", "16", "--steps", "20"), 90),
-    )
-    put("roofline", run(module("bench.speed.roofline", *settings, "--compile", "--batch", "64"), 90))
+    settings = ["--preset", "llama-66m", "--device", DEVICE, "--compile", "both", "--batch", "16", "--steps", "20"]
+    put("transformers", run(module("bench.speed.throughput", *settings), 90))
 
 
 # seconds of the whole script after which a stage starts nothing more; what one leaves goes to the next

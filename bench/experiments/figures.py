@@ -1,85 +1,100 @@
-"""Draws RESULTS.md's two figures of all that was trained: BLiMP against parameters, and against minutes of a core.
+"""Draws BLiMP against minutes of one core, and against parameters: today's presets and what others report.
 
     python -m bench.experiments.figures
 
-From results/final.csv (ours) and results/published.csv (what others report); writes assets/parameters.png and
-assets/minutes.png.
+From results/final.csv (ours) and results/published.csv; writes assets/minutes.png and assets/parameters.png. Bars reach
+from the worst seed to the best.
 """
 
-import argparse
 import csv
 import io
 import os
 import re
 import statistics
 
+from bench.common import ROOT
 from bench.experiments.trials import read
 from lab import cli
 from lab.files import atomic_write
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+import yaml
 
-TEXTS = {"2 MB": "tab:blue", "10 MB": "tab:green", "10 M words": "tab:red"}
+COLOURS = {"2 MB": "tab:blue", "10 MB": "tab:green", "10 M words": "tab:red"}  # of the text, whatever its epochs
+RENAMED = {"tuned-10mb-3m": "10mb-3m", "tuned-10m-words": "10m-words-12m"}  # presets that had other names when run
+PLACES = [(8, -3), (8, 7), (8, -14), (-8, -3), (-8, 7), (-8, -14), (8, 17), (8, -24)]  # of a label, points from its dot
 
 
 def text_of(row):
-    """Which of TEXTS a row of final.csv was trained on, by the words of an epoch."""
+    """Which of COLOURS a row was trained on, by the words of an epoch."""
     words = float(row["words"]) / float(row["epochs"])
     return "2 MB" if words < 1e6 else "10 MB" if words < 5e6 else "10 M words"
 
 
 def core_minutes(row):
-    threads = re.search(r"(\d+) threads", row["device"]).group(1)
-    return float(row["minutes"]) * int(threads)
+    return float(row["minutes"]) * int(re.search(r"(\d+) threads", row["device"])[1])
 
 
-def ours():
-    """[(name, text, parameters, minutes of a core, accuracies in %)], a model's seeds together."""
-    groups = {}
-    for row in read(os.path.join("results", "final.csv")):
-        if row["accuracy"]:
-            groups.setdefault(row["name"], []).append(row)
-    found = []
-    for name, rows in groups.items():
-        minutes = statistics.median(core_minutes(row) for row in rows)
-        accuracies = [100 * float(row["accuracy"]) for row in rows]
-        found.append((name, text_of(rows[0]), int(rows[0]["parameters"]), minutes, accuracies))
+def ours(path="results/final.csv"):
+    """{preset: its rows, one a seed} of today's presets."""
+    with open(os.path.join(ROOT, "config.yaml"), encoding="utf-8") as f:
+        presets = yaml.safe_load(f)["presets"]
+    found = {}
+    for row in read(path):
+        name = RENAMED.get(row["name"], row["name"])
+        if name in presets and row["accuracy"]:
+            found.setdefault(name, []).append(row)
     return found
 
 
-def draw(path, label, points, others=()):
-    """points: [(x, accuracies, name, colour)]; others: [(x, accuracy, name)]. Bars are the least and the most seed."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
+def label(axes, texts, x, y, name):
+    """Writes the name beside the dot at the first of PLACES where it covers no other."""
+    for place in PLACES:
+        side = "left" if place[0] > 0 else "right"
+        text = axes.annotate(name, (x, y), place, textcoords="offset points", ha=side, fontsize=9)
+        box = text.get_window_extent()
+        if place == PLACES[-1] or not any(box.overlaps(other.get_window_extent()) for other in texts):
+            texts.append(text)
+            return
+        text.remove()
+
+
+def draw(path, title, of_row, published=()):
+    """Writes a figure of accuracy against of_row(row); published: [(x, accuracy, name)], drawn as crosses."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained", dpi=100)
     axes = figure.subplots()
-    for x, accuracies, name, colour in points:
-        mean = statistics.mean(accuracies)
-        bar = [[mean - min(accuracies)], [max(accuracies) - mean]]
-        axes.errorbar(x, mean, bar, fmt="o", color=colour, capsize=3)
-        axes.annotate(name, (x, mean), xytext=(6, -11), textcoords="offset points", fontsize=8)
-    for x, accuracy, name in others:
-        axes.plot(x, accuracy, "x", color="tab:gray")
-        axes.annotate(name, (x, accuracy), xytext=(6, 3), textcoords="offset points", fontsize=8, color="gray")
-    axes.set(xscale="log", xlabel=label, ylabel="BLiMP, %")
+    axes.set(xscale="log", xlabel=title, ylabel="BLiMP, strict, %")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.3)
-    axes.margins(x=0.25)
+    dots = list(published)
+    for x, accuracy, _ in dots:
+        axes.plot(x, accuracy, "x", color="gray")
+    for name, rows in ours().items():
+        x, accuracies = statistics.median(map(of_row, rows)), [100 * float(row["accuracy"]) for row in rows]
+        mean, text = statistics.mean(accuracies), text_of(rows[0])
+        known = text in axes.get_legend_handles_labels()[1]
+        bar = [[mean - min(accuracies)], [max(accuracies) - mean]]
+        axes.errorbar(x, mean, bar, fmt="o", color=COLOURS[text], capsize=3, label=None if known else text)
+        dots.append((x, mean, name))
+    axes.margins(x=0.25, y=0.15)
+    axes.legend(loc="upper left", fontsize=9, title="trained on")
+    figure.draw_without_rendering()
+    texts = []
+    for x, y, name in dots:
+        label(axes, texts, x, y, name)
     png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=100)
+    figure.savefig(png, format="png")
     atomic_write(path, png.getvalue())
 
 
-def main(argv=None):
-    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args(argv)
-    with open(os.path.join("results", "published.csv"), newline="", encoding="utf-8") as f:
-        published = [(int(row["parameters"]), float(row["blimp"]), row["model"]) for row in csv.DictReader(f)]
-    models = ours()
-    same_text = [
-        (parameters, accuracies, name, TEXTS[text])
-        for name, text, parameters, _, accuracies in models
-        if text == "10 M words"
-    ]
-    draw(os.path.join("assets", "parameters.png"), "parameters", same_text, published)
-    by_cost = [(minutes, accuracies, f"{name} ({text})", TEXTS[text]) for name, text, _, minutes, accuracies in models]
-    draw(os.path.join("assets", "minutes.png"), "minutes of one core", by_cost)
+def main():
+    with open("results/published.csv", newline="", encoding="utf-8") as f:
+        published = [(int(row["parameters"]) / 1e6, float(row["blimp"]), row["model"]) for row in csv.DictReader(f)]
+    draw("assets/minutes.png", "minutes of one core", core_minutes)
+    draw("assets/parameters.png", "parameters, millions", lambda row: int(row["parameters"]) / 1e6, published)
 
 
 if __name__ == "__main__":

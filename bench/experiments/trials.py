@@ -27,33 +27,9 @@ from model import parameter_counts
 
 import yaml
 
-COLUMNS = [
-    "name",
-    "seed",
-    "preset",
-    "settings",
-    "parameters",
-    "words",
-    "epochs",
-    "tokens",
-    "steps",
-    "minutes",
-    "tokens_per_second",
-    "peak_memory_mb",
-    "device",
-    "val_loss",
-    "bits_per_byte",
-    "split",
-    "pairs",
-    "ties",
-    "accuracy",
-    "accuracy_dev",
-    "accuracy_test",
-    "phenomena",
-    "corpus",
-    "commit",
-    "failed",
-]
+COLUMNS = """name seed preset settings parameters words epochs tokens steps minutes tokens_per_second peak_memory_mb
+device val_loss bits_per_byte split pairs ties accuracy accuracy_dev accuracy_test phenomena corpus commit
+failed""".split()
 
 
 def command(name, *args):
