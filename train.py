@@ -222,12 +222,8 @@ def run(config, distributed, replace):
     torch.manual_seed(s.seed)
     model = Model(config.model).to(device)  # initialised on the CPU: the same weights on every device
     line_start = tokenizer.bos_id if s.isolate else None  # a token that none may look past, if any
-    as_before = last["provenance"].get("compiled", False) if last else None
-    estimate = functools.partial(
-        devices.seconds_without_compiling, model, train_data, s, autocast, length.steps, distributed
-    )
-    step = config.model, s.batch_size // distributed.size, s.isolate, s.mntp, s.gradient_checkpointing, dtype
-    compiled, why = devices.pick_compile(device, s.compile, as_before, estimate, step)
+    tokens = length.steps * length.tokens_per_step
+    compiled, why = devices.pick_compile(device, s.compile, tokens, dtype)
     hidden = torch.compile(model.hidden) if compiled else model.hidden  # validation and files use the model as it is
     optimizers = make_optimizers(model, s, device)
     scaler = torch.amp.GradScaler(device.type, enabled=scaled)

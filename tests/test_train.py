@@ -602,18 +602,6 @@ def test_weights_that_are_no_numbers_do_not_replace_good_ones(project, monkeypat
     assert checkpoint.load("out/a/last.pt").provenance["steps"] == 2
 
 
-def test_precision_is_one_function():
-    cpu = torch.device("cpu")
-    assert devices.pick_precision(cpu, "float32") == (torch.float32, False) and devices.pick_precision(
-        cpu, "bfloat16"
-    ) == (torch.bfloat16, False)
-    assert devices.pick_precision(cpu, "auto")[0] in (torch.float32, torch.bfloat16)
-    with pytest.raises(UserError, match="float16 needs CUDA"):
-        devices.pick_precision(cpu, "float16")
-    with pytest.raises(UserError, match="train.device"):
-        devices.pick_device("toaster", "train.device")
-
-
 def test_mistakes_on_the_command_line(project, tmp_path):
     refused(command("train.py", "--preset", "quik", cwd=project), "quick")
     refused(command("train.py", "train.sed=1", cwd=project), "train.sed", "seed")
@@ -910,34 +898,6 @@ def test_a_compiler_that_does_not_work_is_found_before_the_first_step(project, t
     assert "notice: torch.compile does not work here" in done.stdout and "compile off" in done.stdout
 
 
-def test_compile_auto_is_chosen_by_the_length_of_the_run(project, monkeypatch, capsys):
-    """A run of ten minutes is compiled, one of a minute only where its step was before; the banner says why.
-
-    A resumed run keeps the choice.
-    """
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(project / "kept"))
-    tried, asked = [], []
-    monkeypatch.setattr(torch, "compile", lambda function: tried.append(function) or function)
-    monkeypatch.setattr(devices, "seconds_without_compiling", lambda *_: asked.append(1) or 600.0)
-    run("train.compile=auto", "train.max_steps=4", out="out/long")
-    assert "compile on (not compiled, the run would take about 10 min)" in capsys.readouterr().out and len(tried) == 2
-    run("train.compile=auto", "train.max_steps=6", out="out/long")
-    assert "compile on (as this run began)" in capsys.readouterr().out and len(asked) == 1
-    monkeypatch.setattr(devices, "seconds_without_compiling", lambda *_: 60.0)
-    run("train.compile=auto", "train.max_steps=4", out="out/again")
-    assert "compile on (not compiled, the run would take about 60 s)" in capsys.readouterr().out
-    run("train.compile=auto", "train.max_steps=4", "train.batch_size=2", out="out/other")
-    assert "compile off (the run takes about 60 s without)" in capsys.readouterr().out
-
-
-def test_the_reckoned_length_of_a_run_changes_no_number(project):
-    a, b = (
-        run("train.compile=auto", "model.dropout=0.1", out="out/a")[2],
-        run("train.compile=false", "model.dropout=0.1", out="out/b")[2],
-    )
-    assert losses(a) == losses(b)
-
-
 def test_last_pt_is_written_once_a_minute_unless_asked(project, monkeypatch):
     saved, save, clock = [], checkpoint.save, [0.0]
     monkeypatch.setattr(
@@ -958,28 +918,6 @@ def test_every_torchrun_start_makes_a_group(project):
     assert done.returncode == 0 and "in a group of 1" in done.stdout, done.stderr[-2000:]
     run(out="out/alone")
     assert differences("out/one", "out/alone") == []
-
-
-def test_devices_of_ranks(monkeypatch):
-    """Each process of a machine takes a GPU of its own, whatever the settings name; one alone takes what it is told."""
-    asked = []
-    monkeypatch.setattr(torch, "empty", lambda *shape, device: asked.append(device))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    distributed = Distributed()
-    distributed.size, distributed.local_rank = 4, 3
-    for name in ("auto", "cuda", "cuda:1"):
-        assert devices.pick_device(name, "train.device", distributed) == torch.device("cuda:3")
-    distributed.size = 1
-    assert devices.pick_device("cuda:1", "train.device", distributed) == torch.device("cuda:1")
-
-
-@pytest.mark.parametrize(
-    "capability, best",
-    [((9, 0), "bfloat16"), ((8, 0), "bfloat16"), ((7, 5), "float16"), ((7, 0), "float16"), ((6, 1), "float32")],
-)
-def test_auto_precision_follows_the_card(monkeypatch, capability, best):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert devices.pick_precision(torch.device("cuda:0"), "auto") == (getattr(torch, best), best == "float16")
 
 
 @pytest.mark.skipif(fakeguard.why_not() is not None, reason=str(fakeguard.why_not()))

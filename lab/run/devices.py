@@ -2,16 +2,14 @@
 
 import contextlib
 import ctypes
-import hashlib
+import math
 import os
 import platform
 import sys
-import tempfile
-import time
+import warnings
 
 from lab.files import UserError, first_line
 
-import numpy as np
 import torch
 
 try:
@@ -20,24 +18,55 @@ except ImportError:  # Windows
     resource = None
 
 
+NVIDIA_DRIVER = "/proc/driver/nvidia/version"  # is there where one is loaded
+
+
 def pick_device(name, setting="--device", distributed=None):
-    """The device called `name`, `auto` for the best there is; UserError naming `setting` if it cannot be used."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "cuda" or (name.startswith("cuda:") and distributed and distributed.size > 1):
-        name = f"cuda:{distributed.local_rank if distributed else 0}"  # each process of a machine has a GPU of its own
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as e:
-        raise UserError(f"{setting} {name}: cannot be used here ({first_line(e)}); try auto") from None
+    """The device called `name`, `auto` for the best there is; UserError naming `setting` if it cannot be used here.
+
+    `auto` says so where it passes over a GPU that does not work, and takes the CPU. Not so in several processes, which
+    all have to take the same.
+    """
+    local_rank, processes = (distributed.local_rank, distributed.size) if distributed else (0, 1)
+    auto = name == "auto"
+    if auto:
+        name = best_device()
+    if name == "cuda" or (name.startswith("cuda:") and processes > 1):
+        name = f"cuda:{local_rank}"  # each process of a machine has a GPU of its own
+    if problem := why_unusable(name):
+        if not auto or processes > 1:
+            raise UserError(f"{setting} {name}: cannot be used here ({problem}); try {'cpu' if auto else 'auto'}")
+        print(f"notice: {name} cannot be used ({problem}); running on the CPU", flush=True)
+        name = "cpu"
     return torch.device(name)
+
+
+def best_device():
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    driver = torch.version.cuda and os.path.exists(NVIDIA_DRIVER) and not hidden  # it may be too old for PyTorch's CUDA
+    if torch.cuda.is_available() or driver:
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def why_unusable(name):
+    """What PyTorch says when it computes something on the device, one line; None if that works.
+
+    To make a tensor is not enough: a card too old for PyTorch's kernels can do that.
+    """
+    try:
+        with warnings.catch_warnings():  # many lines about an old card
+            warnings.simplefilter("ignore")
+            (torch.ones(1, device=name) + 1).item()
+    except Exception as e:  # each kind of device has errors of its own
+        return first_line(e)
 
 
 def pick_precision(device, dtype):
     """device, train.dtype -> (dtype of matrix products, whether gradients need a scaler).
 
     auto is bfloat16 where the hardware multiplies it (CUDA from compute capability 8, CPUs with avx512_bf16 or AMX),
-    float16 on the CUDA cards before (V100, T4), else float32.
+    float16 on the CUDA cards before (T4), else float32.
     """
     if dtype == "auto":
         dtype = best_precision(device)
@@ -57,68 +86,38 @@ def best_precision(device):
     return "float32"
 
 
-LONG_RUN = {"cpu": 150, "cuda": 120}  # seconds that pay back those of compiling
-LONG_RUN_AGAIN = 30  # the same where PyTorch has kept the result
+COMPILED_FROM = {"cpu": 2.5e6, "cuda": 250e6}  # tokens of a run from which `auto` compiles
 
 
-def pick_compile(device, setting, as_before, seconds, step):
-    """(whether to compile, why).
+def pick_compile(device, setting, tokens, dtype):
+    """(whether to compile, why). tokens: of the whole run; dtype: of its products.
 
-    as_before: whether the run that goes on was compiled, None for a new one; seconds(): how long the run would take
-    without; step: what decides on its code.
-
-    Compiling takes 25 to 60 seconds, 3 where the same was compiled before, and makes a step 1.15 to 1.4 times as fast
-    on a CPU: `auto` does it where the run ends sooner so. A compiler that does not work (none installed, no Triton, a
-    card too old for it) is found out here, on a tiny function, and not in the first step.
+    Compiling takes 25 to 60 seconds, 3 where PyTorch has kept the result, and makes a step 1.15 to 1.9 times as fast
+    on a CPU (results/speed.md); what it gains on a GPU is reckoned, not measured. The whole run counts, so that a
+    resumed one compiles again and reaches the same bits. A compiler that does not work (none installed, no Triton, a
+    card without bfloat16) is found out here, on a tiny function, and not in the first step.
     """
-    mark = compiled_mark(device, step)
-    if setting == "auto" and as_before is not None:
-        wanted, why = as_before, "as this run began"
-    elif setting == "auto" and device.type in LONG_RUN:
-        again = os.path.exists(mark)  # asked before processes wait for each other
-        run = seconds()
-        wanted = run > (LONG_RUN_AGAIN if again else LONG_RUN[device.type])
-        length = f"{run / 60:.0f} min" if run > 90 else f"{run:.0f} s"
-        why = f"not compiled, the run would take about {length}" if wanted else f"the run takes about {length} without"
+    if setting == "auto":
+        bound = COMPILED_FROM.get(device.type, math.inf)
+        wanted = tokens >= bound
+        why = f"{tokens / 1e6:,.1f} M tokens; on {device.type} it pays from {bound / 1e6:g} M"
     else:
-        wanted = setting is True
+        wanted = setting
         why = f"train.compile={str(setting).lower()}"
-    if not wanted:
-        return False, why
-    try:
-        torch.compile(lambda x: (x + 1).relu())(torch.ones(64, device=device))
-    except Exception as e:  # each backend has errors of its own
-        reason = f"{type(e).__name__}: {first_line(e)}"[:200]
-        print(f"notice: torch.compile does not work here ({reason}); running without", flush=True)
+    if wanted and (problem := why_not_compiled(device, dtype)):
+        print(f"notice: torch.compile does not work here ({problem}); running without", flush=True)
         return False, "it does not work here"
-    with contextlib.suppress(OSError):
-        os.makedirs(os.path.dirname(mark), exist_ok=True)
-        open(mark, "w").close()
-    return True, why
+    return wanted, why
 
 
-def compiled_mark(device, step):
-    """An empty file beside what PyTorch keeps of its compiler's work: it says that this step is among it."""
-    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or tempfile.gettempdir()
-    key = f"{step} {device.type} {torch.get_num_threads()} {torch.__version__}"
-    return os.path.join(folder, "sllama-lab-" + hashlib.sha256(key.encode()).hexdigest()[:16])
-
-
-def seconds_without_compiling(model, data, s, autocast, steps, distributed):
-    """How long so many steps would take, reckoned from a small batch forward and backward; the mean over processes."""
-    device = model.lm_head.weight.device
-    size = max(1, s.batch_size // 8)
-    ids, targets = (t.to(device) for t in data.take(np.arange(size) % len(data)))
-    for _ in range(2):  # the first is for the machine to get ready
-        start = time.perf_counter()
-        with autocast():
-            loss = model(ids, targets)
-        loss.backward()
-        loss.item()
-    model.zero_grad(set_to_none=True)
-    per_window = (time.perf_counter() - start) / size
-    (total,) = distributed.total(per_window * s.batch_size * s.gradient_accumulation_steps * steps)
-    return total / distributed.size**2  # each process has its share of the batch
+def why_not_compiled(device, dtype):
+    """What goes wrong when a tiny function is compiled, one line; None if nothing does."""
+    try:
+        torch.compile(lambda x: (x + 1).relu())(torch.ones(64, dtype=dtype, device=device))
+    except Exception as e:  # each backend has errors of its own
+        while e.__cause__:  # Dynamo's and Inductor's own errors wrap what happened
+            e = e.__cause__
+        return first_line(e)[:200]
 
 
 M_MXFAST, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = 1, -1, -3, -4  # glibc's malloc.h

@@ -1,0 +1,163 @@
+"""lab/run/devices.py: which device, precision and compiler a run takes, on simulated cards and compilers."""
+
+from lab.files import UserError
+from lab.run import devices
+from lab.run.distributed import Distributed
+
+import pytest
+import torch
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
+OLD_CARD = "CUDA error: no kernel image is available for execution on the device"
+
+
+class Card:
+    """Stands in for a tensor on a GPU. An old one takes tensors and computes nothing."""
+
+    works = True
+
+    def __add__(self, other):
+        if not self.works:
+            raise RuntimeError(f"{OLD_CARD}\nSearch for ...")
+        return torch.tensor(2.0)
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """A machine with GPUs; returns what they are like."""
+    ones = torch.ones
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", lambda *shape, device: Card())
+    monkeypatch.setattr(torch, "ones", lambda n, device: Card() if device.startswith("cuda") else ones(n))
+    monkeypatch.setattr(Card, "works", True)
+    return Card
+
+
+def of_processes(size, local_rank):
+    distributed = Distributed()
+    distributed.size, distributed.local_rank = size, local_rank
+    return distributed
+
+
+# --- device
+
+
+def test_each_process_of_a_machine_takes_a_gpu_of_its_own(card):
+    for name in ("auto", "cuda", "cuda:1"):
+        assert devices.pick_device(name, "train.device", of_processes(4, 3)) == torch.device("cuda:3")
+    assert devices.pick_device("cuda:1", "train.device", of_processes(1, 0)) == torch.device("cuda:1")
+
+
+def test_a_card_that_cannot_run_the_kernels_is_passed_over_and_named(card, monkeypatch, capsys):
+    monkeypatch.setattr(card, "works", False)
+    assert devices.pick_device("auto") == CPU
+    assert capsys.readouterr().out == f"notice: cuda:0 cannot be used ({OLD_CARD}); running on the CPU\n"
+    with pytest.raises(UserError, match=r"train.device cuda:1: cannot be used here \(CUDA error.*\); try auto$"):
+        devices.pick_device("cuda:1", "train.device")
+
+
+def test_processes_do_not_fall_back_one_by_one(card, monkeypatch):
+    """The others would wait for ever for one that went to the CPU."""
+    monkeypatch.setattr(card, "works", False)
+    with pytest.raises(UserError, match="train.device cuda:3: .*; try cpu$"):
+        devices.pick_device("auto", "train.device", of_processes(4, 3))
+
+
+def test_a_driver_too_old_is_said(monkeypatch, tmp_path, capsys):
+    """PyTorch then has no CUDA, as where there is no GPU; a user who hides the GPU knows."""
+
+    def ones(n, device):
+        if device != "cpu":
+            raise RuntimeError("The NVIDIA driver on your system is too old (found version 12020).")
+        return torch.zeros(n)
+
+    (tmp_path / "version").write_text("535.104")
+    monkeypatch.setattr(devices, "NVIDIA_DRIVER", str(tmp_path / "version"), raising=False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "ones", ones)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert devices.pick_device("auto") == CPU
+    assert "notice: cuda:0 cannot be used (The NVIDIA driver on your system is too old" in capsys.readouterr().out
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert devices.pick_device("auto") == CPU
+    assert capsys.readouterr().out == ""
+
+
+def test_a_device_that_does_not_exist():
+    with pytest.raises(UserError, match="train.device toaster: cannot be used here"):
+        devices.pick_device("toaster", "train.device")
+
+
+# --- precision
+
+
+@pytest.mark.parametrize(
+    "capability, best", [((9, 0), "bfloat16"), ((8, 0), "bfloat16"), ((7, 5), "float16"), ((6, 1), "float32")]
+)
+def test_auto_precision_follows_the_card(monkeypatch, capability, best):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert devices.pick_precision(GPU, "auto") == (getattr(torch, best), best == "float16")
+
+
+def test_precisions_of_a_cpu():
+    assert devices.pick_precision(CPU, "bfloat16") == (torch.bfloat16, False)
+    assert devices.pick_precision(CPU, "auto")[0] in (torch.float32, torch.bfloat16)
+    with pytest.raises(UserError, match="train.dtype: float16 needs CUDA"):
+        devices.pick_precision(CPU, "float16")
+
+
+# --- compiler
+
+
+@pytest.fixture
+def probes(monkeypatch):
+    """What the compiler is tried on: (device, dtype) each. It refuses bfloat16, as Inductor does for a T4."""
+    tried, ones = [], torch.ones
+
+    def compile(function):
+        def compiled(x):
+            tried.append((x.device, x.dtype))
+            if x.dtype == torch.bfloat16:
+                try:
+                    raise RuntimeError("BF16 is not supported")
+                except RuntimeError as e:
+                    raise RuntimeError("backend='inductor' raised:\nSkipFrame: ...") from e
+
+        return compiled
+
+    def on_cpu(*shape, dtype=torch.float32, device):
+        x = ones(*shape, dtype=dtype)
+        return x if device.type == "cpu" else x.to("meta")
+
+    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr(torch, "ones", on_cpu)
+    return tried
+
+
+@pytest.mark.parametrize(
+    "device, tokens, compiled",
+    [
+        ("cpu", 2_457_600, False),  # quick
+        ("cpu", 2_785_280, True),  # llama-26m
+        ("cuda:1", 196_608_000, False),  # sllama
+        ("cuda:1", 290_000_000, True),  # strict-100m
+        ("mps", 10**12, False),
+    ],
+)
+def test_auto_compiles_the_runs_that_are_long_enough(probes, device, tokens, compiled):
+    wanted, why = devices.pick_compile(torch.device(device), "auto", tokens, torch.float32)
+    assert wanted == compiled == bool(probes) and f"{tokens / 1e6:,.1f} M tokens" in why
+
+
+def test_a_setting_is_obeyed(probes):
+    assert devices.pick_compile(CPU, True, 1, torch.float32) == (True, "train.compile=true")
+    assert devices.pick_compile(CPU, False, 1e12, torch.float32) == (False, "train.compile=false")
+
+
+def test_the_compiler_is_tried_in_the_runs_own_type(probes, capsys):
+    """A card without bfloat16 is no reason against float16; the notice says the cause, not what wraps it."""
+    assert devices.pick_compile(CPU, True, 1, torch.float16)[0]
+    assert not devices.pick_compile(CPU, True, 1, torch.bfloat16)[0]
+    assert "notice: torch.compile does not work here (BF16 is not supported); running" in capsys.readouterr().out
+    assert [dtype for _, dtype in probes] == [torch.float16, torch.bfloat16]
