@@ -1,7 +1,8 @@
 """Checkpoint <-> Hugging Face folder.
 
     python export.py CKPT DIR                     a checkpoint becomes a plain LLaMA for transformers, lm-eval, ...
-    python export.py RUN NAME --all-checkpoints   ckpt.pt becomes NAME/main/NAME, chck_1M.pt NAME/chck_1M/NAME, ...
+    python export.py RUN DIR --all-checkpoints    ckpt.pt becomes DIR/main/NAME, chck_1M.pt DIR/chck_1M/NAME, ...
+    python export.py CKPT FILE --release          a checkpoint to give away: its weights in bfloat16, half the size
     python export.py --from-hf DIR CKPT           a LLaMA folder, or SLlama as released, becomes a checkpoint
 
 SLlama's tricks save parameters, not a different kind of function, so a model is exported by unfolding them: the narrow
@@ -13,33 +14,34 @@ refused: an embedding that attends (`attention`), and normalised queries and key
 import argparse
 import json
 import os
-import re
 import tempfile
 
-from lab import cli
+from lab import checkpoint, cli
+from lab import settings as configuration
+from lab.files import UserError, atomic_write, file_sha256, read_json
+from lab.hub.model_card import model_card, read_babylm, read_blimp
+from lab.hub.submission import revisions
+from lab.hub.tokenizer_files import tokenizer_files
+from model import Model, ModelConfig, parameter_counts, sharing
+from tokenizer import load as load_tokenizer
 
 import torch
 
 try:
-    import safetensors.torch as safetensors
-except ImportError:  # training needs it not
-    safetensors = None
-
-from lab import checkpoint
-from lab import settings as configuration
-from lab.files import UserError, atomic_write
-from lab.hub.model_card import model_card, read_babylm, read_json, read_scores
-from lab.hub.tokenizer_files import tokenizer_files
-from model import Model, parameter_counts, sharing
-from tokenizer import load as load_tokenizer
-
-WRITER = "sllama-lab"  # in config.json: the folder is ours and may be replaced
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file, save
+except ImportError:  # training does not need it
+    safe_open = None
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Unfolding: our weights -> those of a plain LLaMA
 
+# Settings that have the same name and meaning in config.json
+SAME = """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
+hidden_act rms_norm_eps tie_word_embeddings""".split()
 
-def unfold(model):
+
+def unfold(model: Model) -> tuple[dict, dict[str, torch.Tensor]]:
     """(settings for config.json, weights by Hugging Face's names) of the LLaMA that computes what `model` does.
 
     Raises UserError where there is none.
@@ -67,32 +69,15 @@ def unfold(model):
             parts["mlp.up_proj.weight"] = mlp.down_proj.weight.T if mlp.shared else mlp.up_proj.weight
             parts |= dict(model.layers[layer].named_parameters())  # the two norms
             weights |= {f"model.layers.{i}.{name}": w for name, w in parts.items()}
-    settings = {
+    settings = {key: getattr(c, key) for key in SAME} | {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": c.vocab_size,
-        "hidden_size": c.hidden_size,
-        "intermediate_size": c.intermediate_size,
-        "num_hidden_layers": len(model.order),
-        "num_attention_heads": c.num_attention_heads,
         "num_key_value_heads": c.num_key_value_heads or c.num_attention_heads,
         "head_dim": c.hidden_size // c.num_attention_heads,
-        "hidden_act": c.hidden_act,
         "max_position_embeddings": c.max_position_embeddings,
-        "rms_norm_eps": c.rms_norm_eps,
         "rope_theta": c.rope_theta,
-        "rope_scaling": None,
         "attention_bias": c.attention == "rra",
-        "mlp_bias": False,
-        "attention_dropout": 0.0,
-        "initializer_range": 0.02,
-        "tie_word_embeddings": c.tie_word_embeddings,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": None,
-        "use_cache": True,
         "torch_dtype": "float32",
-        "written_by": WRITER,
     }
     return settings, {name: w.detach().float().clone().contiguous() for name, w in weights.items()}
 
@@ -118,7 +103,7 @@ def unfold_attention(attention, config):
 # And back: the names and settings of a LLaMA folder and of the released SLlama -> ours
 
 
-def names(config):
+def names(config: ModelConfig) -> dict[str, list[str]]:
     """{our name of a weight: [the names under which a folder may hold it]}.
 
     Ours are Hugging Face's, except that attention and MLP belong to a group of layers, so layers.I.self_attn.X and
@@ -152,112 +137,79 @@ def names(config):
     return out
 
 
-def fold(config, held, where):
+def fold(config, held):
     """Our weights out of a folder's, which may hold a shared one under any of its names, or repeatedly."""
     out, used = {}, set()
     for name, places in names(config).items():
         found = [place for place in places if place in held]
         if not found:
-            raise UserError(f"{where}: weight {places[0]} is missing")
+            raise UserError(f"weight {places[0]} is missing")
         out[name] = held[found[0]]
         used.update(found)
         for place in found[1:]:
             if not torch.equal(held[place], out[name]):
                 raise UserError(
-                    f"{where}: {found[0]} and {place} are one weight in this model, but differ here; "
-                    "the released code loses shared weights on loading and then saves random ones: "
-                    "take the first file it wrote"
+                    f"{found[0]} and {place} are one weight in this model, but differ here; the released code loses "
+                    "shared weights on loading and then saves random ones: take the first file it wrote"
                 )
     left = [name for name in held if name not in used and not name.endswith("rotary_emb.inv_freq")]
     if left:
-        raise UserError(f"{where}: {left[0]} has no place in this model")
+        raise UserError(f"{left[0]} has no place in this model")
     return out
 
 
-SAME = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "intermediate_size",
-    "rms_norm_eps",
-    "tie_word_embeddings",
-    "hidden_act",
-)  # keys that mean the same to us
+def untile(weights):
+    """The quarters of `rra`'s attention out of a LLaMA's, where `unfold` has repeated them four times."""
+    out = {}
+    for name, w in weights.items():
+        if ".self_attn." in name:
+            tiled, w = w, w[: len(w) // 4]
+            if not torch.equal(torch.cat([w] * 4), tiled):
+                raise UserError("attention_bias: with biases, only an exported `rra` can be converted")
+        out[name] = w
+    return out
 
 
-def our_config(settings, where):
+def our_config(settings: dict) -> ModelConfig:
     """ModelConfig of a config.json: a LLaMA's, or the released SLlama's with its names of tricks. Raises UserError."""
     released = settings.get("model_type") == "sllama"
+    if not released and settings.get("model_type") != "llama":
+        raise UserError("model_type: only llama, or the released sllama, can be converted")
     rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
-    plain_rope = isinstance(rope, dict) and rope.get("rope_type", rope.get("type", "default")) == "default"
-    allowed = [
-        ("model_type", released or settings.get("model_type") == "llama", "llama, or the released sllama"),
-        ("rope_scaling", plain_rope, "plain rotary positions"),
-        ("attention_bias", not settings.get("attention_bias"), "attention without biases"),
-        ("mlp_bias", not settings.get("mlp_bias"), "an MLP without biases"),
-    ]
-    for key, good, expected in allowed:
-        if not good:
-            raise UserError(f"{where}: {key}: only {expected} can be converted")
+    if rope.get("rope_type", rope.get("type", "default")) != "default":
+        raise UserError("rope_scaling: only plain rotary positions can be converted")
     values = {key: settings[key] for key in SAME if key in settings}
     values["max_position_embeddings"] = settings.get("max_position_embeddings", 256 if released else 2048)
     values["rope_theta"] = rope.get("rope_theta", settings.get("rope_theta", 10000.0))
     if released:
         embedding = settings.get("emb_reduction_type", "repeat") or "full"
-        sharing_kind = settings.get("layer_reduction_type", "share") or "none"
         values["embedding"] = "attention" if embedding == "attn" else embedding
         values["attention"] = settings.get("attn_reduction_type", "pwa") or "mha"
         values["mlp"] = "shared_projection" if settings.get("mlp_reduction", True) else "full"
-        values["layer_sharing"] = sharing_kind
-        if sharing_kind == "share":
+        values["layer_sharing"] = settings.get("layer_reduction_type", "share") or "none"
+        if values["layer_sharing"] == "share":
             values["num_groups"] = settings.get("n_group") or settings.get("num_hidden_layers")
-    try:
-        config = configuration.model_config(values)
-    except UserError as e:
-        raise UserError(f"{where}: {e}") from None
-    head_dim = config.hidden_size // config.num_attention_heads
-    if settings.get("head_dim") not in (None, head_dim):
-        raise UserError(f"{where}: head_dim: only hidden_size / num_attention_heads = {head_dim} can be converted")
-    return config
+    elif settings.get("attention_bias"):
+        values["attention"] = "rra"
+    return configuration.model_config(values)
 
 
-def read_weights(folder):
-    """{name: tensor in float32} of a folder's model.safetensors. Raises UserError."""
-    path = os.path.join(folder, "model.safetensors")
-    if not os.path.isfile(path):
-        raise UserError(f"{path}: no such file; save the model again as one, with transformers' save_pretrained")
-    try:
-        weights = safetensors.load_file(path)  # its tensors must fill the file exactly
-    except Exception as e:  # of several kinds
-        reason = " ".join(str(e).split())[:100]
-        raise UserError(f"{path}: is damaged ({reason}); copy it again") from None
-    for name, w in weights.items():
-        if not w.is_floating_point():
-            raise UserError(f"{path}: weight {name} is {w.dtype}; only floating-point numbers can be converted")
-    return {name: w.float() for name, w in weights.items()}
-
-
-def import_folder(folder, path, force=False):
-    """Writes checkpoint `path` from a Hugging Face LLaMA folder or a released SLlama; returns its ModelConfig.
-
-    Raises UserError.
-    """
-    if os.path.exists(path) and not force:
-        raise UserError(f"{path}: exists; choose another name, or --force to replace it")
-    where = os.path.join(folder, "config.json")
-    config = our_config(read_json(where), where)
-    if not os.path.isfile(os.path.join(folder, "tokenizer.model")):
-        raise UserError(f"{folder}: no tokenizer.model in it; only SentencePiece tokenizers can be converted")
-    tokenizer = load_tokenizer(os.path.join(folder, "tokenizer.model"))
-    if tokenizer.vocab_size != config.vocab_size:
-        raise UserError(
-            f"{where}: vocab_size is {config.vocab_size}, the tokenizer has {tokenizer.vocab_size} pieces; "
-            "they must agree"
-        )
-    weights = fold(config, read_weights(folder), folder)
+def import_folder(folder, path, replace=False) -> ModelConfig:
+    """Writes checkpoint `path` from a Hugging Face LLaMA folder or a released SLlama. Raises UserError."""
+    refuse_existing(path, replace)
+    for name in ("config.json", "model.safetensors", "tokenizer.model"):
+        if not os.path.isfile(os.path.join(folder, name)):
+            raise UserError(f"{folder}: no {name} in it; {MISSING[name]}")
     with checkpoint.reading(folder):
+        settings = read_json(os.path.join(folder, "config.json"), required=True)
+        config = our_config(settings)
+        tokenizer = load_tokenizer(os.path.join(folder, "tokenizer.model"))
+        if tokenizer.vocab_size != config.vocab_size:
+            raise UserError(f"vocab_size is {config.vocab_size}, but the tokenizer has {tokenizer.vocab_size} pieces")
+        held = {name: w.float() for name, w in load_file(os.path.join(folder, "model.safetensors")).items()}
+        if settings["model_type"] == "llama" and config.attention == "rra":
+            held = untile(held)
+        weights = fold(config, held)
         checkpoint.check_finite(weights)
         checkpoint.build_model(config, weights)
     if config.embedding == "attention":
@@ -265,23 +217,34 @@ def import_folder(folder, path, force=False):
             "note: the released attention embedding sees the future; here it is causal, so this model computes "
             "something else"
         )
-    corpus = f"unknown (converted from {os.path.basename(os.path.abspath(folder))})"
-    provenance = {"corpus": corpus, "versions": {"torch": str(torch.__version__)}}
-    checkpoint.save(path, checkpoint.make(config, weights, tokenizer.model_bytes, provenance))
+    made = {"corpus": f"unknown (converted from {os.path.basename(os.path.abspath(folder))})"}
+    checkpoint.save(path, checkpoint.make(config, weights, tokenizer.model_bytes, made))
     return config
 
 
+MISSING = {
+    "config.json": "is it a Hugging Face folder?",
+    "model.safetensors": "save the model again as one such file, with transformers' save_pretrained",
+    "tokenizer.model": "only SentencePiece tokenizers can be converted",
+}
+
+
+def refuse_existing(path, replace):
+    if os.path.exists(path) and not replace:
+        raise UserError(f"{path}: exists; choose another name, or --replace to overwrite it")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# Folders: writing
+# Writing
 
 
-def export_folder(path, folder, blimp=None, babylm=None, license="unknown", force=False):
+def export_folder(path, folder, blimp=None, babylm=None, license="unknown", language=None, replace=False) -> int:
     """Writes the Hugging Face folder of checkpoint `path`; returns how many numbers its weights are.
 
-    blimp, babylm: scores for the model card. Raises UserError, with `folder` as it was.
+    blimp, babylm, license, language: for the model card. Raises UserError, with `folder` as it was.
     """
-    check_target(folder, force)
     model, ckpt = checkpoint.load_model(path)
+    check_target(folder, ckpt.sha256, replace)
     with checkpoint.reading(path):
         settings, weights = unfold(model)
         tokenizer = ckpt.tokenizer
@@ -291,29 +254,28 @@ def export_folder(path, folder, blimp=None, babylm=None, license="unknown", forc
         name = os.path.basename(os.path.abspath(folder))
         files = tokenizer_files(tokenizer, ckpt.config.max_position_embeddings) | {
             "generation_config.json": json.dumps(ends | {"do_sample": True}, indent=2),
-            "model.safetensors": safetensors.save(weights, metadata={"format": "pt"}),
-            "README.md": model_card(ckpt, numbers, name, blimp, babylm, license),
+            "model.safetensors": save(weights, metadata={"format": "pt", "checkpoint_sha256": ckpt.sha256}),
+            "README.md": model_card(ckpt, numbers, name, blimp, babylm, license, language),
             "config.json": json.dumps(settings | ends, indent=2),
         }
     write_folder(folder, files)
     return numbers
 
 
-def check_target(folder, force):
-    """UserError if `folder` holds what export.py did not write."""
-    if os.path.lexists(folder) and not os.path.isdir(folder):
+def check_target(folder, sha256, replace):
+    """UserError if `folder` holds anything but an export of the checkpoint with this sha256."""
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise UserError(f"{folder}: is a file; give the name of a folder to write")
-    if force or not os.path.isdir(folder) or not os.listdir(folder):
+    if replace or not os.path.isdir(folder) or not os.listdir(folder):
         return
     try:
-        ours = read_json(os.path.join(folder, "config.json")).get("written_by") == WRITER
-    except UserError:
-        ours = False
-    if not ours:
-        raise UserError(
-            f"{folder}: is not empty and was not written by export.py; choose another folder, or "
-            "--force to write into it"
-        )
+        with safe_open(os.path.join(folder, "model.safetensors"), "pt") as f:
+            exported = (f.metadata() or {}).get("checkpoint_sha256")
+    except (OSError, SafetensorError):
+        exported = None
+    if exported != sha256:
+        what = "the export of another checkpoint" if exported else "what export.py did not write"
+        raise UserError(f"{folder}: holds {what}; choose another folder, or --replace to write into it")
 
 
 def write_folder(folder, files):
@@ -329,86 +291,75 @@ def write_folder(folder, files):
         raise UserError(f"{folder}: cannot be written ({e.strerror}); choose another folder") from None
 
 
-def export_run(run, folder, **options):
-    """Writes a run's ckpt.pt as NAME/main/NAME, its chck_NM.pt as NAME/chck_NM/NAME, where `folder` is NAME.
+def export_run(run, folder, replace=False, **card) -> list[str]:
+    """Writes a run's ckpt.pt as DIR/main/NAME, its chck_NM.pt as DIR/chck_NM/NAME, where NAME is DIR's last part.
 
     The BabyLM pipeline calls a model by the last part of its path, and files its results under that name and the
     revision's. Returns the folders. Raises UserError.
     """
-    words = {}
-    for name in os.listdir(run):
-        if found := re.fullmatch(r"(chck_([\d.]+)M)\.pt", name):
-            words[found[1]] = float(found[2])
-    if not words:
-        raise UserError(f"{run}: no chck_1M.pt, chck_2M.pt, ... in it; set train.checkpoint_words to have them written")
-    model = os.path.basename(os.path.abspath(folder))
-    targets = {"main": os.path.join(folder, "main", model)}
-    for revision in sorted(words, key=words.get):
-        targets[revision] = os.path.join(folder, revision, model)
-    for target in targets.values():
-        check_target(target, options.get("force"))
-    for revision, target in targets.items():
-        name = "ckpt.pt" if revision == "main" else revision + ".pt"
-        export_folder(os.path.join(run, name), target, **options)
-        options |= {"blimp": None, "babylm": None}  # the scores are those of main
-    return list(targets.values())
+    name = os.path.basename(os.path.abspath(folder))
+    jobs = []
+    for revision in ("main", *revisions("strict")):
+        path = os.path.join(run, "ckpt.pt" if revision == "main" else revision + ".pt")
+        if os.path.exists(path):
+            jobs.append((path, os.path.join(folder, revision, name)))
+    if len(jobs) < 2:
+        raise UserError(f"{run}: not both ckpt.pt and chck_1M.pt, ... in it; train with train.checkpoint_words=babylm")
+    for path, target in jobs:
+        check_target(target, file_sha256(path), replace)
+    for path, target in jobs:
+        export_folder(path, target, replace=replace, **card)
+        card |= {"blimp": None, "babylm": None}  # the scores are those of main
+    return [target for _, target in jobs]
 
 
-UPLOAD = """On the Hub each revision is a branch of one repository:
-  python -m lab.hub.babylm upload {folder} USER/{name} --dry-run
-Given a folder, the BabyLM pipeline ignores --revision_name but for the place of the results: name both, such as
-  --model_path_or_name {folder}/chck_1M/{name} --revision_name chck_1M"""
+def release(path, target, replace=False):
+    """Writes checkpoint `path` to `target` with its weights in bfloat16. Scores belong to one file: score it again."""
+    refuse_existing(target, replace)
+    ckpt = checkpoint.load(path)
+    weights = {name: w.bfloat16() for name, w in ckpt.weights.items()}
+    made = {**ckpt.provenance, "released_from_sha256": ckpt.sha256}
+    checkpoint.save(target, checkpoint.make(ckpt.config, weights, ckpt.tokenizer.model_bytes, made))
+
+
+def parse_arguments(argv):
+    p = argparse.ArgumentParser(description="Checkpoint to Hugging Face folder, and back.")
+    p.add_argument("source", metavar="CKPT", help="a checkpoint, a run's folder or a Hugging Face folder")
+    p.add_argument("target", metavar="DIR", help="the folder to write; for --from-hf and --release the checkpoint")
+    mode = p.add_mutually_exclusive_group()
+    mode.add_argument("--from-hf", action="store_true", help="a LLaMA folder, or a released SLlama, to a checkpoint")
+    mode.add_argument("--release", action="store_true", help="a checkpoint to one with its weights in bfloat16")
+    mode.add_argument("--all-checkpoints", action="store_true", help="ckpt.pt and each chck_NM.pt of a run's folder")
+    p.add_argument("--replace", action="store_true", help="replace what another checkpoint or program has made")
+    card = p.add_argument_group("for the model card")
+    card.add_argument("--blimp", type=read_blimp, metavar="FILE", help="what eval_blimp.py --json wrote")
+    card.add_argument("--babylm", type=read_babylm, metavar="FILE", help="the scores.json of lab.hub.babylm")
+    card.add_argument("--license", default="unknown", metavar="ID", help="licence of the weights, such as mit")
+    card.add_argument("--language", metavar="ID,...", help="of the text, such as nl, where the corpus does not say")
+    return p.parse_args(argv)
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(description="Checkpoint to Hugging Face folder, and back.")
-    p.add_argument(
-        "source",
-        metavar="CKPT",
-        help="a checkpoint; with --all-checkpoints a run folder; with --from-hf a Hugging Face folder",
-    )
-    p.add_argument("target", metavar="DIR", help="the folder to write; with --from-hf the checkpoint to write")
-    p.add_argument(
-        "--from-hf", action="store_true", help="convert a LLaMA folder, or SLlama as released, into a checkpoint"
-    )
-    p.add_argument(
-        "--all-checkpoints",
-        action="store_true",
-        help="ckpt.pt and every chck_NM.pt of a run, each into DIR/REVISION/DIR",
-    )
-    p.add_argument("--blimp", metavar="FILE", help="what eval_blimp.py --json wrote, for the model card")
-    p.add_argument("--babylm", metavar="FILE", help="the scores.json of lab.hub.babylm, for the model card")
-    p.add_argument(
-        "--license", default="unknown", metavar="ID", help="licence of the weights for the model card, such as mit"
-    )
-    p.add_argument("--force", action="store_true", help="write even where something else is")
-    args = p.parse_args(argv)
-    if safetensors is None:
-        raise UserError("the package safetensors is missing; pip install safetensors")
+    args = parse_arguments(argv)
+    if safe_open is None:
+        raise UserError("the package safetensors is not installed here: pip install safetensors")
     if not os.path.isdir(args.source) and (args.from_hf or args.all_checkpoints):
         raise UserError(f"{args.source}: no such folder")
+    card = {"blimp": args.blimp, "babylm": args.babylm, "license": args.license, "language": args.language}
     if args.from_hf:
-        config = import_folder(args.source, args.target, args.force)
+        config = import_folder(args.source, args.target, args.replace)
         print(f"parameters: {sum(parameter_counts(config).values())}\ncheckpoint: {args.target}")
-        return
-    options = {
-        "blimp": read_scores(args.blimp) if args.blimp else None,
-        "babylm": read_babylm(args.babylm) if args.babylm else None,
-        "license": args.license,
-        "force": args.force,
-    }
-    if args.all_checkpoints:
-        for folder in export_run(args.source, args.target, **options):
-            print("folder: " + folder)
-        name = os.path.basename(os.path.abspath(args.target))
-        print(UPLOAD.format(folder=args.target.rstrip("/"), name=name))
+    elif args.release:
+        release(args.source, args.target, args.replace)
+        print(f"checkpoint: {args.target}")
+    elif args.all_checkpoints:
+        for folder in export_run(args.source, args.target, args.replace, **card):
+            print(f"folder: {folder}")
+        print("next: docs/babylm.md, step 4, which uploads each to its branch on the Hub")
     else:
-        numbers = export_folder(args.source, args.target, **options)
+        numbers = export_folder(args.source, args.target, replace=args.replace, **card)
         print(f"numbers: {numbers}\nfolder: {args.target}")
-        print(
-            "loads with: AutoModelForCausalLM.from_pretrained and AutoTokenizer.from_pretrained of that folder; "
-            "its README.md has an example"
-        )
+        print("AutoModelForCausalLM and AutoTokenizer load it: README.md in it has an example, and is its model card")
 
 
 if __name__ == "__main__":

@@ -73,14 +73,21 @@ def file_sha256(path):
     return digest.hexdigest()
 
 
-def read_json(path):
-    """The dictionary in a JSON file, {} if there is none."""
+def read_json(path, required=False):
+    """The dictionary in a JSON file; {} if there is none, or if it is `required` a UserError."""
     try:
         with open(path, encoding="utf-8") as f:
             tree = json.load(f)
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return tree if isinstance(tree, dict) else {}
+        if isinstance(tree, dict):
+            return tree
+        problem = "is not a JSON dictionary"
+    except OSError as e:
+        problem = f"cannot be read ({e.strerror})"
+    except (ValueError, RecursionError):
+        problem = "is damaged, or not JSON"
+    if required:
+        raise UserError(f"{path}: {problem}")
+    return {}
 
 
 def sealed(tree):
