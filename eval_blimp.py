@@ -260,7 +260,8 @@ def main(argv=None):
     if args.csv:
         atomic_write(args.csv, tables.pairs_csv(result))
     if args.predictions:
-        atomic_write(args.predictions, json.dumps(tables.predictions(result.pairs, result.correct)))
+        chosen = [(pair["uid"], pair["good" if good else "bad"]) for pair, good in zip(result.pairs, result.correct)]
+        atomic_write(args.predictions, json.dumps(tables.predictions(chosen)))
     if args.plot:
         from lab.report import plots
 

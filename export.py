@@ -245,19 +245,20 @@ def export_folder(path, folder, blimp=None, babylm=None, license="unknown", lang
     """
     model, ckpt = checkpoint.load_model(path)
     check_target(folder, ckpt.sha256, replace)
+    tokenizer = ckpt.tokenizer
     with checkpoint.reading(path):
         settings, weights = unfold(model)
-        tokenizer = ckpt.tokenizer
-        eos = tokenizer.eos_id if tokenizer.eos_id >= 0 else None
-        ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": eos, "pad_token_id": eos}
-        numbers = sum(w.numel() for w in weights.values())
-        name = os.path.basename(os.path.abspath(folder))
-        files = tokenizer_files(tokenizer, ckpt.config.max_position_embeddings) | {
-            "generation_config.json": json.dumps(ends | {"do_sample": True}, indent=2),
-            "model.safetensors": save(weights, metadata={"format": "pt", "checkpoint_sha256": ckpt.sha256}),
-            "README.md": model_card(ckpt, numbers, name, blimp, babylm, license, language),
-            "config.json": json.dumps(settings | ends, indent=2),
-        }
+        files = tokenizer_files(tokenizer, ckpt.config.max_position_embeddings)
+    numbers = sum(w.numel() for w in weights.values())
+    name = os.path.basename(os.path.abspath(folder))
+    eos = tokenizer.eos_id if tokenizer.eos_id >= 0 else None
+    ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": eos, "pad_token_id": eos}
+    files |= {
+        "generation_config.json": json.dumps(ends | {"do_sample": True}, indent=2),
+        "model.safetensors": save(weights, metadata={"format": "pt", "checkpoint_sha256": ckpt.sha256}),
+        "README.md": model_card(ckpt, numbers, name, blimp, babylm, license, language),
+        "config.json": json.dumps(settings | ends, indent=2),
+    }
     write_folder(folder, files)
     return numbers
 

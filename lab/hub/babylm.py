@@ -23,30 +23,20 @@ import subprocess
 import time
 
 from lab import checkpoint, cli
-from lab.files import UserError, atomic_write, file_sha256
+from lab.files import UserError, atomic_write, file_sha256, read_json
 from lab.hub.submission import TRACKS, check, revisions
+from lab.report.tables import predictions
 from lab.score import scoring
 from lab.score.pairs import jsonl_files, parse_json, read_bytes
 
 import numpy as np
 
-# (task, folder of its data) as the pipeline calls them
-PIQA = [("global_piqa_parallel", "global_piqa_parallel"), ("global_piqa_nonparallel", "global_piqa_nonparallel")]
-FULL = [
-    ("blimp", "blimp_filtered"),
-    ("blimp", "supplement_filtered"),
-    ("ewok", "ewok_filtered"),
-    ("entity_tracking", "entity_tracking"),
-    ("comps", "comps"),
-    *PIQA,
-]
-FAST = [
-    ("blimp", "blimp_fast"),
-    ("blimp", "supplement_fast"),
-    ("ewok", "ewok_fast"),
-    ("entity_tracking", "entity_tracking_fast"),
-    *PIQA,
-]
+# {folder of the data: its task}, as the pipeline calls them
+PIQA = {"global_piqa_parallel": "global_piqa_parallel", "global_piqa_nonparallel": "global_piqa_nonparallel"}
+FULL = {"blimp_filtered": "blimp", "supplement_filtered": "blimp", "ewok_filtered": "ewok"}
+FULL |= {"entity_tracking": "entity_tracking", "comps": "comps"} | PIQA
+FAST = {"blimp_fast": "blimp", "supplement_fast": "blimp", "ewok_fast": "ewok"}
+FAST |= {"entity_tracking_fast": "entity_tracking"} | PIQA
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading the tasks: a line of a file -> an Item, as evaluation_pipeline/sentence_zero_shot/read_files.py has it
@@ -139,15 +129,6 @@ def choose(scores):
     return chosen, ties
 
 
-def predictions(items, chosen):
-    """What the pipeline writes: {part: {"predictions": [{"id", "pred"}]}}."""
-    out = {}
-    for item, index in zip(items, chosen):
-        rows = out.setdefault(item.part, {"predictions": []})["predictions"]
-        rows.append({"id": f"{item.part}_{len(rows)}", "pred": item.answers[index]})
-    return out
-
-
 def accuracy(task, items, chosen):
     """Mean over the parts; in entity tracking over its three kinds, each the mean over its numbers of operations."""
     parts = {}
@@ -168,15 +149,16 @@ def score_task(model, tokenizer, task, items):
     per_token = task.startswith("global_piqa")
     scores = scoring.score_items(model, tokenizer, alternatives, per_token=per_token, beyond_context=True)
     chosen, ties = choose(scores)
-    return predictions(items, chosen), {"accuracy": accuracy(task, items, chosen), "items": len(items), "ties": ties}
+    result = {"accuracy": accuracy(task, items, chosen), "items": len(items), "ties": ties}
+    return predictions((item.part, item.answers[index]) for item, index in zip(items, chosen)), result
 
 
-def plan(run, data, track):
+def jobs(run, data, track):
     """(revision, its checkpoint, task, folder of its data) of all that the challenge asks for."""
     for revision in ["main", *revisions(track)]:
         path = os.path.join(run, "ckpt.pt" if revision == "main" else revision + ".pt")
         form, tasks = ("full_eval", FULL) if revision == "main" else ("fast_eval", FAST)
-        for task, folder in tasks:
+        for folder, task in tasks.items():
             yield revision, path, task, os.path.join(data, form, folder)
 
 
@@ -192,8 +174,8 @@ def score(run, name, data, out, track="strict-small", device="auto"):
     read, sha256 = functools.cache(read_items), functools.cache(file_sha256)
     load = functools.lru_cache(1)(checkpoint.load_model)
     record = os.path.join(out, name, "scores.json")
-    done, missing = read_record(record), []
-    for revision, path, task, source in plan(run, data, track):
+    done, missing = read_json(record, required=os.path.exists(record)), []
+    for revision, path, task, source in jobs(run, data, track):
         absent = [needed for needed in (path, source) if not os.path.exists(needed)]
         missing += absent
         if absent:
@@ -211,34 +193,10 @@ def score(run, name, data, out, track="strict-small", device="auto"):
         atomic_write(target, json.dumps(predicted))
         done[revision][folder] = result | origin
         atomic_write(record, json.dumps(done, indent=1) + "\n")
-        print(
-            f"{revision:<10}{folder:<25}{100 * result['accuracy']:6.2f} %{len(items):8,} items"
-            f"{result['ties']:6,} ties{time.time() - start:8.1f} s",
-            flush=True,
-        )
+        numbers = f"{100 * result['accuracy']:6.2f} %{len(items):8,} items{result['ties']:6,} ties"
+        print(f"{revision:<10}{folder:<25}{numbers}{time.time() - start:8.1f} s", flush=True)
     return list(dict.fromkeys(missing))
 
-
-def read_record(path):
-    """The scores.json of an earlier start, or {}. Raises UserError."""
-    if not os.path.exists(path):
-        return {}
-    try:
-        return {revision: dict(tasks) for revision, tasks in parse_json(read_bytes(path)).items()}
-    except (ValueError, TypeError, AttributeError):
-        raise UserError(f"{path}: damaged; remove it to score anew") from None
-
-
-REST = """
-Left to the pipeline, in its folder strict/ (the folders are what export.py RUN NAME --all-checkpoints writes):
-  python -m evaluation_pipeline.reading.run --backend causal --model_path_or_name {hub}/main/{name} \\
-    --data_path evaluation_data/full_eval/reading/reading_data.csv --revision_name main
-  for r in {revisions}; do
-    python -m evaluation_pipeline.reading.run --backend causal --model_path_or_name {hub}/$r/{name} \\
-      --data_path evaluation_data/fast_eval/reading/reading_data.csv --revision_name $r; done
-  bash scripts/eval_finetuning.sh --model_path {hub}/main/{name}
-  bash scripts/eval_aoa.sh USER/{name} causal {aoa_track}     # from the branches on the Hub
-  bash scripts/collate_preds.sh {hub}/main/{name} causal {track}"""
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Uploads: a repository on the Hub, in which each revision is a branch
@@ -289,20 +247,10 @@ def main(argv=None):
         print("\n".join(complaints) or "complete")
         return 1 if complaints else 0
     else:
-        hub = os.path.abspath(args.name)
-        name = pathlib.Path(hub).stem  # as the pipeline cuts it
+        name = pathlib.Path(os.path.abspath(args.name)).stem  # as the pipeline cuts it
         for path in score(args.run, name, args.data, args.out, args.track, args.device):
             print(f"missing: {path}")
-        aoa_track = args.track if args.track == "strict-small" else "non-strict-small"
-        print(
-            REST.format(
-                hub=hub,
-                name=os.path.basename(hub),
-                revisions=" ".join(revisions(args.track)),
-                track=args.track,
-                aoa_track=aoa_track,
-            )
-        )
+        print("reading times, fine-tuning and age of acquisition are left to the pipeline: docs/babylm.md, step 5")
     return 0
 
 

@@ -45,9 +45,7 @@ def model_card(ckpt, numbers, name, blimp=None, babylm=None, license="unknown", 
     text = {
         "corpus": made.get("corpus", "unknown") + subset_of_corpus(made),
         "languages": language.split(",") if language else languages(made),
-        "tricks": {
-            key: getattr(ckpt.config, key) for key, plain in TRICKS.items() if getattr(ckpt.config, key) != plain
-        },
+        "tricks": {key: value for key in PLAIN if (value := getattr(ckpt.config, key)) != PLAIN[key]},
         "grammar": benchmark(blimp) if blimp else None,
     }
     template = os.path.join(os.path.dirname(os.path.abspath(__file__)), "model_card.md.j2")

@@ -153,11 +153,13 @@ def pairs_csv(result):
     return out.getvalue()
 
 
-def predictions(pairs, correct):
-    """The BabyLM challenge's submission, in the order of the files:
-    {uid: {"predictions": [{"id": "uid_0", "pred": the chosen sentence}, ...]}}"""
-    chosen = {}
-    for pair, decision in zip(pairs, correct):
-        rows = chosen.setdefault(pair["uid"], {"predictions": []})["predictions"]
-        rows.append({"id": f"{pair['uid']}_{len(rows)}", "pred": pair["good"] if decision else pair["bad"]})
-    return chosen
+def predictions(choices):
+    """The BabyLM challenge's submission: {part: {"predictions": [{"id": "PART_0", "pred": the chosen text}, ...]}}.
+
+    choices: (part, chosen text) of every item, in the order of the files.
+    """
+    parts = {}
+    for part, text in choices:
+        rows = parts.setdefault(part, {"predictions": []})["predictions"]
+        rows.append({"id": f"{part}_{len(rows)}", "pred": text})
+    return parts
