@@ -192,7 +192,7 @@ def whole_submission():
         tree[task] = {f"{task}_{i}": rows(1) for i in range(size)}
     marks = submission.revisions("strict-small")
     tree["aoa"] = {"aoa": 0.1}
-    tree["aoa_surprisals"] = {"results": [{"step": mark} for mark in marks for _ in range(submission.AGE_OF_ACQUISITION)]}
+    tree["aoa_surprisals"] = {"results": [{"step": mark} for mark in marks for _ in range(submission.ACQUISITION)]}
     tree["fast_eval_results"] = {task: [dict.fromkeys(parts, 0.5)] * 19 for task, parts in submission.FAST.items()}
     return tree
 

@@ -14,7 +14,7 @@ import yaml
 
 TRACKS = {"strict-small": [mark for mark in BABYLM_WORDS if mark <= 100], "strict": BABYLM_WORDS}
 GLOBAL_PIQA = {"global_piqa_parallel": 103, "global_piqa_nonparallel": 100}  # each item is a part
-AGE_OF_ACQUISITION = 8005  # words for each checkpoint
+ACQUISITION = 8005  # words for each checkpoint
 with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "submission.yaml"), encoding="utf-8") as f:
     SIZES = {"blimp": BLIMP, **yaml.safe_load(f)}
 FAST = {  # the parts of the fast evaluation, for each checkpoint by words seen
@@ -47,10 +47,8 @@ def check(path, track="strict-small"):
     words = (tree.get("aoa_surprisals") or {}).get("results") or []
     steps = [row["step"] for row in words]
     for revision in wanted:
-        if steps.count(revision) != AGE_OF_ACQUISITION:
-            complaints.append(
-                f"aoa_surprisals/{revision}: {steps.count(revision)} words instead of {AGE_OF_ACQUISITION}"
-            )
+        if steps.count(revision) != ACQUISITION:
+            complaints.append(f"aoa_surprisals/{revision}: {steps.count(revision)} words instead of {ACQUISITION}")
     fast = tree.get("fast_eval_results") or {}
     for task, parts in FAST.items():
         complaints += check_fast(task, fast.get(task) or [], parts, wanted)
