@@ -2,7 +2,6 @@
 
 import math
 import random
-import types
 
 from lab.score import scoring, tries
 from model import Model, ModelConfig
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "bigram", "history"])
@@ -135,23 +133,6 @@ def test_batches_order_and_threads_change_nothing():
     for other in others:
         assert np.abs(other - base).max() < 2e-5
         assert ((other[0::2] > other[1::2]) == (base[0::2] > base[1::2])).all()
-
-
-def test_onednn_is_only_a_faster_way(monkeypatch):
-    model, texts, scores = lively("sllama"), sentences(50), {}
-    for slow in (True, False):
-        monkeypatch.setattr(tries, "mkl_is_slow", lambda slow=slow: slow)
-        scores[slow] = scoring.score_sentences(model, Words(), texts)
-    assert np.abs(scores[True] - scores[False]).max() < 2e-5
-
-    x, w, b = torch.randn(2, 3, 5), torch.randn(5, 4).T, torch.randn(4)
-    with tries.OneDNN():
-        assert torch.allclose(F.linear(x, w, b), x @ w.T + b, atol=1e-5)
-        assert torch.allclose(F.linear(x, w), x @ w.T, atol=1e-5)
-        assert torch.allclose(F.linear(x.double(), w.double(), b.double()), x.double() @ w.T.double() + b)
-    monkeypatch.setattr(torch.ops, "mkldnn", types.SimpleNamespace())  # a PyTorch built without it
-    with tries.OneDNN():
-        assert torch.allclose(F.linear(x, w, b), x @ w.T + b, atol=1e-5)
 
 
 def test_bfloat16_is_coarser():

@@ -14,7 +14,6 @@ from operator import itemgetter
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 ROW = 128  # tokens in a trie: the longer, the more is shared; the shorter, the less attention
@@ -30,15 +29,13 @@ def log_likelihoods(model, sequences, starts, dtype="float32", batch_tokens=None
     A score that comes out NaN or infinite ends the work: what was not reached is left at 0.
     """
     device = model.lm_head.weight.device
-    on_cpu = device.type == "cpu"
     if batch_tokens is None:
-        batch_tokens = 2048 if on_cpu else 65536
-    products = OneDNN() if on_cpu and dtype == "float32" and mkl_is_slow() else contextlib.nullcontext()
+        batch_tokens = 2048 if device.type == "cpu" else 65536
     half = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
     bar = tqdm(total=len(sequences), desc="scoring", unit="sentence", disable=None if progress else True, leave=False)
 
     scores = np.zeros(len(sequences))
-    with evaluation_mode(model), half, products, bar:
+    with evaluation_mode(model), half, bar:
         for batch in batches(sequences, starts, batch_tokens):
             log_p = token_log_probabilities(model, batch)
             np.add.at(scores, batch.sequence, log_p.cpu().double().numpy())
@@ -197,21 +194,3 @@ def evaluation_mode(model):
     finally:
         model.train(training)
         torch.set_float32_matmul_precision(precision)
-
-
-def mkl_is_slow():
-    """On AMD processors with AVX-512 it takes twice as long as oneDNN, on Intel's nine tenths."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as f:
-        return "AuthenticAMD" in f.read()
-    return False
-
-
-class OneDNN(TorchFunctionMode):
-    """Float32 products on a CPU by oneDNN instead of MKL, PyTorch's choice."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is F.linear and not kwargs and args[0].dtype == args[1].dtype == torch.float32:
-            bias = args[2] if len(args) > 2 else None
-            with contextlib.suppress(AttributeError, NotImplementedError):  # a PyTorch without oneDNN
-                return torch.ops.mkldnn._linear_pointwise(args[0], args[1], bias, "none", [], "")
-        return function(*args, **(kwargs or {}))
