@@ -328,7 +328,7 @@ def sharing(config):
 
 
 class Model(nn.Module):
-    """Raises ValueError for settings that have problems()."""
+    """A LLaMA or SLlama, newly initialised. Raises ValueError for settings that have problems()."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -413,8 +413,8 @@ class Model(nn.Module):
     def loss(self, x: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tensor:
         """Mean loss in nats of hidden states x (B, T, h) against targets (B, T), which are the ids one step ahead.
 
-        It is F.cross_entropy(self.lm_head(x).flatten(0, 1), targets.flatten()), but for a tensor of all logits
-        (B, T, V), which is never made.
+        The same as F.cross_entropy(self.lm_head(x).flatten(0, 1), targets.flatten()), but the tensor of all logits,
+        (B, T, V), is never made.
         """
         return linear_cross_entropy(x.flatten(0, 1), self.lm_head.weight, targets.flatten(), z_loss)
 
@@ -507,7 +507,7 @@ def product_dtype(x):
 
 
 def linear_cross_entropy(x, weight, targets, z_loss=0.0):
-    """F.cross_entropy(x @ weight.T, targets), but for the memory. x (N, h), weight (V, h), targets (N)."""
+    """F.cross_entropy(x @ weight.T, targets) in less memory. x (N, h), weight (V, h), targets (N)."""
     dtype, need_grad = product_dtype(x), torch.is_grad_enabled()
     with torch.autocast(x.device.type, enabled=False):
         return LinearCrossEntropy.apply(x, weight, targets, z_loss, dtype, need_grad)

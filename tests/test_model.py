@@ -15,7 +15,6 @@ import sys
 
 from conftest import ROOT, TINY
 import export
-from lab import checkpoint
 import model as model_file
 from model import ATTENTION, KVCache, LinearCrossEntropy, Model, ModelConfig, drop, parameter_counts
 
@@ -25,14 +24,7 @@ import torch
 import torch.nn.functional as F
 
 SLLAMA = {"embedding": "repeat", "attention": "pwa", "mlp": "shared_projection", "layer_sharing": "share"}
-SHAPE = {
-    "vocab_size": 61,
-    "hidden_size": 16,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "intermediate_size": 24,
-    "max_position_embeddings": 32,
-}
+SHAPE = dict(vocab_size=61, hidden_size=16, num_hidden_layers=4, num_attention_heads=4, intermediate_size=24)
 GOLDEN = os.path.join(os.path.dirname(__file__), "golden", "sllama_reference")
 CASES = json.load(open(GOLDEN + ".json"))
 IDS = torch.randint(61, (2, 12), generator=torch.Generator().manual_seed(1))
@@ -48,7 +40,7 @@ def arrays():
 
 
 def tiny(**settings):
-    return ModelConfig(**SHAPE | settings)
+    return ModelConfig(**SHAPE | {"max_position_embeddings": 32} | settings)
 
 
 def random_model(config, seed=0, scale=0.3):
@@ -130,20 +122,13 @@ def test_released_sizes():
 @each_attention
 def test_parameter_counts_in_closed_form(attention):
     """Part by part, for every combination with 1, 2 and all key-value heads, with QK-norm."""
-    part_of = {
-        "embed_tokens": "embedding",
-        "projector": "embedding",
-        "attention": "attention",
-        "mlp": "mlp",
-        "layers": "norms",
-        "norm": "norms",
-        "lm_head": "head",
-    }
+    key = dict(embed_tokens="embedding", projector="embedding", layers="norms", norm="norms", lm_head="head")
     for config in combinations(attention=(attention,), num_key_value_heads=(None, 1, 2), qk_norm=(True,)):
         counted = dict.fromkeys(("embedding", "attention", "mlp", "norms", "head"), 0)
         with torch.device("meta"):
             for name, p in Model(config).named_parameters():
-                counted[part_of[name.split(".")[0]]] += p.numel()
+                part = name.split(".")[0]
+                counted[key.get(part, part)] += p.numel()
         assert parameter_counts(config) == counted, config
 
 
@@ -189,29 +174,20 @@ def test_invalid_combinations_are_refused(settings, reason):
 
 
 @pytest.mark.parametrize("kind, groups", [("share", 1), ("share", 2), ("reuse", 1)])
-def test_layers_that_share_weights_share_them_for_good(kind, groups, tmp_path):
-    """A file holds each weight once; after a step of a copy or of what was loaded, a group still has one weight."""
-    config = tiny(**SLLAMA | {"layer_sharing": kind, "num_groups": groups})
-    first = random_model(config)
-    path = tmp_path / "c.pt"
-    checkpoint.save(path, checkpoint.make(config, first.state_dict(), b"x", {}))
-    weights = checkpoint.read(path)["weights"]
-    assert sum(w.numel() for w in weights.values()) == sum(parameter_counts(config).values())
-    loaded = Model(config)
-    loaded.load_state_dict(weights)
-    for model in (first, copy.deepcopy(first), loaded):
+def test_layers_that_share_weights_share_them_for_good(kind, groups):
+    """After a step of a model or of its copy, the layers of a group still have one weight, and other groups another."""
+    first = random_model(tiny(**SLLAMA | {"layer_sharing": kind, "num_groups": groups}))
+    for model in (first, copy.deepcopy(first)):
         before = export.unfold(model)[1]
-        loss_and_gradients(model, model.loss(model.hidden(IDS, checkpointing=True), IDS.roll(-1, 1)))
-        with torch.no_grad():
-            for p in model.parameters():
-                p -= 0.1 * p.grad
+        model.loss(model.hidden(IDS, checkpointing=True), IDS.roll(-1, 1)).backward()
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
         after = export.unfold(model)[1]
-        for rest in ("self_attn.q_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"):
-            weights = [after[f"model.layers.{i}.{rest}.weight"] for i in range(4)]
-            assert not torch.equal(weights[0], before[f"model.layers.0.{rest}.weight"])
+        for matrix in ("self_attn.q_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"):
+            weights = [after[f"model.layers.{i}.{matrix}.weight"] for i in range(4)]
+            assert not torch.equal(weights[0], before[f"model.layers.0.{matrix}.weight"])
             group = [i * groups // 4 if kind == "share" else i // 2 for i in range(4)]
             for i, j in itertools.combinations(range(4), 2):
-                assert torch.equal(weights[i], weights[j]) == (group[i] == group[j]), (rest, i, j)
+                assert torch.equal(weights[i], weights[j]) == (group[i] == group[j]), (matrix, i, j)
         assert torch.equal(after["model.layers.0.mlp.up_proj.weight"], after["model.layers.0.mlp.down_proj.weight"].T)
 
 
@@ -315,13 +291,6 @@ def test_rope_is_a_rotation_of_complex_numbers():
     torch.testing.assert_close(y.double(), torch.cat((z.real, z.imag), -1), rtol=1e-5, atol=1e-5)
 
 
-def test_rmsnorm_closed_form():
-    norm = model_file.RMSNorm(16, 1e-2)
-    torch.nn.init.normal_(norm.weight)
-    x = torch.randn(3, 16)
-    torch.testing.assert_close(norm(x), x / (x.square().mean(-1, keepdim=True) + 1e-2).sqrt() * norm.weight)
-
-
 def test_relu2_is_the_square_of_the_positive_part():
     mlp, x = random_model(tiny(hidden_act="relu2")).mlp[0], torch.randn(5, 16)
     torch.testing.assert_close(mlp(x), mlp.down_proj(mlp.gate_proj(x).clamp(min=0) ** 2 * mlp.up_proj(x)))
@@ -401,18 +370,17 @@ def test_loss_of_extreme_logits_and_of_nothing():
     assert loss.item() == 0 and all(grad.abs().max() == 0 for grad in grads.values())
 
 
-def test_initial_weights():
+@pytest.mark.parametrize("settings", [{}, SLLAMA, {"attention": "rra", "embedding": "linear"}], ids=str)
+def test_initial_weights(settings):
     """Matrices from N(0, 0.02), norms 1, biases 0; so the first loss is about log(vocabulary)."""
     torch.manual_seed(0)
-    for attention, embedding in (("rra", "linear"), ("pwa", "repeat"), ("mha", "full"), ("skqa", "attention")):
-        shape = {"vocab_size": 2000, "hidden_size": 64, "intermediate_size": 128}
-        model = Model(tiny(**shape, attention=attention, embedding=embedding))
-        for name, p in model.named_parameters():
-            if p.dim() > 1:
-                assert abs(p.std() - 0.02) < 0.002 and abs(p.mean()) < 0.003, name
-            else:
-                assert (p == (0 if name.endswith("bias") else 1)).all(), name
-        assert abs(model(IDS, IDS.roll(-1, 1)).item() - math.log(2000)) < 0.1
+    model = Model(tiny(vocab_size=2000, hidden_size=64, intermediate_size=128, **settings))
+    for name, p in model.named_parameters():
+        if p.dim() > 1:
+            assert abs(p.std() - 0.02) < 0.002 and abs(p.mean()) < 0.003, name
+        else:
+            assert (p == (0 if name.endswith("bias") else 1)).all(), name
+    assert abs(model(IDS, IDS.roll(-1, 1)).item() - math.log(2000)) < 0.1
 
 
 @pytest.mark.parametrize("settings", [{}, SLLAMA, {"embedding": "attention"}, {"num_key_value_heads": 2}], ids=str)
