@@ -96,17 +96,19 @@ class RMSNorm(nn.Module):
 def rope_table(positions, head_dim, theta):
     """cos and sin, each (positions, hs): position m turns pair i by m * theta^(-2i/hs) radians (Su et al. 2021).
 
-    Pair i is the numbers i and i + hs/2 of a head, and both have the pair's angle here.
+    Pair i is the numbers a and b at i and i + hs/2 of a head. Both have their cos here, and the sin by which the other
+    is multiplied: (a, b) becomes (a cos - b sin, b cos + a sin).
     """
     frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)  # (hs/2)
-    angles = np.outer(np.arange(positions), np.tile(frequencies, 2))  # (positions, hs)
-    return torch.from_numpy(np.cos(angles)).float(), torch.from_numpy(np.sin(angles)).float()
+    angles = np.outer(np.arange(positions), frequencies)  # (positions, hs/2)
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    return torch.from_numpy(np.hstack((cos, cos))), torch.from_numpy(np.hstack((-sin, sin)))
 
 
 def apply_rotary_emb(x, cos, sin):
     """Turns the pairs (a, b) of each head, in float32. x (B, T, nh, hs); cos, sin (B or 1, T, 1, hs)."""
     a, b = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat((-b, a), dim=-1) * sin).to(x.dtype)  # (a cos - b sin, b cos + a sin)
+    return (x * cos + torch.cat((b, a), dim=-1) * sin).to(x.dtype)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -165,7 +167,8 @@ class Attention(nn.Module):
         v = v.view(B, T, self.kv_heads, self.head_dim)  # (B, T, nkv, hs)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = apply_rotary_emb(q, *rope), apply_rotary_emb(k, *rope)
+        turned = apply_rotary_emb(torch.cat((q, k), dim=2), *rope)  # (B, T, nh + nkv, hs): at once, in fewer kernels
+        q, k = turned.split((self.heads, self.kv_heads), dim=2)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, nh or nkv, T, hs)
         if cache is not None:
             k, v = cache.extend(k, v)  # (B, nkv, S, hs): those of the tokens before as well
