@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,53 +27,41 @@ SHAPE = ModelConfig(
     intermediate_size=24,
     max_position_embeddings=32,
 )
-PIQA = {
-    "example_id": "a1",
-    "prompt": "To cut the bread,",
-    "solution0": "take a knife.",
-    "solution1": "take a tree.",
-    "solution2": "take the cat.",
-    "solution3": "see.",
-    "label": 1,
-}
-ROWS = {
-    "blimp": [
-        {"sentence_good": "The cats run.", "sentence_bad": "The cats runs.", "field": "syntax", "UID": "a_B"},
-        {"sentence_good": "A dog sees it.", "sentence_bad": "A dog see it.", "field": "syntax", "UID": "a_B"},
-    ],
-    "supplement": [{"sentence_good": "Is the dog here?", "sentence_bad": "The dog is here?"}],
-    "ewok": [
-        {
-            "Domain": "social",
-            "Context1": "The cat ran.",
-            "Context2": "The cat slept.",
-            "Target1": "It is awake.",
-            "Target2": "It is asleep.",
-        }
-    ],
-    "entity_tracking": [
-        {
-            "input_prefix": "Box 0 contains the key. " * 12 + "Box 0 contains",
-            "options": [" the key", " the dog"],
-            "numops": 2,
-        },  # longer than the model's context
-        {"input_prefix": "Box 0 contains", "options": [" the key", " nothing"], "numops": 1},
-    ],
-    "comps": [{"prefix_acceptable": "a cat", "prefix_unacceptable": "a tree", "property_phrase": "can run."}],
-    "piqa": [PIQA, PIQA | {"example_id": "a2", "label": 0, "solution2": None, "solution3": None}],
-}
+PIQA = {"example_id": "a1", "prompt": "To cut the bread,", "label": 1}
+PIQA |= {"solution0": "take a knife.", "solution1": "take a tree.", "solution2": "take the cat.", "solution3": "see."}
+TWO_SOLUTIONS = PIQA | {"example_id": "a2", "label": 0, "solution2": None, "solution3": None}
+BLIMP = [
+    {"sentence_good": "The cats run.", "sentence_bad": "The cats runs.", "field": "syntax", "UID": "a_B"},
+    {"sentence_good": "A dog sees it.", "sentence_bad": "A dog see it.", "field": "syntax", "UID": "a_B"},
+]
+EWOK = {"Domain": "social", "Context1": "The cat ran.", "Context2": "The cat slept.", "Target1": "It is awake."}
+LONG = "Box 0 contains the key. " * 12 + "Box 0 contains"  # longer than the model's context
+BOXES = [
+    {"input_prefix": LONG, "options": [" the key", " the dog"], "numops": 2},
+    {"input_prefix": "Box 0 contains", "options": [" the key", " nothing"], "numops": 1},
+]
+COMPS = {"prefix_acceptable": "a cat", "prefix_unacceptable": "a tree", "property_phrase": "can run."}
 FILES = {
-    "full_eval/blimp_filtered/x.jsonl": ROWS["blimp"],
-    "full_eval/supplement_filtered/turn_taking.jsonl": ROWS["supplement"],
-    "full_eval/ewok_filtered/social.jsonl": ROWS["ewok"],
-    "full_eval/entity_tracking/regular.jsonl": ROWS["entity_tracking"],
-    "full_eval/comps/comps_base.jsonl": ROWS["comps"],
-    "full_eval/comps/comps_wugs_dist-before.jsonl": ROWS["comps"],
-    "full_eval/global_piqa_parallel/eng_latn.jsonl": ROWS["piqa"][:1],
-    "full_eval/global_piqa_nonparallel/eng_latn.jsonl": ROWS["piqa"][1:],
-    "fast_eval/blimp_fast/x.jsonl": ROWS["blimp"],
-    "fast_eval/ewok_fast/social.jsonl": ROWS["ewok"],
+    "full_eval/blimp_filtered/x.jsonl": BLIMP,
+    "full_eval/supplement_filtered/turn_taking.jsonl": [
+        {"sentence_good": "Is the dog here?", "sentence_bad": "The dog is here?"}
+    ],
+    "full_eval/ewok_filtered/social.jsonl": [EWOK],
+    "full_eval/entity_tracking/regular.jsonl": BOXES,
+    "full_eval/comps/comps_base.jsonl": [COMPS],
+    "full_eval/comps/comps_wugs_dist-before.jsonl": [COMPS],
+    "full_eval/global_piqa_parallel/eng_latn.jsonl": [PIQA],
+    "full_eval/global_piqa_nonparallel/eng_latn.jsonl": [TWO_SOLUTIONS],
+    "fast_eval/blimp_fast/x.jsonl": BLIMP,
+    "fast_eval/ewok_fast/social.jsonl": [EWOK],
 }
+
+
+def write_tasks(folder):
+    for path, rows in FILES.items():
+        file = folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture
@@ -85,10 +74,7 @@ def work(tmp_path, monkeypatch):
         model = Model(SHAPE)
         torch.nn.init.normal_(model.lm_head.weight)
         checkpoint.save(f"run/{name}.pt", checkpoint.make(SHAPE, model.state_dict(), tok.model_bytes, {}))
-    for path, rows in FILES.items():
-        os.makedirs(os.path.dirname("data/" + path), exist_ok=True)
-        with open("data/" + path, "w", encoding="utf-8") as f:
-            f.writelines(json.dumps(row) + "\n" for row in rows)
+    write_tasks(tmp_path / "data")
     return tmp_path
 
 
@@ -172,7 +158,7 @@ def test_accuracy_is_a_mean_of_means():
     assert babylm.accuracy("entity_tracking", parts, [0, 1, 0]) == pytest.approx((0.5 + 1) / 2)
 
 
-@pytest.mark.parametrize("line", ["{", "[1]", '{"Domain": "x"}', "7", ""])
+@pytest.mark.parametrize("line", ["{", "[1]", '{"Domain": "x"}'])
 def test_a_broken_line_is_named(line, work):
     with open("data/full_eval/ewok_filtered/social.jsonl", "a", encoding="utf-8") as f:
         f.write(line + "\n")
@@ -263,18 +249,85 @@ def test_uploads(tmp_path, monkeypatch, capfd):
 
 def test_command(work):
     def run(*args):
-        return subprocess.run(
-            [sys.executable, "-m", "lab.hub.babylm", *args],
-            cwd=work,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        command_line = [sys.executable, "-m", "lab.hub.babylm", *args]
+        return subprocess.run(command_line, cwd=work, capture_output=True, text=True, env=env)
 
-    done = run("score", "run", "hub/m", "--data", "data", "--out", "results", "--device", "cpu")
-    assert done.returncode == 0 and "main      blimp_filtered" in done.stdout, done.stderr
-    assert "missing: run/chck_2M.pt" in done.stdout and "docs/babylm.md" in done.stdout
     refused(run("score", "none", "m", "--data", "data", "--out", "results"), "none: no such folder")
     (work / "all.json").write_text("{}")
     done = run("check", "all.json")
     assert done.returncode == 1 and "blimp: missing" in done.stdout.splitlines()
+
+
+# --- docs/babylm.md, to the letter: in one shell, in its order, with stand-ins for downloads and pipeline
+
+SMALL = """
+prepare.py) set -- "$@" data.source=pocket data.pocket_words=100000 data.validation_kb=4 tokenizer.vocab_size=1000 ;;
+train.py) set -- "$@" model.hidden_size=16 model.num_hidden_layers=1 model.num_attention_heads=2 \
+  model.intermediate_size=24 model.max_position_embeddings=64 model.embedding=full model.layer_sharing=none \
+  train.batch_size=256 train.gradient_accumulation_steps=1 train.max_words=1.1e6 train.eval_every=1000 \
+  train.eval_windows=8 train.sample_tokens=0 train.device=cpu train.compile=false train.dtype=float32 ;;
+"""
+STAND_INS = {
+    "bin/python": f"""case "$1" in
+-m) if [ "$2" = venv ]; then cp -r "$STAND_INS/venv" "$3"; exit; fi; exec {sys.executable} "$@" ;;
+{SMALL}esac
+exec {sys.executable} {ROOT}/"$@"
+""",
+    "bin/git": """case "$*" in
+"clone https://github.com/babylm-org/babylm-eval") cp -r "$STAND_INS/pipeline" babylm-eval ;;
+"-C babylm-eval checkout "*) test -d babylm-eval/strict ;;
+esac
+""",
+    "bin/unzip": 'test -e "$1"\n',
+    "venv/bin/pip": 'test -e "$3"\n',
+    "venv/bin/huggingface-cli": "\n",
+    "venv/bin/python": """echo "$*" >> "$STAND_INS/log"
+while [ $# -gt 0 ]; do
+  case "$1" in
+  scripts.download_evals) cp -r "$STAND_INS/evaluation_data" . || exit 1 ;;
+  evaluation_pipeline/*) test -e "$1" || exit 1 ;;
+  --data_path | --model_path_or_name) test -e "$2" || exit 1 ;;
+  esac
+  shift
+done
+""",
+    "pipeline/strict/scripts/eval_finetuning.sh": 'test -d "$2" && test "$(command -v python)" -ef .venv/bin/python\n',
+    "pipeline/strict/scripts/eval_aoa.sh": 'test "$(command -v python)" -ef .venv/bin/python\n',
+    "pipeline/strict/scripts/collate_preds.sh": """test -d "$1" || exit 1
+cp "$STAND_INS/whole.json" "results/$(basename "$1")/all_full_preds_and_fast_scores_causal.json"
+""",
+    "pipeline/strict/requirements.txt": "",
+    "pipeline/strict/evaluation_pipeline/global_piqa/dl.py": "",
+    "evaluation_data/full_eval/reading/reading_data.csv": "",
+    "evaluation_data/fast_eval/reading/reading_data.csv": "",
+    "evaluation_data/fast_eval/ewok_fast.zip": "",
+}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a Unix shell")
+def test_the_page_runs_to_the_letter(tmp_path):
+    stand_ins, clone = tmp_path / "stand-ins", tmp_path / "clone"
+    for name, content in STAND_INS.items():
+        path = stand_ins / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("#!/bin/bash\n" + content)
+        path.chmod(0o755)
+    write_tasks(stand_ins / "evaluation_data")
+    (stand_ins / "whole.json").write_text(json.dumps(whole_submission()))
+    pairs = clone / "data" / "blimp"  # or prepare.py would fetch BLiMP
+    pairs.mkdir(parents=True)
+    (pairs / "x.jsonl").write_text(json.dumps(BLIMP[0]) + "\n")
+
+    page = (ROOT / "docs" / "babylm.md").read_text(encoding="utf-8")
+    steps = "".join(re.findall(r"^```sh\n(.*?)^```$", page, re.S | re.M))
+    more = {"STAND_INS": str(stand_ins), "PATH": f"{stand_ins}/bin:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, **more, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(["bash", "-ec", steps], cwd=clone, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.rstrip().endswith("complete"), done.stdout + done.stderr
+    assert sorted(os.listdir(clone / "my-babylm")) == ["chck_1M", "main"]
+    card = (clone / "my-babylm" / "main" / "my-babylm" / "README.md").read_text()
+    assert "| blimp_filtered | " in card and "minimal pairs, a mean over" in card and "`mit`" in card
+    assert "--revision chck_1M" in done.stdout and (clone / "words.png").stat().st_size > 5000
+    log = (stand_ins / "log").read_text()
+    assert "--model_path_or_name ../../my-babylm/chck_1M/my-babylm --revision_name chck_1M" in log
