@@ -79,12 +79,15 @@ def schedule(step, s, steps):
 
 def step_batches(data, step, s, line_start, distributed, device):
     """This process's micro-batches of a step: a list of (ids (B, T), targets (B, T), mask or None, gaps or None)."""
+    size = s.batch_size // distributed.size
+    first = step * s.gradient_accumulation_steps * s.batch_size + distributed.rank
+    tokens = data.get_batch(first, s.gradient_accumulation_steps * size, stride=distributed.size)
+    tokens = devices.send(tokens, device)  # (gradient_accumulation_steps * B, T + 1)
     batches = []
-    for micro in range(s.gradient_accumulation_steps):
-        first = (step * s.gradient_accumulation_steps + micro) * s.batch_size + distributed.rank
-        ids, targets = data.get_batch(first, s.batch_size // distributed.size, stride=distributed.size)
+    for micro, windows in enumerate(tokens.split(size)):
+        ids, targets = windows[:, :-1], windows[:, 1:]
         gaps = mntp.draw_gaps(s.mntp, ids.shape, [s.seed, step, micro], distributed.rank, distributed.size)
-        ids, targets, gaps = (None if t is None else t.to(device, non_blocking=True) for t in (ids, targets, gaps))
+        gaps = None if gaps is None else devices.send(gaps, device)
         batches.append((ids, targets, own_line(ids, line_start), gaps))
     return batches
 
@@ -103,9 +106,10 @@ def batch_loss(model, hidden, batch, s):
     return model.loss(hidden(ids, mask=mask, checkpointing=s.gradient_checkpointing), targets, s.z_loss)
 
 
-def train_step(model, hidden, batches, optimizers, scaler, autocast, rate, s, distributed):
+def train_step(model, hidden, batches, optimizers, scaler, autocast, rate, s, distributed, meanwhile=lambda: None):
     """One optimiser step at `rate` times the peak learning rate; returns (loss, gradient norm).
 
+    meanwhile(): what the CPU does while a GPU is still busy with the step.
     The norm is infinite where float16 overflowed: then the step was left out, and the next has half the scale.
     """
     model.train()
@@ -121,11 +125,13 @@ def train_step(model, hidden, batches, optimizers, scaler, autocast, rate, s, di
         total += loss.detach()
 
     params = [p for p in model.parameters() if p.grad is not None]
-    distributed.mean([p.grad for p in params] + [total])
+    total, stop = distributed.mean_gradients(params, total)
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(params, s.grad_clip or math.inf)
-    loss, norm = torch.stack((total, norm)).tolist()  # here, and only here, we wait for the device
+    meanwhile()
+    loss, norm, stop = torch.stack((total, norm, stop)).tolist()  # here, and only here, we wait for the device
+    distributed.stop = stop > 0
 
     overflow = scaler.is_enabled() and math.isfinite(loss) and not math.isfinite(norm)
     if not math.isfinite(loss + norm) and not overflow:
@@ -161,7 +167,8 @@ def validate(model, data, s, line_start, autocast, distributed, device):
     mine = data.spread(s.eval_windows)[distributed.rank :: distributed.size]
     total = 0.0
     for i in range(0, len(mine), s.batch_size):
-        ids, targets = (t.to(device) for t in data.take(mine[i : i + s.batch_size]))
+        windows = data.take(mine[i : i + s.batch_size]).to(device)
+        ids, targets = windows[:, :-1], windows[:, 1:]
         with autocast():
             loss = batch_loss(model, model.hidden, (ids, targets, own_line(ids, line_start), None), s)
         total += loss.item() * len(ids)
@@ -248,6 +255,11 @@ def run(config, distributed, replace):
             distributed.leave(0)
         return 0
     signals = interrupts.Signals()
+
+    @functools.lru_cache(2)  # this step's, and the next one's, which are made while a GPU works
+    def batches_of(step):
+        return step_batches(train_data, step, s, line_start, distributed, device)
+
     if distributed.main:
         folder.begin(model, optimizers, scaler, ema, device)
     shown = progress.Progress(config, meta, length, state, device, show=distributed.main)
@@ -273,7 +285,7 @@ def run(config, distributed, replace):
             shown.append_csv()
 
             # save
-            stop = distributed.any(signals.caught)
+            stop = distributed.stop if distributed.launched else signals.caught
             if distributed.main and (folder.last_is_due() or last_step or stop):
                 folder.save_last(model, optimizers, scaler, ema, device)
             if last_step or stop:
@@ -284,8 +296,11 @@ def run(config, distributed, replace):
             if config.model.dropout:
                 seed_dropout(s.seed, state.step, distributed.rank)
             rate = schedule(state.step, s, length.steps)
-            batches = step_batches(train_data, state.step, s, line_start, distributed, device)
-            loss, norm = train_step(model, hidden, batches, optimizers, scaler, autocast, rate, s, distributed)
+            batches, next_batches = batches_of(state.step), functools.partial(batches_of, state.step + 1)
+            distributed.told_to_stop = bool(signals.caught)
+            loss, norm = train_step(
+                model, hidden, batches, optimizers, scaler, autocast, rate, s, distributed, next_batches
+            )
             overflow = not math.isfinite(norm)
             skipped_in_a_row = skipped_in_a_row + 1 if overflow else 0
             if skipped_in_a_row > MOST_SKIPPED:

@@ -50,18 +50,20 @@ def run(*overrides, out="out/a"):
 
 def watch_steps(monkeypatch, before=None, after=None):
     """before(step) and after(step, model) are called around every step of the runs to come; the first is step 1."""
-    batches, take, now = train.step_batches, train.train_step, {}
+    make, take, numbers = train.step_batches, train.train_step, {}
 
     def numbered(data, step, *args):
-        now["step"] = step + 1
-        return batches(data, step, *args)
+        batches = make(data, step, *args)
+        numbers[id(batches)] = step + 1
+        return batches
 
-    def watched(model, *args):
+    def watched(model, hidden, batches, *args):
+        number = numbers[id(batches)]
         if before:
-            before(now["step"])
-        result = take(model, *args)
+            before(number)
+        result = take(model, hidden, batches, *args)
         if after:
-            after(now["step"], model)
+            after(number, model)
         return result
 
     monkeypatch.setattr(train, "step_batches", numbered)
@@ -143,11 +145,9 @@ def test_each_window_once_an_epoch_at_any_world_size(tmp_path_factory, tokens, T
     seen, n = [], len(alone)
     for step in range(2 * n // (size * world) + 1):
         first = step * size * world
-        whole, targets = alone.get_batch(first, size * world)
-        assert torch.equal(targets[:, :-1], whole[:, 1:]) and torch.equal(
-            targets, whole + 1
-        )  # one token ahead; the file counts upwards
-        parts = [r.get_batch(first + i, size, world)[0] for i, r in enumerate(ranks)]
+        whole = alone.get_batch(first, size * world)  # (size * world, T + 1)
+        assert torch.equal(whole, whole[:, :1] + torch.arange(T + 1))  # the file counts upwards
+        parts = [r.get_batch(first + i, size, world) for i, r in enumerate(ranks)]
         assert torch.equal(torch.stack(parts, 1).flatten(0, 1), whole)  # together the processes see the same windows
         seen += whole[:, 0].tolist()
     starts = sorted(i * T for i in range(n))
@@ -156,7 +156,7 @@ def test_each_window_once_an_epoch_at_any_world_size(tmp_path_factory, tokens, T
 
 def test_epochs_are_shuffled_differently(tmp_path):
     w = TokenDataset(bin_file(tmp_path / "x.bin", 4001), 4, 65536, seed=1)
-    a, b = (w.get_batch(e * len(w), len(w))[0][:, 0].tolist() for e in (0, 1))
+    a, b = (w.get_batch(e * len(w), len(w))[:, 0].tolist() for e in (0, 1))
     assert a != b and a != sorted(a) and sorted(a) == sorted(b)
 
 
@@ -549,11 +549,12 @@ def overflow(monkeypatch):
     what each step did: (steps skipped, whether any weight or moment changed, by what the scale was multiplied)."""
 
     def overflow(steps):
-        step, seen = train.train_step, []
+        step, mean, seen = train.train_step, Distributed.mean_gradients, []
 
-        def broken_mean(distributed, tensors):
+        def broken_mean(distributed, params, loss):
             if len(seen) in steps:
-                tensors[1][0] = math.nan
+                params[1].grad[0] = math.nan
+            return mean(distributed, params, loss)
 
         def watched(model, hidden, batches, optimizers, scaler, *args):
             def state():
@@ -570,7 +571,7 @@ def overflow(monkeypatch):
             return loss, norm
 
         monkeypatch.setattr(devices, "pick_precision", lambda *_: (torch.float32, True))
-        monkeypatch.setattr(Distributed, "mean", broken_mean)
+        monkeypatch.setattr(Distributed, "mean_gradients", broken_mean)
         monkeypatch.setattr(train, "train_step", watched)
         return seen
 
@@ -821,7 +822,8 @@ def test_masked_windows_hide_what_they_ask_for(project):
         return model.hidden(ids, **how)
 
     model.loss = lambda x, targets, z_loss: seen.append(targets) or loss(x, targets, z_loss)
-    ids, targets = data.get_batch(0, 4)
+    windows = data.get_batch(0, 4)
+    ids, targets = windows[:, :-1], windows[:, 1:]
     batch = ids, targets, None, mntp.draw_gaps(0.5, ids.shape, [0, 0, 0])
     value = train.batch_loss(model, hidden, batch, config.train)
     (blind, both_ways), asked, (plain, causal), whole = seen
@@ -941,5 +943,8 @@ def test_a_run_under_nccl(project, tmp_path_factory, options):
     done = fakeguard.start(args, folder, cwd=project, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     seen = json.loads(done.stdout.splitlines()[-1])
-    assert seen["groups"] == [["nccl", "cuda:0"]] and len(seen["messages"]) > 12 and seen["strays"] == {}
+    assert seen["groups"] == [["nccl", "cuda:0"]] and seen["strays"] == {}
+    assert seen["pinned"].count([4, 33]) == 13  # both batches of a step at once, and of one step that does not come
+    gradients = [numbers for numbers in seen["messages"] if numbers > 1000]
+    assert len(gradients) == 12 and len(seen["messages"]) == 12 + 1 + 4  # beside them: is there a last.pt; validations
     assert os.path.exists("out/sllama/last.pt") and os.path.exists("out/sllama/ckpt.pt")

@@ -50,13 +50,12 @@ class TokenDataset:
         return self.count
 
     def take(self, windows):
-        """Inputs and targets of these windows, (len(windows), T) int64 each."""
-        positions = np.asarray(windows)[:, None] * self.T + np.arange(self.T + 1)  # (B, T + 1)
-        tokens = torch.from_numpy(self.tokens[positions].astype(np.int64))
-        return tokens[:, :-1], tokens[:, 1:]
+        """These windows, each with the token after it, (len(windows), T + 1) int64: [:, :-1] is read, [:, 1:] asked."""
+        positions = np.asarray(windows)[:, None] * self.T + np.arange(self.T + 1)
+        return torch.from_numpy(self.tokens[positions].astype(np.int64))
 
     def get_batch(self, first, size, stride=1):
-        """`size` windows, number first, first + stride, ... of the endless sequence of shuffled epochs."""
+        """`take` of `size` windows, number first, first + stride, ... of the endless sequence of shuffled epochs."""
         chosen = []
         for number in range(first, first + size * stride, stride):
             epoch, place = divmod(number, self.count)

@@ -62,6 +62,13 @@ def why_unusable(name):
         return first_line(e)
 
 
+def send(tensor, device):
+    """The tensor on the device. A GPU fetches it from pinned memory, and nobody waits for that."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def pick_precision(device, dtype):
     """device, train.dtype -> (dtype of matrix products, whether gradients need a scaler).
 

@@ -22,6 +22,8 @@ class Distributed:
         self.main = self.rank == 0
         self.launched = "RANK" in os.environ
         self.device = torch.device("cpu")  # where the tensors of a message have to be
+        self.told_to_stop = False  # this process
+        self.stop = False  # all of them, as the last message of gradients said
 
     def connect(self, device):
         if not self.launched:
@@ -33,34 +35,42 @@ class Distributed:
         else:
             dist.init_process_group("gloo")
 
-    def sum(self, tensor):
+    def reduce(self, tensor, operation=dist.ReduceOp.SUM):
         """Replaces the tensor by its sum over the processes."""
-        if not self.launched:
-            return
         try:
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, operation)
         except RuntimeError as e:
             raise UserError(
                 f"another process of this run has ended, so this one ends too ({first_line(e)}); its own "
                 "message says why. The same command continues from last.pt"
             ) from None
 
-    def mean(self, tensors):
-        """Replaces each tensor by its mean over the processes, all in one message."""
+    def mean_gradients(self, params, loss):
+        """Makes each gradient its mean over the processes; returns the loss's mean, and above 0 if any is to stop.
+
+        One message takes all of it, and the gradients are views of it from then on, not copied back.
+        """
         if not self.launched:
-            return
-        flat = torch.cat([t.flatten() for t in tensors])
-        self.sum(flat)
-        means = (flat / self.size).split([t.numel() for t in tensors])
-        for tensor, mean in zip(tensors, means):
-            tensor.copy_(mean.view_as(tensor))
+            return loss, torch.zeros_like(loss)
+        parts = [*(p.grad for p in params), loss, torch.full_like(loss, self.told_to_stop)]
+        message = torch.cat([part.flatten() for part in parts])
+        if self.device.type == "cuda":
+            self.reduce(message, dist.ReduceOp.AVG)
+        else:  # gloo has no mean
+            self.reduce(message)
+            message /= self.size
+        means = message.split([part.numel() for part in parts])
+        *gradients, loss, stop = (mean.view_as(part) for mean, part in zip(means, parts))
+        for p, gradient in zip(params, gradients):
+            p.grad = gradient
+        return loss, stop
 
     def total(self, *numbers):
         """The sums of plain numbers over the processes."""
         if not self.launched:
             return numbers
         tensor = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        self.sum(tensor)
+        self.reduce(tensor)
         return tensor.tolist()
 
     def any(self, flag):
