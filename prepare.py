@@ -30,7 +30,7 @@ import time
 from typing import NamedTuple
 
 from lab import cli
-from lab.files import UserError, read_json
+from lab.files import UserError
 from lab.settings import parse_args
 from lab.text import corpus, pocket_english
 from lab.text.cleaning import CLEANING, clean
@@ -340,8 +340,11 @@ def budgeted(data, pools, hashes):
     return parts, rows
 
 
-def prepare(config, source, fallback=False):
-    """Makes data/NAME/ what the settings say, or finds that it is already."""
+def prepare(config, source, replace=False, fallback=False):
+    """Makes data/NAME/ what the settings say, or finds that it is already.
+
+    UserError if it holds what other settings made, unless `replace`.
+    """
     start = time.time()
     data, folder = config.data, config.data_dir
     tok = tokenizer.load(config.tokenizer.model) if config.tokenizer.model else None
@@ -355,26 +358,25 @@ def prepare(config, source, fallback=False):
             "data.copies: the other copies are cut by BPE within words, and this tokenizer.model works "
             "differently; leave tokenizer.model at null or data.copies at 1"
         )
-    settings = [
-        FORMAT,
-        data.name,
-        data.budget_mb,
-        data.validation_kb,
-        data.clean,
-        data.boundary,
-        data.copies,
-        data.seed,
-        tok.sha256 if tok else config.tokenizer.vocab_size,
-        source.name,
-        source.inputs,
-        fallback,
-    ]
-    digest = sha256(json.dumps(settings).encode())
-    if meta := corpus.up_to_date(folder, digest):
+    settings = {
+        "format": FORMAT,
+        "data.name": data.name,
+        "data.source": source.name,
+        "data.budget_mb": data.budget_mb,
+        "data.validation_kb": data.validation_kb,
+        "data.clean": data.clean,
+        "data.boundary": data.boundary,
+        "data.copies": data.copies,
+        "data.seed": data.seed,
+        "tokenizer.vocab_size": None if tok else config.tokenizer.vocab_size,
+        "tokenizer.model": tok and f"sha256 {tok.sha256}",
+        **source.inputs,
+    }
+    if meta := corpus.up_to_date(folder, settings, replace):
         report(meta, time.time() - start)
         print(f"{folder}: up to date")
         return
-    if fallback and read_json(os.path.join(folder, "meta.json")).get("source") in BABYLM:
+    if fallback and corpus.read_meta(folder).get("source") in BABYLM:
         raise UserError(
             f"{folder}: made from BabyLM, which cannot be downloaded now; "
             "Pocket English does not replace it: set another data.name, or data.source=pocket"
@@ -385,12 +387,7 @@ def prepare(config, source, fallback=False):
     if pocket:
         for uid, pairs in pocket_english.pairs(data.seed).items():
             files[f"pairs/{uid}.jsonl"] = "".join(json.dumps(pair) + "\n" for pair in pairs)
-    meta |= {
-        "source": source.name,
-        "corpus": source.title,
-        "pairs": "pairs" if pocket else None,
-        "settings_sha256": digest,
-    }
+    meta |= {"source": source.name, "corpus": source.title, "pairs": "pairs" if pocket else None, "settings": settings}
     report(corpus.write(folder, files, meta), time.time() - start)
 
 
@@ -430,19 +427,23 @@ def get_blimp(folder):
         )
 
 
-def find_and_prepare(config):
+def find_and_prepare(config, replace=False):
     """data.source -> a prepared folder, and BLiMP but for Pocket English, which never asks the network."""
     name = config.data.source
     if name == "pocket":
-        prepare(config, pocket_source(config))
+        prepare(config, pocket_source(config), replace)
+        return
+    if name == "auto" and not replace and corpus.read_meta(config.data_dir).get("source") == "pocket":
+        print("NOTICE: POCKET ENGLISH IS THERE IN PLACE OF BABYLM; --replace tries to download BabyLM again.")
+        prepare(config, pocket_source(config), fallback=True)
         return
     try:
         if name == "auto":
-            prepare(config, babylm_source(config, "babylm"))
+            prepare(config, babylm_source(config, "babylm"), replace)
         elif name in BABYLM:
-            prepare(config, babylm_source(config, name))
+            prepare(config, babylm_source(config, name), replace)
         else:
-            prepare(config, folder_source(config))
+            prepare(config, folder_source(config), replace)
     except DownloadError as e:
         if name != "auto":
             raise UserError(f"{e}. Without a network: data.source=pocket, or a folder of text") from None
@@ -450,14 +451,14 @@ def find_and_prepare(config):
             f"{e}\n\nNOTICE: BABYLM CANNOT BE DOWNLOADED. "
             f"POCKET ENGLISH, A SYNTHETIC LANGUAGE, TAKES ITS PLACE IN {config.data_dir}.\n"
         )
-        prepare(config, pocket_source(config), fallback=True)
+        prepare(config, pocket_source(config), replace, fallback=True)
         return
     get_blimp(config.eval.data)
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Prepares a corpus in data/NAME/, and fetches BLiMP.")
-    _, config = parse_args(parser, argv, model=False)
+    args, config = parse_args(parser, argv, model=False)
     for step in config.data.clean:
         if step not in CLEANING:
             raise UserError(f"data.clean: no step `{step}`; known: {', '.join(CLEANING)}")
@@ -468,7 +469,7 @@ def main(argv=None):
             "letters, digits, - _ . and not that of the downloads or of eval.data"
         )
     try:
-        find_and_prepare(config)
+        find_and_prepare(config, args.replace)
     except OSError as e:  # whatever a disk can do
         raise UserError(f"{e.filename or config.data_dir}: {e.strerror or e}") from None
     print(f"folder: {config.data_dir}")

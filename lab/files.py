@@ -46,10 +46,12 @@ def atomic_write(path, content):
         if not isinstance(cause, Exception):  # Ctrl-C
             raise cause from None
         reason = getattr(cause, "strerror", None) or first_line(cause)
-        raise UserError(
-            f"{path}: cannot be written ({reason}); free some space or choose another folder, "
-            "what was there before is untouched"
-        ) from None
+        remedy = (
+            "choose another folder"
+            if isinstance(cause, PermissionError)
+            else "free some space or choose another folder"
+        )
+        raise UserError(f"{path}: cannot be written ({reason}); {remedy}, what was there before is untouched") from None
     finally:
         with contextlib.suppress(OSError, TypeError):  # renamed by now, or never made
             os.unlink(temporary)

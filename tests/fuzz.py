@@ -161,7 +161,7 @@ def kinds():
         run_training("train.resume=never", "train.max_steps=1")
 
     def prepare_anew(*overrides):
-        prepare.main([*SMALL, *overrides])
+        prepare.main([*SMALL, "--replace", *overrides])
 
     return {
         "config.yaml": Kind("config.yaml", change, lambda: settings.load_config(None, (), "config.yaml")),

@@ -146,7 +146,7 @@ def test_mistakes_about_text(walk):
     (texts / "a.txt").write_bytes("Ein schöner Satz.\n".encode("latin-1") * 500)
     refused(prepare(), "a.txt", "UTF-8")
     (texts / "a.txt").write_text("".join(f"The cat saw dog number {i} near a small house.\n" for i in range(1000)))
-    refused(prepare("tokenizer.vocab_size=20000"), "tokenizer.vocab_size", "largest possible")
+    refused(prepare("tokenizer.vocab_size=20000", "--replace"), "tokenizer.vocab_size", "largest possible")
     refused(prepare("data.sources=[b]"), "data.sources", "a")
 
 

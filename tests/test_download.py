@@ -246,7 +246,7 @@ def test_babylm_and_blimp(mirror, capsys):
     mirror.clear()  # from here on without a network
     make()
     assert "up to date" in capsys.readouterr().out
-    make("data.seed=1")
+    make("data.seed=1", "--replace")
     assert sorted(os.listdir("data/downloads")) == ["BLiMP.zip", "babylm", "checksums.json"]
 
 
@@ -270,7 +270,8 @@ def test_auto_falls_back_and_says_so(mirror, capsys):
     assert meta["pairs"] == "pairs" and os.listdir("data/t/pairs")
 
     mirror.update(FILES)  # the host is back
-    meta = make()
+    assert make("tokenizer.vocab_size=32000") == meta and "--replace" in capsys.readouterr().out
+    meta = make("--replace")
     assert meta["source"] == "babylm" and meta["pairs"] is None and not os.listdir("data/t/pairs")
 
     mirror.clear()  # and gone again, and so are the downloads
@@ -278,7 +279,7 @@ def test_auto_falls_back_and_says_so(mirror, capsys):
         os.unlink("data/downloads/babylm/" + name)
     assert make() == meta
     with pytest.raises(UserError, match="made from BabyLM"):
-        make("data.seed=5")
+        make("data.seed=5", "--replace")
     assert json.load(open("data/t/meta.json")) == meta
 
 

@@ -59,8 +59,8 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def make(*overrides):
-    prepare.main(["--preset", "sllama", *SMALL, *overrides])
+def make(*overrides, replace="--replace"):
+    prepare.main(["--preset", "sllama", *SMALL, *overrides, *filter(None, [replace])])
     return json.load(open("data/t/meta.json"))
 
 
@@ -135,7 +135,7 @@ def test_copies_follow_from_the_seed(folder):
 def test_same_settings_same_bytes(folder, capsys):
     make()
     first, before = files(), times()
-    make()
+    make(replace=None)
     assert "up to date" in capsys.readouterr().out and times() == before
     shutil.rmtree("data/t")
     result = command("prepare.py", "--preset", "sllama", *SMALL, cwd=folder, env={"PYTHONHASHSEED": "5"})
@@ -145,41 +145,65 @@ def test_same_settings_same_bytes(folder, capsys):
     assert files()["train.bin"] != first["train.bin"]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        "corpus",
-        "train.bin",
-        "val.bin",
-        "tokenizer.model",
-        "meta.json",
-        "no meta.json",
-        "data.boundary=document",
-        "tokenizer.vocab_size=401",
-        "data.validation_kb=1",
-        "data.clean=[]",
-        "data.budget_mb=0.1",
-        "data.sources=[wiki]",
-        "data.copies=2",
-    ],
-)
-def test_what_changed_is_made_again(folder, change, capsys):
+@pytest.mark.parametrize("file", ["train.bin", "val.bin", "tokenizer.model", "meta.json", "no meta.json"])
+def test_what_is_damaged_is_made_again(folder, file, capsys):
     make()
     good = files()
-    if change == "corpus":
+    if file == "no meta.json":
+        os.unlink("data/t/meta.json")
+    else:
+        raw = bytearray(open("data/t/" + file, "rb").read())
+        raw[len(raw) // 2] ^= 1
+        open("data/t/" + file, "wb").write(raw if file != "meta.json" else raw[: len(raw) // 2])
+    capsys.readouterr()
+    make(replace=None)
+    assert "up to date" not in capsys.readouterr().out and files() == good
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ("data.source=pocket", "data.source: texts there, pocket now"),
+        ("data.boundary=document", "data.boundary: line there, document now"),
+        ("tokenizer.vocab_size=401", "tokenizer.vocab_size: 400 there, 401 now"),
+        ("tokenizer.model=mine.model", "tokenizer.model: null there, sha256"),
+        ("data.clean=[]", r"data.clean: \["),
+        ("data.budget_mb=0.1", "data.budget_mb: null there, 0.1 now"),
+        ("data.sources=[wiki]", "the text of `talk`: sha256 [0-9a-f]+ there, null now"),
+        ("a line more", "the text of `wiki`: sha256"),
+    ],
+)
+def test_another_corpus_is_kept_unless_asked(folder, change, words):
+    """Each difference is named with both values, and both ways out; --replace takes one of them."""
+    make()
+    before = times()
+    shutil.copy("data/t/tokenizer.model", "mine.model")
+    if change == "a line more":
         with open("texts/wiki.train", "a") as f:
             f.write("One more line.\n")
-    elif change == "no meta.json":
-        os.unlink("data/t/meta.json")
-    elif "=" not in change:
-        raw = bytearray(open("data/t/" + change, "rb").read())
-        raw[len(raw) // 2] ^= 1
-        open("data/t/" + change, "wb").write(raw if change != "meta.json" else raw[: len(raw) // 2])
-    capsys.readouterr()
-    make(*[change] * ("=" in change))
-    assert "up to date" not in capsys.readouterr().out
-    if "=" not in change and change != "corpus":
-        assert files() == good
+    override = [change] if "=" in change else []
+    with pytest.raises(UserError, match=r"(?s)data/t: .*--replace.*data.name=NAME.*" + words):
+        make(*override, replace=None)
+    assert times() == before
+    if change != "data.source=pocket":
+        make(*override)
+        assert times() != before
+
+
+def test_what_cannot_be_read_is_not_called_damaged(folder, monkeypatch):
+    make()
+    before, real = times(), open
+
+    def denied(path, *args, **kwargs):
+        if str(path).endswith(("meta.json", "train.bin")):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", denied)
+        with pytest.raises(UserError, match="data/t/meta.json: cannot be read .Permission denied"):
+            make()
+    assert times() == before
 
 
 def test_budgets_are_equal_and_nested(folder):
@@ -276,11 +300,11 @@ def test_a_kill_leaves_nothing_to_trust(folder):
     make("data.seed=9")  # another corpus is there already
     for name in ("tokenizer.model", "meta.json"):  # the first and the last that is written
         code = (
-            f"import os, prepare; from lab import corpus; real = corpus.atomic_write\n"
+            f"import os, prepare; from lab.text import corpus; real = corpus.atomic_write\n"
             f"def write(path, content):\n"
             f"    if os.path.basename(path) == {name!r}: os.kill(os.getpid(), 9)\n"
             f"    real(path, content)\n"
-            f"corpus.atomic_write = write; prepare.main({['--preset', 'sllama', *SMALL]!r})"
+            f"corpus.atomic_write = write; prepare.main({['--preset', 'sllama', '--replace', *SMALL]!r})"
         )
         env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         died = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True)
@@ -305,7 +329,7 @@ def test_command_line(folder):
     result = command("prepare.py", *SMALL, cwd=folder)
     assert result.returncode == 0, result.stderr
     assert "folder texts" in result.stdout and "tokens_per_word: " in result.stdout
-    too_large = command("prepare.py", *SMALL, "tokenizer.vocab_size=60000", cwd=folder)
+    too_large = command("prepare.py", *SMALL, "tokenizer.vocab_size=60000", "--replace", cwd=folder)
     refused(too_large, "tokenizer.vocab_size", "largest possible")
     (folder / "data" / "t" / "meta.json").unlink()
     (folder / "data" / "t" / "meta.json").mkdir()

@@ -8,28 +8,66 @@ import hashlib
 import json
 import os
 
-from lab.files import atomic_write, file_sha256, read_json, sealed
+from lab.files import UserError, atomic_write, file_sha256, sealed
 
 
-def up_to_date(folder, settings_sha256):
-    """meta.json if the folder holds, bit for bit, what these settings gave; else None."""
-    meta = read_json(os.path.join(folder, "meta.json"))
+def read_meta(folder):
+    """What meta.json holds; {} if there is none, or one that is no dictionary. UserError if it cannot be read."""
+    path = os.path.join(folder, "meta.json")
     try:
-        expected = {
-            "train.bin": meta["train"]["sha256"],
-            "val.bin": meta["val"]["sha256"],
-            "tokenizer.model": meta["tokenizer_sha256"],
-        }
-        if meta["settings_sha256"] != settings_sha256 or sealed(meta) != meta:
+        with open(path, encoding="utf-8") as f:
+            meta = json.load(f)
+    except (FileNotFoundError, ValueError, RecursionError):
+        return {}
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror})") from None
+    return meta if isinstance(meta, dict) else {}
+
+
+def up_to_date(folder, settings, replace=False):
+    """meta.json if the folder holds, bit for bit, what these settings gave; None if it is to be made.
+
+    UserError if it holds what other settings gave, unless that may be replaced.
+    """
+    meta = read_meta(folder)
+    if not meta:
+        return None
+    there = meta.get("settings")
+    if there != settings:
+        if replace:
             return None
-        if meta["pairs_sha256"] != pairs_sha256(folder):
-            return None
-        for name, digest in expected.items():
-            if file_sha256(os.path.join(folder, name)) != digest:
-                return None
-    except (OSError, KeyError, TypeError):
+        raise UserError(
+            f"{folder}: holds a corpus made with other settings, which is kept; "
+            "add --replace, or choose another name with data.name=NAME" + differences(there, settings)
+        )
+    try:
+        intact = sealed(meta) == meta and meta["pairs_sha256"] == pairs_sha256(folder)
+        for name in ("train", "val"):
+            intact = intact and file_sha256(os.path.join(folder, f"{name}.bin")) == meta[name]["sha256"]
+        intact = intact and file_sha256(os.path.join(folder, "tokenizer.model")) == meta["tokenizer_sha256"]
+    except FileNotFoundError:
+        intact = False
+    except OSError as e:
+        raise UserError(f"{e.filename}: cannot be read ({e.strerror})") from None
+    if not intact:
+        print(f"{folder}: a file is missing or damaged; all of it is made again")
         return None
     return meta
+
+
+def differences(there, settings):
+    """A line for each setting that differs, with both values."""
+    if not isinstance(there, dict):
+        return "\n  - an earlier version made it, which did not note its settings"
+    names = [name for name in settings if name in there]
+    if there.get("data.source") == settings["data.source"]:  # else the other inputs have nothing in common
+        names = list(there | settings)
+    lines = ""
+    for name in names:
+        old, new = (json.dumps(tree.get(name)).strip('"') for tree in (there, settings))
+        if old != new:
+            lines += f"\n  - {name}: {old} there, {new} now"
+    return lines
 
 
 def pairs_sha256(folder):

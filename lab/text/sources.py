@@ -42,7 +42,7 @@ class Source(NamedTuple):
 
     name: str
     title: str
-    inputs: list  # what the texts depend on
+    inputs: dict  # what the texts depend on, by the name that a user knows it by
     texts: dict
 
 
@@ -56,7 +56,8 @@ def folder_source(config):
     names = choose(config.data.sources, list(paths))
     title = os.path.basename(os.path.abspath(folder))
     texts = {name: functools.partial(read_text, paths[name]) for name in names}
-    return Source(title, f"folder {title}", [(name, read_hash(paths[name])) for name in names], texts)
+    inputs = {f"the text of `{name}`": f"sha256 {read_hash(paths[name])}" for name in names}
+    return Source(title, f"folder {title}", inputs, texts)
 
 
 def babylm_source(config, name):
@@ -70,7 +71,9 @@ def babylm_source(config, name):
         download(f"{url}/{file}.train.txt", path)
         return read_text(path)
 
-    return Source(name, title, [url, files], {file: functools.partial(text, file) for file in files})
+    return Source(
+        name, title, {"address": url, "data.sources": files}, {file: functools.partial(text, file) for file in files}
+    )
 
 
 def pocket_source(config):
@@ -83,7 +86,8 @@ def pocket_source(config):
         return [made], sha256(made)
 
     title = f"Pocket English (synthetic, seed {seed}, {words} words)"
-    return Source("pocket", title, [words, file_sha256(pocket_english.__file__)], {"pocket": text})
+    grammar = f"sha256 {file_sha256(pocket_english.__file__)}"
+    return Source("pocket", title, {"data.pocket_words": words, "pocket_english.py": grammar}, {"pocket": text})
 
 
 def text_files(folder):
