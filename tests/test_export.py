@@ -197,32 +197,18 @@ def test_the_babylm_pipeline_scores_the_first_token(theirs, tok):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_fine_tuning_with_padding(side, transformers, make, tmp_path):
-    """As the BabyLM pipeline does: a batch of sentences of many lengths, a new head on top, a few steps."""
+def test_padding_changes_no_answer(side, transformers, make, tmp_path):
+    """The BabyLM pipeline fine-tunes a new head on padded batches: the pad token is known, and looked past."""
     export.main([make()[0], str(tmp_path / "hf")])
     names = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "hf"), padding_side=side)
-    torch.manual_seed(0)
     load = transformers.AutoModelForSequenceClassification.from_pretrained
-    model = load(str(tmp_path / "hf"), num_labels=2).train()
+    model = load(str(tmp_path / "hf"), num_labels=2).eval()
     assert names.pad_token_id == names.eos_token_id == model.config.pad_token_id == 2
-    texts = [
-        f"The {noun} {verb}{end}" for noun in ("cat", "dogs") for verb in ("sees", "see") for end in (".", " a man.")
-    ]
-    batch = names(texts, padding=True, return_tensors="pt")
-    assert (batch["attention_mask"] == 0).any() and (batch["input_ids"][batch["attention_mask"] == 0] == 2).all()
-    labels = torch.tensor([text.startswith("The cat") for text in texts]).long()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(8):
-        loss = model(**batch, labels=labels).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    assert losses[-1] < 0.5 * losses[0], losses
-    alone = names(texts[0], return_tensors="pt")
+    batch = names(["The cat sees.", "The dogs see a man."], padding=True, return_tensors="pt")
+    assert (batch["input_ids"][batch["attention_mask"] == 0] == 2).sum() > 0
+    alone = names("The cat sees.", return_tensors="pt")
     with torch.no_grad():
-        torch.testing.assert_close(model.eval()(**alone).logits[0], model(**batch).logits[0], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(model(**alone).logits[0], model(**batch).logits[0], rtol=1e-4, atol=1e-4)
 
 
 def test_export_needs_no_transformers(make, tmp_path):
