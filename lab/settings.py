@@ -127,6 +127,7 @@ class Config:
     eval: EvalConfig
 
     arguments = ()  # of the command line: no setting, so no field
+    notes = ()  # what the user is to know about them
 
     def command(self, script):
         """`script` with the preset and overrides of this command, ready to be pasted into a shell."""
@@ -205,10 +206,17 @@ def convert(value, kind):
 
 
 def nearest(name, known):
-    """A hint at the known name that looks like this one."""
+    """A hint at the known names that look like this one, have its initials (lr) or a word of it (heads, n_layers)."""
     known = [str(name) for name in known]
     close = difflib.get_close_matches(str(name), known, 1)
-    return f"did you mean `{close[0]}`?" if close else f"known: {', '.join(known)}"
+    if not close:
+        close = [other for other in known if "".join(word[0] for word in other.split("_")) == str(name)]
+    if not close:
+        words = [word.rstrip("s") for word in str(name).split("_") if len(word) > 3]
+        close = [other for other in known if any(word in other for word in words)]
+    if close:
+        return "did you mean " + " or ".join(f"`{other}`" for other in close) + "?"
+    return f"known: {', '.join(known)}"
 
 
 def build(cls, values):
@@ -303,6 +311,7 @@ def load_config(preset=None, overrides=(), path="config.yaml", model=True):
             complaints.append(f"`{item}`: unknown section; {nearest(name, SECTIONS)}")
         else:
             values[name][key] = parse_yaml(text, item)
+    notes = one_length(values["train"], [item.partition("=")[0] for item in overrides])
 
     values["model"].setdefault("vocab_size", values["tokenizer"].get("vocab_size"))  # train.py: the prepared data's
     sections = {}
@@ -318,7 +327,18 @@ def load_config(preset=None, overrides=(), path="config.yaml", model=True):
         raise UserError(f"{path}: {len(complaints)} problems\n" + "\n".join("  - " + line for line in complaints))
     config = Config(preset, **sections)
     config.arguments = [*arguments, *overrides]
+    config.notes = notes
     return config
+
+
+def one_length(train, overridden):
+    """Given alone on the command line, train.epochs takes the place of max_steps, and the other way round: a note."""
+    for key, other in (("epochs", "max_steps"), ("max_steps", "epochs")):
+        alone = f"train.{key}" in overridden and f"train.{other}" not in overridden
+        if alone and train.get(key) is not None and train.get(other) is not None:
+            replaced, train[other] = train[other], None
+            return [f"train.{key}: {train[key]} takes the place of train.{other}, {replaced}"]
+    return []
 
 
 def command_line(script, *words):
@@ -336,4 +356,7 @@ def parse_args(parser, argv=None, model=True):
         "overrides", nargs="*", metavar="section.key=value", help="settings that override the file's, e.g. train.seed=1"
     )
     args = parser.parse_intermixed_args(argv)
-    return args, load_config(args.preset, args.overrides, args.config, model)
+    config = load_config(args.preset, args.overrides, args.config, model)
+    if model and os.environ.get("RANK", "0") == "0":  # prepare.py trains nothing; of many processes one speaks
+        print("".join(note + "\n" for note in config.notes), end="")
+    return args, config

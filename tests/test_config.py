@@ -77,6 +77,15 @@ def test_everything_wrong_is_said_at_once():
         assert word in text
 
 
+def test_epochs_alone_are_enough_and_so_are_steps(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    _, config = parse_args(argparse.ArgumentParser(), ["train.epochs=1"])
+    assert config.train.max_steps is None and config.train.epochs == 1
+    assert capsys.readouterr().out == "train.epochs: 1 takes the place of train.max_steps, 3000\n"
+    assert load("train.max_steps=9", preset="llama-26m").train.epochs is None
+    assert "max_steps" in complaint("train.epochs=1", "train.max_steps=9")
+
+
 def test_the_next_command_has_the_settings_of_this_one(tmp_path, monkeypatch):
     """It works when pasted: quoted, with the file of settings, and from any folder."""
     monkeypatch.chdir(ROOT)
@@ -104,7 +113,11 @@ def test_the_next_command_has_the_settings_of_this_one(tmp_path, monkeypatch):
         ("train.batch_size=0", "at least 1"),
         ("train.betas=[0.9]", "betas"),
         ("train.max_steps=null", "max_steps"),
-        ("train.epochs=3", "max_steps"),
+        ("train.lr=1", "did you mean `learning_rate`?"),
+        ("train.wd=1", "did you mean `weight_decay`?"),
+        ("train.bs=1", "did you mean `batch_size`?"),
+        ("model.heads=1", "did you mean `num_attention_heads` or `num_key_value_heads`?"),
+        ("model.n_layers=1", "`num_hidden_layers`"),
         ("train.dtype=fp8", "one of auto, float32"),
         ("train.learning_rate=nan", "a number"),
         ("train.learning_rate=1e400", "a number"),
