@@ -1,5 +1,6 @@
 # make        a first run: no GPU, no network after the install, minutes on two cores
-# make test   every test
+# make check  what one runs while changing something, within a minute: ruff, and the tests that train and start nothing
+# make test   ruff and every test, many minutes: what .ci/run calls
 PYTHON ?= python3
 V = .venv/bin/python
 
@@ -9,8 +10,14 @@ first-run: .venv/ready
 	$(V) eval_blimp.py out/quick/ckpt.pt --data data/pocket/pairs
 	$(V) sample.py out/quick/ckpt.pt --num-samples 3 --max-tokens 40 --seed 1
 
+check: .venv/ready
+	$(V) -m ruff check .
+	$(V) -m ruff format --check .
+	$(V) -m pytest -q -n 2 -m "not slow"
+
 test: .venv/ready
 	$(V) -m ruff check .
+	$(V) -m ruff format --check .
 	$(V) -m pytest -q -n 2
 
 .venv/ready: pyproject.toml
@@ -19,4 +26,4 @@ test: .venv/ready
 	$(V) -m pip install --quiet -e .[dev]
 	touch .venv/ready
 
-.PHONY: first-run test
+.PHONY: first-run check test

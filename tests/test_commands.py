@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -151,15 +150,6 @@ def test_mistakes_about_text(walk):
 
 
 # --- training shows itself
-
-
-@pytest.fixture
-def handlers():
-    """train.main takes over SIGINT and SIGTERM; give them back."""
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for s, handler in before.items():
-        signal.signal(s, handler)
 
 
 def test_start_tells_length_and_duration(project, handlers, capsys):
