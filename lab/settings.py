@@ -89,7 +89,7 @@ class TrainConfig:
     mntp: float = number(at_least=0, at_most=1, default=0.0)
     isolate: bool = False
     max_words: float | None = number(above=0, default=None)
-    log: Literal["none", "tensorboard", "wandb"] = "none"
+    log: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
 
     def problems(self):
         """What is wrong with the settings together, each as `key: reason`."""

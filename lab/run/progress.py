@@ -7,15 +7,16 @@ import csv
 import dataclasses
 import io
 import math
-import os
 import time
 
 from lab.files import UserError, atomic_write
+from lab.settings import command_line
 from model import parameter_counts
 
 from tqdm import tqdm
 
 COLUMNS = ["step", "tokens", "words", "lr", "train_loss", "val_loss", "blimp", "seconds"]
+DEFAULT_PAIRS = "data/blimp"  # eval.data of config.yaml
 SILENCE = 25  # seconds after which a run that is not on a terminal says something
 
 
@@ -60,17 +61,17 @@ def parameter_table(config):
     return lines
 
 
-def banner(config, meta, plan, origin, scaled, why, last_rate):
-    """The lines that a run starts with. why: it is compiled or not; last_rate: learning rate of its last step."""
+def banner(run):
+    """The lines that a run starts with."""
+    config, plan, train = run.config, run.plan, run.meta["train"]
     s, m = config.train, config.model
-    train = meta["train"]
-    precision = origin["dtype"] + (" with gradient scaler" if scaled else "")
+    precision = run.provenance["dtype"] + (" with gradient scaler" if run.provenance["dtype"] == "float16" else "")
     lines = [
-        f"preset {config.preset} on {meta['corpus']}: {train['words']:,} words, {train['tokens']:,} tokens, "
+        f"preset {config.preset} on {run.meta['corpus']}: {train['words']:,} words, {train['tokens']:,} tokens, "
         f"vocabulary {m.vocab_size:,}",
         *parameter_table(m),
-        f"device {origin['device']}; {precision}; compile {'on' if origin['compiled'] else 'off'} ({why}); "
-        f"gradient checkpointing {'on' if s.gradient_checkpointing else 'off'}; processes {origin['processes']}",
+        f"device {run.provenance['device']}; {precision}; compile {'on' if run.compiled else 'off'} ({run.why}); "
+        f"gradient checkpointing {'on' if s.gradient_checkpointing else 'off'}; processes {run.distributed.size}",
         f"{plan.steps:,} steps of {plan.windows_per_step} windows x {m.max_position_embeddings} = "
         f"{plan.tokens_per_step:,} tokens; {plan.steps * plan.epochs_per_step:.2f} epochs of "
         f"{1 / plan.epochs_per_step:.1f} steps and {train['words']:,} words; {plan.words(plan.steps):,.0f} words seen",
@@ -79,8 +80,8 @@ def banner(config, meta, plan, origin, scaled, why, last_rate):
     if warmup >= plan.steps:
         lines.append(
             f"WARNING: the warm-up of {warmup:.0f} steps is longer than the run of {plan.steps}: the learning "
-            f"rate never reaches {s.learning_rate:g}, it ends at {last_rate:.2g}. train.warmup=0.05 would "
-            "warm up over a twentieth of the run."
+            f"rate never reaches {s.learning_rate:g}, it ends at {s.learning_rate * plan.steps / warmup:.2g}. "
+            "train.warmup=0.05 would warm up over a twentieth of the run."
         )
     if m.vocab_size != config.tokenizer.vocab_size and not config.tokenizer.model:
         lines.append(
@@ -97,52 +98,57 @@ def banner(config, meta, plan, origin, scaled, why, last_rate):
 class Progress:
     """Bar or lines on the terminal, losses.csv, curves.png, and others who want the numbers. Silent unless `show`."""
 
-    def __init__(self, config, meta, plan, state, device, show=True):
-        self.config, self.meta, self.plan, self.state = config, meta, plan, state
-        self.on_cpu, self.show = device.type == "cpu", show
+    def __init__(self, run, show=True):
+        self.run, self.state, self.plan, self.show = run, run.state, run.plan, show
         self.bar = tqdm(
-            total=plan.steps, initial=state.step, unit="step", dynamic_ncols=True, disable=None if show else True
-        )  # None: only on a terminal
-        self.trackers = open_trackers(config) if show else []
-        self.csv_path = os.path.join(config.out_dir, "losses.csv")
+            total=run.steps,
+            initial=run.state.step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=None if show else True,  # None: only on a terminal
+        )
+        self.log, self.close_log = open_log(run.config) if show else (None, None)
         self.rows_written = 0
         self.spoke = self.wrote = time.monotonic()
-        self.eta_shown = False  # how long the run will take
-        if show and state.rows:
+        self.length_said = False
+        if show and run.state.rows:
             self.rewrite_csv()  # after a kill it may know more than last.pt
 
-    def trained(self, loss, rate, elapsed, compiling):
+    def trained(self, loss, rate, elapsed):
         """After a step: its row in the table of losses, and a sign of life."""
-        state, plan = self.state, self.plan
+        state, run = self.state, self.run
         state.rows.append(self.row(loss, rate))
-        speed = state.tokens_per_second()
-        self.track(train_loss=loss, lr=rate, tokens_per_second=speed)
         if not self.show:
             return
+        speed = state.tokens_per_second()
+        self.track(train_loss=loss, lr=rate, tokens_per_second=speed)
         self.bar.update()
         self.bar.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.1e}", tok_s=f"{speed:,.0f}" if speed else "...")
-        if not self.eta_shown and (speed or (elapsed > 5 and not compiling)):
-            self.say(outlook(plan, state, plan.tokens_per_step / elapsed, self.on_cpu))
-            self.eta_shown = True
+        if state.changes and state.step == run.first_step + 1 and len(state.rows) > 2:
+            before = state.rows[-2]["lr"]
+            self.say(f"step {state.step}: learning rate {rate:.3g}; it was {before:.3g} in the step before the change")
+        if not self.length_said and (speed or (elapsed > 5 and not run.compiled)):
+            self.say(outlook(run, speed or self.plan.tokens_per_step / elapsed))
+            self.length_said = True
         if self.bar.disable and time.monotonic() - self.spoke > SILENCE:
             self.say(
-                f"step {state.step:,} of {plan.steps:,}  loss {loss:.3f}  learning rate {rate:.1e}"
-                + (f"  {speed:,.0f} tokens/s  {time_left(plan, state, speed)} left" if speed else "")
+                f"step {state.step:,} of {run.steps:,}  loss {loss:.3f}  learning rate {rate:.1e}"
+                + (f"  {speed:,.0f} tokens/s  {time_left(run, speed)} left" if speed else "")
             )
 
     def evaluated(self, val_loss, blimp, sample):
-        """After a validation: blimp, the accuracy on a subset of minimal pairs, and sample, a text, may be ""."""
-        state = self.state
-        bits = bits_per_byte(val_loss, self.meta["val"])
+        """After a validation. blimp: accuracy on a subset of minimal pairs, or None; sample: a text, may be empty."""
+        state, run = self.state, self.run
+        bits = bits_per_byte(val_loss, run.meta["val"])
         if not state.rows:
             state.rows.append(self.row("", ""))
-        state.rows[-1].update(val_loss=val_loss, blimp=blimp)
-        self.track(val_loss=val_loss, bits_per_byte=bits, blimp=blimp)
+        state.rows[-1].update(val_loss=val_loss, blimp="" if blimp is None else blimp)
         if not self.show:
             return
+        self.track(val_loss=val_loss, bits_per_byte=bits, blimp=blimp)
         self.rewrite_csv()
         if state.step:  # one point is no curve, and matplotlib takes a second to load
-            draw_curves(state.rows, f"{self.config.preset} on {self.meta['corpus']}", self.config.out_dir)
+            draw_curves(state.rows, f"{run.config.preset} on {run.meta['corpus']}", run.path("curves.png"))
         trained = state.rows[-1]["train_loss"]
         train_loss = f"{trained:.4f}" if trained != "" else "-"
         self.say(
@@ -170,9 +176,8 @@ class Progress:
         self.spoke = time.monotonic()
 
     def track(self, **numbers):
-        known = {name: value for name, value in numbers.items() if value not in ("", None)}
-        for tracker in self.trackers:
-            tracker.log(known, self.state.step)
+        if self.log:
+            self.log({name: value for name, value in numbers.items() if value is not None}, self.state.step)
 
     def rewrite_csv(self):
         """All of losses.csv, from the rows in memory: after a resume they hold no row twice."""
@@ -180,7 +185,7 @@ class Progress:
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.state.rows)
-        atomic_write(self.csv_path, text.getvalue())
+        atomic_write(self.run.path("losses.csv"), text.getvalue())
         self.rows_written, self.wrote = len(self.state.rows), time.monotonic()
 
     def append_csv(self):
@@ -189,39 +194,42 @@ class Progress:
             return
         text = io.StringIO()
         csv.DictWriter(text, COLUMNS, lineterminator="\n").writerows(self.state.rows[self.rows_written :])
+        path = self.run.path("losses.csv")
         try:
-            with open(self.csv_path, "a", encoding="utf-8", newline="") as f:
+            with open(path, "a", encoding="utf-8", newline="") as f:
                 f.write(text.getvalue())
         except OSError as e:
             raise UserError(
-                f"{self.csv_path}: cannot be written ({e.strerror}); the same command continues from last.pt"
+                f"{path}: cannot be written ({e.strerror}); the same command continues from last.pt"
             ) from None
         self.rows_written, self.wrote = len(self.state.rows), time.monotonic()
 
     def close(self):
         self.bar.close()
-        for tracker in self.trackers:
-            tracker.close()
+        if self.close_log:
+            self.close_log()
 
 
-def time_left(plan, state, tokens_per_second):
-    seconds = (plan.steps - state.step) * plan.tokens_per_step / tokens_per_second
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+def seconds_left(run, tokens_per_second):
+    return (run.steps - run.state.step) * run.plan.tokens_per_step / tokens_per_second
 
 
-def outlook(plan, state, speed_of_last_step, on_cpu):
-    """How long the rest takes at the speed so far."""
-    speed = state.tokens_per_second() or speed_of_last_step
-    text = f"about {time_left(plan, state, speed)} to go at {speed:,.0f} tokens/s, validation not counted"
-    if on_cpu and (plan.steps - state.step) * plan.tokens_per_step / speed > 3600:
+def time_left(run, tokens_per_second):
+    return tqdm.format_interval(seconds_left(run, tokens_per_second))
+
+
+def outlook(run, tokens_per_second):
+    """How long the rest takes at this speed."""
+    left = time_left(run, tokens_per_second)
+    text = f"about {left} to go at {tokens_per_second:,.0f} tokens/s, validation not counted"
+    long = run.device.type == "cpu" and seconds_left(run, tokens_per_second) > 3600
+    if long and run.config.preset != "quick":
         text += "; for a first look, --preset quick takes minutes (prepare.py, train.py and eval_blimp.py all know it)"
     return text
 
 
-def draw_curves(rows, title, folder):
-    """curves.png: losses against tokens, and the accuracy on minimal pairs if it was measured."""
+def draw_curves(rows, title, path):
+    """curves.png, unless matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -235,17 +243,17 @@ def draw_curves(rows, title, folder):
         axes.plot(tokens, values, label=column.replace("_", " "), **style)
     axes.set(xlabel="tokens", ylabel="loss, nats per token", title=title)
     scored = [row for row in rows if row["blimp"] != ""]
+    lines = axes.get_lines()
     if scored:
         right = axes.twinx()
         tokens, percent = [row["tokens"] for row in scored], [100 * row["blimp"] for row in scored]
-        right.plot(tokens, percent, color="tab:green", marker="s", markersize=3, label="minimal pairs, %")
+        lines += right.plot(tokens, percent, color="tab:green", marker="s", markersize=3, label="minimal pairs, %")
         right.set_ylabel("accuracy on a subset of minimal pairs, %")
-        right.legend(loc="lower left")
-    axes.legend(loc="upper right")
+    axes.legend(lines, [line.get_label() for line in lines], loc="best")
     axes.grid(alpha=0.3)
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=110)
-    atomic_write(os.path.join(folder, "curves.png"), png.getvalue())
+    atomic_write(path, png.getvalue())
 
 
 def sample_text(model, tokenizer, tokens, seed):
@@ -262,43 +270,45 @@ def sample_text(model, tokenizer, tokens, seed):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Experiment trackers, imported only if train.log asks for one
+# Experiment trackers, imported only if train.log asks for one: (log(numbers, step), close())
 
 
-class TensorBoard:
-    def __init__(self, config):
-        from torch.utils.tensorboard import SummaryWriter
+def open_tensorboard(config):
+    from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(config.out_dir)
+    writer = SummaryWriter(config.out_dir)
 
-    def log(self, numbers, step):
+    def log(numbers, step):
         for name, value in numbers.items():
-            self.writer.add_scalar(name, value, step)
+            writer.add_scalar(name, value, step)
 
-    def close(self):
-        self.writer.close()
-
-
-class WeightsAndBiases:
-    def __init__(self, config):
-        import wandb
-
-        out = config.out_dir
-        self.run = wandb.init(project="sllama-lab", name=out, dir=out, config=dataclasses.asdict(config))
-
-    def log(self, numbers, step):
-        self.run.log(numbers, step=step)
-
-    def close(self):
-        self.run.finish()
+    return log, writer.close
 
 
-def open_trackers(config):
+def open_wandb(config):
+    import wandb
+
+    run = wandb.init(project=PROJECT, name=config.out_dir, dir=config.out_dir, config=dataclasses.asdict(config))
+    return lambda numbers, step: run.log(numbers, step=step), run.finish
+
+
+def open_trackio(config):
+    import trackio
+
+    trackio.init(project=PROJECT, name=config.out_dir, config=dataclasses.asdict(config))
+    return lambda numbers, step: trackio.log(numbers, step=step), trackio.finish
+
+
+TRACKERS = {"tensorboard": open_tensorboard, "wandb": open_wandb, "trackio": open_trackio}
+PROJECT = "sllama-lab"
+
+
+def open_log(config):
     kind = config.train.log
     if kind == "none":
-        return []
+        return None, None
     try:
-        return [{"tensorboard": TensorBoard, "wandb": WeightsAndBiases}[kind](config)]
+        return TRACKERS[kind](config)
     except ImportError:
         raise UserError(
             f"train.log: the package {kind} is not installed; pip install {kind}, or train.log=none"
@@ -309,28 +319,30 @@ def open_trackers(config):
 # After the last step
 
 
-def closing_block(config, meta, plan, state, stopped):
+def closing_block(run):
     """What the run came to, one greppable `key: value` a line."""
+    state, best = run.state, run.path("ckpt.pt")
     trained = [row["train_loss"] for row in state.rows if row["train_loss"] != ""]
-    best = os.path.join(config.out_dir, "ckpt.pt")
     numbers = {
         "steps": state.step,
-        "tokens": state.step * plan.tokens_per_step,
-        "words": round(plan.words(state.step)),
+        "tokens": state.step * run.plan.tokens_per_step,
+        "words": round(run.plan.words(state.step)),
         "train_loss": f"{trained[-1] if trained else math.nan:.6f}",
         "val_loss": f"{state.best:.6f}",
-        "val_bits_per_byte": f"{bits_per_byte(state.best, meta['val']):.6f}",
+        "val_bits_per_byte": f"{bits_per_byte(state.best, run.meta['val']):.6f}",
         "tokens_per_second": f"{state.tokens_per_second() or math.nan:.0f}",
         "seconds": f"{state.seconds:.1f}",
         "peak_memory_mb": f"{state.peak_memory_mb:.0f}",
         "skipped_steps": state.skipped,
-        "corpus": meta["corpus"],
+        "corpus": run.meta["corpus"],
         "checkpoint": best,
     }
-    if not stopped:
-        numbers["next"] = f"python eval_blimp.py {best}"
     lines = [f"{key}: {value}" for key, value in numbers.items()]
-    if stopped:
-        last = os.path.join(config.out_dir, "last.pt")
-        lines.insert(0, f"stopped at step {state.step} of {plan.steps}; the same command continues from {last}")
-    return "\n".join(lines)
+    if state.step < run.steps:
+        path = run.path("last.pt")
+        return "\n".join(
+            [f"stopped at step {state.step} of {run.steps}; the same command continues from {path}", *lines]
+        )
+    pairs = run.config.eval.data
+    words = [best] if pairs == DEFAULT_PAIRS else [best, "--data", pairs]
+    return "\n".join([*lines, f"next: {command_line('eval_blimp.py', *words)}"])

@@ -2,21 +2,17 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-import glob
 import math
 import os
 import platform
 import subprocess
-import time
 
 from lab import checkpoint
-from lab.files import UserError, atomic_write, first_line
-from lab.run.devices import device_name, peak_memory_mb
-from lab.run.progress import bits_per_byte
+from lab.files import UserError, first_line
+from lab.run.devices import device_name
 
 import numpy as np
 import torch
-import yaml
 
 # Millions of words seen at which the BabyLM challenge wants a checkpoint; its small tracks end at 100.
 BABYLM_WORDS = [*range(1, 10), *range(10, 101, 10), *range(200, 1001, 100)]
@@ -71,25 +67,24 @@ def code_version():
     return done.stdout.strip()
 
 
-def origin(config, meta, device, dtype, processes):
-    """The part of a checkpoint's provenance that stays the same during the run, in plain data."""
+def provenance(run):
+    """Where a run's checkpoints come from, in plain data: the part that stays the same."""
     return {
-        "corpus": meta["corpus"],
-        "data": meta,
-        "preset": config.preset,
-        "settings": dataclasses.asdict(config),
-        "device": device_name(device),
-        "dtype": str(dtype).removeprefix("torch."),
-        "processes": processes,
+        "corpus": run.meta["corpus"],
+        "data": run.meta,
+        "preset": run.config.preset,
+        "settings": dataclasses.asdict(run.config),
+        "device": device_name(run.device),
+        "dtype": str(run.dtype).removeprefix("torch."),
+        "processes": run.distributed.size,
         "commit": code_version(),  # of the code that runs, whatever is committed meanwhile
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__},
     }
 
 
-def provenance(origin, state, plan, val_loss, val_bits_per_byte):
-    """`origin`, and how far the run has come."""
+def how_far(state, plan, val_loss, val_bits_per_byte):
+    """The other part: how far the run has come."""
     return {
-        **origin,
         "steps": state.step,
         "tokens": state.step * plan.tokens_per_step,
         "words": round(plan.words(state.step)),
@@ -102,20 +97,17 @@ def provenance(origin, state, plan, val_loss, val_bits_per_byte):
     }
 
 
-def passed_words(setting, step, plan):
-    """The marks of train.checkpoint_words that the last step has passed, in millions of words.
+def passed_words(step, plan):
+    """Those of BABYLM_WORDS, in millions, that the last step has passed.
 
     At its end a run has also passed the mark that one more step would: train.max_words ends it just short of that.
     """
-    if setting == "none":
-        return []
     seen = plan.words(step + 1 if step == plan.steps else step)
     return [mark for mark in BABYLM_WORDS if plan.words(step - 1) < mark * 10**6 <= seen]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # last.pt
-
 
 # Settings below train that may differ when a run goes on.
 CHANGE_NO_NUMBER = {
@@ -156,9 +148,8 @@ def differences(then, now):
     ]
 
 
-def training_state(state, optimizers, scaler, ema, device):
+def training_state(state, optimizers, scaler, ema):
     """What last.pt holds under "training", beside the weights."""
-    state.peak_memory_mb = max(state.peak_memory_mb, peak_memory_mb(device))
     return {
         **dataclasses.asdict(state),
         "ema": ema,
@@ -167,79 +158,22 @@ def training_state(state, optimizers, scaler, ema, device):
     }
 
 
-class RunFolder:
-    """What a run writes into its folder, and when."""
-
-    def __init__(self, config, meta, tokenizer, plan, origin, state):
-        self.config, self.meta, self.tokenizer, self.plan = config, meta, tokenizer, plan
-        self.origin, self.state = origin, state
-        self.saved_step, self.saved_at = state.step, time.monotonic()  # of last.pt
-
-    def begin(self, model, optimizers, scaler, ema, device):
-        """Training starts: nothing of another run stays, and last.pt is there before any ckpt.pt."""
-        out = self.config.out_dir
-        self.write_settings()
-        if self.state.step == 0:
-            for old in glob.glob(os.path.join(glob.escape(out), "chck_*M.pt")):
-                os.unlink(old)
-        if self.state.step == 0 or not os.path.exists(os.path.join(out, "last.pt")):
-            self.write_last(model, optimizers, scaler, ema, device)
-
-    def write_settings(self):
-        """config.yaml, as it was resolved: --config out/NAME/config.yaml repeats the run."""
-        settings = {**dataclasses.asdict(self.config), "presets": {self.config.preset: {}}}
-        settings["train"]["resume"] = "auto"  # `never` and `changed` are said once
-        atomic_write(os.path.join(self.config.out_dir, "config.yaml"), yaml.safe_dump(settings, sort_keys=False))
-
-    def save(self, name, model, val_loss, **more):
-        """A self-contained checkpoint of the model's weights as they are now, if they are numbers."""
-        path, state = os.path.join(self.config.out_dir, name), self.state
-        bits = bits_per_byte(val_loss, self.meta["val"])
-        weights = dict(model.named_parameters())
-        try:
-            checkpoint.check_finite(weights)
-        except UserError as e:
-            raise UserError(
-                f"{path}: not written at step {state.step}, {e}; what was there before is untouched. "
-                "Try half the learning rate"
-            ) from None
-        made = provenance(self.origin, state, self.plan, val_loss, bits)
-        tree = checkpoint.make(self.config.model, weights, self.tokenizer.model_bytes, made)
-        checkpoint.save(path, {**tree, **more})
-
-    def last_is_due(self):
-        """Every so many steps if train.save_every says so, else once a minute."""
-        if self.config.train.save_every:
-            return self.state.step % self.config.train.save_every == 0
-        return time.monotonic() - self.saved_at > 60
-
-    def save_last(self, model, optimizers, scaler, ema, device):
-        """last.pt, unless nothing has happened since it was written."""
-        if self.state.step != self.saved_step:
-            self.write_last(model, optimizers, scaler, ema, device)
-
-    def write_last(self, model, optimizers, scaler, ema, device):
-        training = training_state(self.state, optimizers, scaler, ema, device)
-        self.save("last.pt", model, self.state.last_val_loss(), training=training)
-        self.saved_step, self.saved_at = self.state.step, time.monotonic()
-
-
-def find_last(config, origin, distributed, replace):
+def find_last(run):
     """(path, dictionary) of the last.pt that train.resume asks for, (None, None) to start anew.
 
     UserError if it is there and is of other settings, or if starting anew would replace what another run has left.
     """
-    setting, folder = config.train.resume, config.out_dir
+    setting, folder = run.config.train.resume, run.out
     own = os.path.join(folder, "last.pt")
     path = own if setting in ("auto", "changed") else setting
-    anew = setting == "never" or (path == own and (replace or not os.path.exists(own)))
-    if distributed.any(not anew) and anew:
+    anew = setting == "never" or (path == own and (run.replace or not os.path.exists(own)))
+    if run.distributed.any(not anew) and anew:
         raise UserError(
             f"{folder}: another process of this run finds a last.pt there, this one does not; all machines "
             "must share the folder"
         )
     here = not anew and os.path.exists(path) and os.path.exists(own) and os.path.samefile(path, own)
-    if distributed.main and not here and not replace:
+    if run.main and not here and not run.replace:
         left = sorted(name for name in os.listdir(folder) if name.endswith(".pt"))
         if left:
             raise UserError(
@@ -252,43 +186,46 @@ def find_last(config, origin, distributed, replace):
     if not isinstance(tree.get("training"), dict):
         raise UserError(f"{path}: holds no training state; continue from a last.pt, or start anew with --replace")
     with checkpoint.reading(path):
-        different = differences(decisive(tree["provenance"]), decisive(origin))
+        different = differences(decisive(tree["provenance"]), decisive(run.provenance))
     if different and setting != "changed":
         raise UserError(
             f"{path}: was trained with other settings: {'; '.join(different)}. --replace starts anew here, "
             f"train.out=FOLDER keeps both, train.resume=changed goes on from {own} with the new ones"
         )
-    return path, tree
+    if any(line.startswith("tokenizer.model") for line in different):
+        raise UserError(f"{path}: learned the pieces of another tokenizer, so it cannot go on; train.out=FOLDER")
+    return own if here else path, tree
 
 
-def note_changes(tree, origin, state, plan):
-    """Adds what differs from here on to state.changes. UserError if it comes too late."""
-    folder = origin["settings"]["train"]["out"] or "this folder"
-    if plan.steps < state.step:
+def note_changes(run, tree):
+    """Adds what differs from here on to the state's changes. UserError if it comes too late."""
+    state, steps = run.state, run.steps
+    if steps < state.step:
         raise UserError(
-            f"{folder}: {state.step} steps are trained already, {plan.steps} are asked for; train.out=FOLDER "
-            "for a shorter run, or --replace to start anew here"
+            f"{run.out}: {state.step} steps are trained already, {steps} are asked for; train.out=FOLDER for a shorter "
+            "run, or --replace to start anew here"
         )
-    different = differences(decisive(tree["provenance"]), decisive(origin))
-    if different and state.step == plan.steps:
+    then, now = tree["provenance"], run.provenance
+    different = differences(decisive(then), decisive(now))
+    if different and state.step == steps:
         raise UserError(
-            f"{folder}: this run has finished, so nothing is left to train with other settings: "
-            f"{'; '.join(different)}. More train.max_steps make it longer, train.out=FOLDER keeps it"
+            f"{run.out}: this run has finished, so nothing is left to train with other settings: "
+            f"{'; '.join(different)}. A larger train.max_steps makes it longer, train.out=FOLDER keeps it and trains another"
         )
-    then, now = ({key: p["settings"]["train"].get(key) for key in LENGTH} for p in (tree["provenance"], origin))
-    different += [f"train.{line}" for line in differences(then, now)]
+    lengths = ({f"train.{key}": part["settings"]["train"].get(key) for key in LENGTH} for part in (then, now))
+    different += differences(*lengths)
     state.changes += [f"at step {state.step}: {line}" for line in different]
 
 
-def greeting(folder, state, plan, rate):
-    """What a run that goes on says first. rate: the learning rate of its next step."""
-    if state.step == plan.steps == state.evaluated:
-        lines = [f"{folder}: this run has finished; its own figures follow. --replace starts it anew"]
-    else:
-        lines = [f"continuing {folder} at step {state.step} of {plan.steps}"]
-        if state.changes and state.rows:
-            lines.append(f"learning rate {state.rows[-1]['lr']:.3g} in the last step, {rate:.3g} in the next")
-    return "\n".join([*(f"changed {line}" for line in state.changes), *lines])
+def greeting(run, finished):
+    """What a run that goes on says first, in lines."""
+    step = run.state.step
+    lines = [f"changed {line}" for line in run.state.changes]
+    if finished:
+        lines.append(f"{run.out}: this run has finished; its own figures follow. --replace starts it anew")
+    elif step:
+        lines.append(f"continuing {run.out} at step {step} of {run.steps}")
+    return lines
 
 
 def restore(path, tree, model, optimizers, scaler, ema):
