@@ -12,8 +12,6 @@ from conftest import ROOT, TINY, command, refused
 from lab import files
 from lab import settings as config
 from lab.run import progress
-from lab.run.data import Plan
-from lab.run.resume import State
 import train
 
 import pytest
@@ -152,26 +150,15 @@ def test_mistakes_about_text(walk):
 # --- training shows itself
 
 
-def test_start_tells_length_and_duration(project, handlers, capsys):
+def test_start_tells_length_and_duration(project, capsys):
     train.main([*TINY, "train.gradient_accumulation_steps=2"])
     out = capsys.readouterr().out
     for text in ("parameters    this model", "12 steps of 8 windows x 32 = 256 tokens", "to go at", "words seen"):
         assert text in out, text
 
 
-def test_a_slow_cpu_is_told_of_the_quick_preset(project):
-    plan = Plan(steps=12, windows_per_step=8, tokens_per_step=256, words_per_step=100.0, epochs_per_step=0.1)
-    state = State(step=2)  # 10 of 12 to go
-    fast = progress.outlook(plan, state, 256, on_cpu=True)
-    assert fast.startswith("about 10 s to go at 256 tokens/s") and "quick" not in fast
-    assert progress.outlook(plan, state, 256 / 60, on_cpu=True).startswith("about 10 min")
-    slow = progress.outlook(plan, state, 256 / 900, on_cpu=True)
-    assert "--preset quick" in slow and "2.5 h" in slow
-    assert "quick" not in progress.outlook(plan, state, 256 / 900, on_cpu=False)
-
-
-@pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
-def test_log_sends_the_curves(kind, project, handlers, monkeypatch):
+@pytest.mark.parametrize("kind", ["tensorboard", "wandb", "trackio"])
+def test_log_sends_the_curves(kind, project, monkeypatch):
     sent = {}
 
     class Writer:
@@ -192,6 +179,13 @@ def test_log_sends_the_curves(kind, project, handlers, monkeypatch):
 
     if kind == "wandb":
         monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=Writer))
+    elif kind == "trackio":
+
+        def init(**settings):
+            writer = Writer(**settings)
+            sys.modules["trackio"].log, sys.modules["trackio"].finish = writer.log, writer.finish
+
+        monkeypatch.setitem(sys.modules, "trackio", types.SimpleNamespace(init=init))
     else:
         monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
     pairs = project / "pairs"
@@ -205,12 +199,14 @@ def test_log_sends_the_curves(kind, project, handlers, monkeypatch):
     assert sent["closed"] and "out/sllama" in str(sent["opened"])
 
 
-@pytest.mark.parametrize("kind, module", [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])
+@pytest.mark.parametrize(
+    "kind, module", [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb"), ("trackio", "trackio")]
+)
 def test_log_without_its_package(kind, module, project, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
     with pytest.raises(files.UserError, match=f"pip install {kind}"):
         train.main([*TINY, f"train.log={kind}"])
-    assert progress.open_trackers(config.load_config(None, TINY)) == []  # off: neither is missed
+    assert progress.open_log(config.load_config(None, TINY)) == (None, None)  # off: none is missed
 
 
 def test_a_log_file_shows_each_line_at_once(tmp_path):

@@ -8,6 +8,7 @@ import functools
 import json
 import re
 import sys
+import types
 
 from model import LinearCrossEntropy
 from tests import fakeguard
@@ -55,7 +56,8 @@ def faults(model_settings, train_settings, dtype, device):
     from model import Model, ModelConfig, own_line
     import train
 
-    s = load_config("quick", [f"train.{key}={value}" for key, value in train_settings.items()]).train
+    config = load_config("quick", [f"train.{key}={value}" for key, value in train_settings.items()])
+    s = config.train
     model = fakeguard.build(Model, ModelConfig(**SHAPE, **model_settings), device)
     autocast = functools.partial(torch.autocast, "cuda", dtype, enabled=dtype != torch.float32)
     ids = torch.zeros(4, 8, dtype=torch.int64, device=device)
@@ -80,14 +82,14 @@ def faults(model_settings, train_settings, dtype, device):
             found.append(f"the gradient of {name} is {p.grad if p.grad is None else (p.grad.dtype, p.grad.device)}")
     found += [f"training: CPU tensor in {name}" for name in watch.strays]
 
-    waited = []
+    run = types.SimpleNamespace(config=config, autocast=autocast, distributed=Distributed())
     optimizers = train.make_optimizers(model, s, device)
     scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
     with fakeguard.Watch() as watch:
-        step = model, model.hidden, [batch], optimizers, scaler, autocast, 1.0, s, Distributed()
-        train.train_step(*step, meanwhile=lambda: waited.append(watch.syncs.total()))
-    if waited != [0]:
-        found.append("the next batches are made after a wait")
+        loss = train.compute_gradients(model, model.hidden, [batch], scaler, run)
+        if watch.syncs:
+            found.append("the next batches are made after a wait")
+        train.update_weights(model, optimizers, scaler, loss, 1.0, run)
     allowed = 3 + (len(optimizers) if scaler.is_enabled() else 0)  # loss, norm, stop; the scaler reads each overflow
     if watch.syncs.total() > allowed:
         found.append(f"a step waits {watch.syncs.total()} times")

@@ -12,6 +12,7 @@ import collections
 import functools
 import sys
 import tempfile
+import types
 
 from lab import settings
 from lab.run.distributed import Distributed
@@ -38,10 +39,12 @@ def count(config, dtype, device):
     with parts["backward"]:
         loss.backward()
     model.zero_grad()
+    run = types.SimpleNamespace(config=config, autocast=autocast, distributed=Distributed())
     batches = [(ids, ids, None, None)] * s.gradient_accumulation_steps
     for part in ("first step", "step"):  # the first makes the optimisers' states
         with parts[part]:
-            train.train_step(model, model.hidden, batches, optimizers, scaler, autocast, 1.0, s, Distributed())
+            loss = train.compute_gradients(model, model.hidden, batches, scaler, run)
+            train.update_weights(model, optimizers, scaler, loss, 1.0, run)
     return parts
 
 

@@ -210,7 +210,7 @@ def note_changes(run, tree):
     if different and state.step == steps:
         raise UserError(
             f"{run.out}: this run has finished, so nothing is left to train with other settings: "
-            f"{'; '.join(different)}. A larger train.max_steps makes it longer, train.out=FOLDER keeps it and trains another"
+            f"{'; '.join(different)}. A larger train.max_steps makes it longer, train.out=FOLDER trains another"
         )
     lengths = ({f"train.{key}": part["settings"]["train"].get(key) for key in LENGTH} for part in (then, now))
     different += differences(*lengths)

@@ -111,7 +111,7 @@ class Run:
             self.state.best, self.state.evaluated = math.inf, -1
         self.first_step = self.state.step
         self.saved_step, self.saved_at = self.state.step if here else -1, time.monotonic()  # of last.pt
-        self.signals = Signals(self.distributed)
+        self.signals = Signals(self.exits, self.distributed)
         finished = self.state.step == self.steps == self.state.evaluated
         if self.main:
             print(progress.banner(self))
@@ -276,10 +276,10 @@ def lock(handle, folder):
 class Signals:
     """The first SIGINT or SIGTERM asks for an end after this step; a second SIGINT ends at once."""
 
-    def __init__(self, distributed):
+    def __init__(self, exits, distributed):
         self.caught, self.distributed = None, distributed
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.handle)
+            exits.callback(signal.signal, number, signal.signal(number, self.handle))  # as before, in the end
 
     def handle(self, number, frame):
         if self.caught and number == signal.SIGINT:
