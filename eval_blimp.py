@@ -59,8 +59,7 @@ def log_probabilities(model, batch):
 
 def score_tokens(model, sentences, **how):
     """The rule for all sentences (Tokens), in batches: a list of float64 arrays, nats. how: dtype, progress."""
-    rule = scoring.pseudo_log_probabilities if model.masked else log_probabilities
-    return scoring.in_batches(rule, model, sentences, **how)
+    return scoring.in_batches(model.rule or log_probabilities, model, sentences, **how)
 
 
 def score(model, texts, sentences, **how):
@@ -183,6 +182,12 @@ def parse_arguments(argv):
         metavar="FILE",
         help="no pairs: the surprisal of each word of FILE, which holds a sentence a line, goes to --csv",
     )
+    p.add_argument(
+        "--whitespace",
+        choices=["leading", "trailing"],
+        default="leading",
+        help="of --surprisal: whether the space before a word is part of it, as tokens have it, or the one after it",
+    )
     p.add_argument("--paradigms", action="store_true", help="print every paradigm")
     p.add_argument("--device", default="auto", help="auto | cpu | cuda | mps")
     p.add_argument(
@@ -276,8 +281,10 @@ def main(argv=None):
 def evaluate_models(args, paths, settings, device):
     """(Results of the models, that of --compare or None), all of the same pairs."""
     pairs, results = None, []
-    for path in paths + ([args.compare] if args.compare else []):
+    for path in [*paths, args.compare] if args.compare else paths:
         model = load_scorer(path, device, args.pll, args.trust_remote_code)
+        if args.pll and not model.masked and len(paths) == 1 and not args.compare:
+            raise UserError(f"--pll: is for masked models, and {path} is a causal one")
         if pairs is None:
             pairs, data = read_data(args, settings, model.origin)
         results.append(evaluate_model(model, pairs, data, args))
@@ -343,12 +350,18 @@ def write_surprisals(args, paths, device):
         raise UserError("--surprisal: takes one model; run the command once for each")
     lines = surprisal.read_lines(args.surprisal)
     model = load_scorer(paths[0], device, args.pll, args.trust_remote_code)
-    rows = surprisal.word_surprisals(model.model, model.tokenizer, lines, dtype=args.dtype, progress=True)
+    how = {"dtype": args.dtype, "progress": True}
+    rows = surprisal.word_surprisals(model, lines, score_tokens, args.whitespace, where=args.surprisal, **how)
     atomic_write(args.csv, surprisal.words_csv(rows))
     print(f"sentences: {len({row[0] for row in rows})}")
     print(f"words: {len(rows)}")
     print(f"tokens: {sum(row[3] for row in rows)}")
-    print(f"bits_per_word: {sum(row[4] for row in rows) / len(rows):.6f}")
+    known = [row[4] for row in rows if row[4] is not None]
+    print(f"bits_per_word: {sum(known) / max(1, len(known)):.6f}")
+    if rows and max(row[5] for row in rows) > 1:
+        print(f"windows: lines longer than the context of {model.context} tokens, see the column `window`")
+    print(f"rule: method={model.method} whitespace={args.whitespace}")
+    print(f"before_first_token: {model.before}")
     print(f"csv: {args.csv}")
     print(f"checkpoint: {paths[0]}")
 

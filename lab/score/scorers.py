@@ -53,6 +53,7 @@ class Scorer:
     origin: dict = field(default_factory=dict)
     sha256: dict = field(default_factory=dict)
     method = "full"  # how a sentence is scored, as the record of a result says it
+    rule = None  # another one than eval_blimp.py's: (scorer, batch of Tokens) -> log p of each scored token
     masked = False
 
     @property
@@ -96,7 +97,27 @@ class Scorer:
         raise NotImplementedError
 
 
-class Ours(Scorer):
+class WithOurTokenizer(Scorer):
+    before = "BOS <s>"
+
+    def encode(self, texts, leading_space=False):
+        sequences = scoring.tokenize(self.tokenizer, texts, leading_space)
+        return [Tokens(ids, 1, len(ids)) for ids in sequences]
+
+    def ends(self, text):
+        (ids,) = self.tokenizer.encode_batch([text])
+        in_bytes = scoring.token_ends(self.tokenizer, text, ids)
+        starts = np.cumsum([0, *(len(character.encode()) for character in text)])[:-1]  # of each character, in bytes
+        return np.searchsorted(starts, in_bytes)
+
+    def pieces(self):
+        return [self.tokenizer.sp.id_to_piece(i) for i in range(self.vocab_size)]
+
+    def decode(self, ids):
+        return self.tokenizer.decode(ids)
+
+
+class Ours(WithOurTokenizer):
     """A model.Model and its tokenizer."""
 
     def __init__(self, model, tokenizer, name="", provenance=None, sha256=None):
@@ -113,24 +134,8 @@ class Ours(Scorer):
         )
         self.origin["bits_per_byte"] = provenance.get("val_bits_per_byte")
 
-    def encode(self, texts, leading_space=False):
-        sequences = scoring.tokenize(self.tokenizer, texts, leading_space)
-        return [Tokens(ids, 1, len(ids)) for ids in sequences]
-
-    def ends(self, text):
-        (ids,) = self.tokenizer.encode_batch([text])
-        in_bytes = scoring.token_ends(self.tokenizer, text, ids)
-        starts = np.cumsum([0, *(len(character.encode()) for character in text)])[:-1]  # of each character, in bytes
-        return np.searchsorted(starts, in_bytes)
-
     def logits(self, ids, attention_mask=None):
         return self.model(ids).float()
-
-    def pieces(self):
-        return [self.tokenizer.sp.id_to_piece(i) for i in range(self.vocab_size)]
-
-    def decode(self, ids):
-        return self.tokenizer.decode(ids)
 
 
 class Causal(Scorer):
@@ -188,6 +193,7 @@ class Masked(Causal):
     """
 
     masked = True
+    rule = staticmethod(scoring.pseudo_log_probabilities)
     pll = "original"
 
     @property
@@ -228,9 +234,13 @@ def text_within(special):
 def load_scorer(name, device="cpu", pll=None, trust_remote_code=False):
     """The Scorer of a checkpoint of ours, a Hugging Face folder or a name on the Hub. Raises UserError.
 
-    pll: original | l2r scores it as a masked model; None: original if it is one.
+    pll: how a masked model is scored, original | l2r; None: original.
     """
     name = str(name)
+    if name.startswith("ngram:"):
+        from lab.score.ngram import Ngram
+
+        return Ngram(name.removeprefix("ngram:"))
     if os.path.isdir(name):
         if not os.path.isfile(os.path.join(name, "config.json")):
             raise UserError(
@@ -241,8 +251,6 @@ def load_scorer(name, device="cpu", pll=None, trust_remote_code=False):
     if name.endswith(".safetensors") and os.path.isfile(name):
         raise UserError(f"{name}: weights alone; give the folder they are in, with its config.json and tokenizer")
     if os.path.exists(name) or name.endswith(".pt") or not HUB_NAME.fullmatch(name):
-        if pll:
-            raise UserError(f"--pll: is for masked models, and {name} is a causal one")
         model, ckpt = checkpoint.load_model(name, device)
         sha256 = {"checkpoint": ckpt.sha256, "tokenizer": ckpt.tokenizer.sha256}
         scorer = Ours(model, ckpt.tokenizer, ckpt.path, ckpt.provenance, sha256)
@@ -262,7 +270,7 @@ def load_foreign(name, device, pll, trust_remote_code):
     try:
         config = transformers.AutoConfig.from_pretrained(name, **how)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **how)
-        masked = pll is not None or is_masked(transformers, config)
+        masked = is_masked(transformers, config, pll)
         kind = transformers.AutoModelForMaskedLM if masked else transformers.AutoModelForCausalLM
         model, loaded = kind.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **how)
     except Exception as e:  # whatever a library raises that reads what strangers wrote
@@ -294,7 +302,10 @@ def load_foreign(name, device, pll, trust_remote_code):
     return scorer
 
 
-def is_masked(transformers, config):
+def is_masked(transformers, config, pll):
+    """Of a model that can be both, as GPT-BERT: masked if --pll asks for it."""
+    if pll and "AutoModelForMaskedLM" in (getattr(config, "auto_map", None) or {}):
+        return True
     architectures = " ".join(config.architectures or [])
     if "CausalLM" in architectures or "LMHeadModel" in architectures:
         return False
