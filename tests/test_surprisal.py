@@ -10,6 +10,7 @@ import export
 from lab import checkpoint
 from lab.files import UserError
 from lab.score import scoring, surprisal
+from lab.score.scorers import Ours
 from stand_ins import History, Words, by_hand, plainly, uniform
 from test_eval_blimp import workplace  # noqa: F401  (a fixture)
 
@@ -20,9 +21,13 @@ import torch
 LINES = ["the boy sees the old dog.", "", "  Two  spaces, and 42 cups ", "\tthe naïve girl: 🙂 ran", "x"]
 
 
+def words_of(model, tokenizer, lines, **options):
+    return surprisal.word_surprisals(Ours(model, tokenizer), lines, eval_blimp.score_tokens, **options)
+
+
 def test_by_hand():
     bits = [-by_hand(History(), [1, 3, 4, 5][: n + 1], n) / math.log(2) for n in (1, 2, 3)]
-    rows = surprisal.word_surprisals(History(), Words(), ["a b c"])
+    rows = words_of(History(), Words(), ["a b c"])
     assert [row[:4] for row in rows] == [[1, 1, "a", 1], [1, 2, "b", 1], [1, 3, "c", 1]]
     assert [row[4] for row in rows] == pytest.approx(bits, abs=1e-5)
 
@@ -30,7 +35,7 @@ def test_by_hand():
 def test_words_of_a_line_add_up_to_its_score(workplace):  # noqa: F811
     """Every word as it is in the text, every token in one word, and the sum of the bits is the line's score."""
     model, ckpt = checkpoint.load_model("0.pt")
-    rows = surprisal.word_surprisals(model, ckpt.tokenizer, LINES)
+    rows = words_of(model, ckpt.tokenizer, LINES)
     scores = plainly(model, ckpt.tokenizer, LINES)
     for number, (line, score) in enumerate(zip(LINES, scores.tolist()), 1):
         of_line = [row for row in rows if row[0] == number]
@@ -54,7 +59,7 @@ def test_transformers_computes_the_same(workplace):  # noqa: F811
         ids = torch.tensor([encoded["input_ids"]])
         with torch.no_grad():
             logp = hf(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
-        rows = surprisal.word_surprisals(model, ckpt.tokenizer, [line])
+        rows = words_of(model, ckpt.tokenizer, [line])
         word_ends = [word.end() for word in re.finditer(r"\S+", line)]
         bits = [0.0] * len(rows)
         for (_, end), value in zip(encoded["offset_mapping"][1:], logp.tolist()):
@@ -74,7 +79,7 @@ def test_minicons_computes_the_same(workplace):  # noqa: F811
     theirs = scorer.token_score(lines, surprisal=True, base_two=True)
     for line, tokens in zip(lines, theirs):
         bits = [value for _, value in tokens][1:]  # BOS comes first, with a 0
-        rows = surprisal.word_surprisals(model, ckpt.tokenizer, [line])
+        rows = words_of(model, ckpt.tokenizer, [line])
         ends = np.cumsum([row[3] for row in rows])
         assert ends[-1] == len(bits)
         sums = [sum(part) for part in np.split(bits, ends[:-1])]
@@ -84,10 +89,10 @@ def test_minicons_computes_the_same(workplace):  # noqa: F811
 def test_the_command(workplace, capsys):  # noqa: F811
     pathlib.Path("text.txt").write_bytes("\r\n".join(LINES).encode("utf-8-sig"))
     eval_blimp.main(["0.pt", "--surprisal", "text.txt", "--csv", "o/words.csv"])
-    out = dict(line.split(": ") for line in capsys.readouterr().out.splitlines())
+    out = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
     with open("o/words.csv", encoding="utf-8", newline="") as f:
         rows = list(csv.DictReader(f))
-    assert list(rows[0]) == ["sentence", "position", "word", "tokens", "surprisal"]
+    assert list(rows[0]) == ["sentence", "position", "word", "tokens", "surprisal", "window"]
     assert [row["word"] for row in rows] == " ".join(LINES).split() and rows[-1]["sentence"] == "5"
     assert out["words"] == str(len(rows)) and out["sentences"] == "4" and out["checkpoint"] == "0.pt"
     assert float(out["bits_per_word"]) == pytest.approx(np.mean([float(row["surprisal"]) for row in rows]), abs=1e-5)
@@ -101,7 +106,6 @@ def test_the_command(workplace, capsys):  # noqa: F811
         (["--surprisal", "no.txt", "--csv", "o.csv"], ["no.txt", "No such file"]),
         (["--surprisal", "empty.txt", "--csv", "o.csv"], ["empty.txt", "no sentence"]),
         (["--surprisal", "latin.txt", "--csv", "o.csv"], ["latin.txt", "not UTF-8"]),
-        (["--surprisal", "long.txt", "--csv", "o.csv"], ["more than the model's context of 32", "'the cup the cup"]),
         (["1.pt", "--surprisal", "text.txt", "--csv", "o.csv"], ["one model"]),
     ],
 )
@@ -109,7 +113,6 @@ def test_mistakes(workplace, arguments, words):  # noqa: F811
     pathlib.Path("text.txt").write_text("the boy\n")
     pathlib.Path("empty.txt").write_text("\n \n")
     pathlib.Path("latin.txt").write_bytes("naïve".encode("latin-1"))
-    pathlib.Path("long.txt").write_text("the boy\n" + "the cup " * 40)
     with pytest.raises(UserError) as e:
         eval_blimp.main(["0.pt", *arguments])
     assert all(word in str(e.value) for word in words) and not pathlib.Path("o.csv").exists()
@@ -124,6 +127,42 @@ def test_a_token_that_ends_in_the_next_word():
         def encode_batch(self, texts):
             return [[3, 4] for _ in texts]  # " a b" in one token, then " c"
 
-    rows = surprisal.word_surprisals(uniform(), Merging(), ["a b c"])
+    rows = words_of(uniform(), Merging(), ["a b c"])
     assert [row[3] for row in rows] == [0, 1, 1] and rows[0][4] == 0
     assert scoring.token_ends(Merging(), "a b c", [3, 4]).tolist() == [3, 5]
+
+
+def test_a_line_longer_than_the_context_is_scored_in_overlapping_windows(workplace):  # noqa: F811
+    """Each token once, given at least the half context before it; a short line beside it is as ever."""
+    model, ckpt = checkpoint.load_model("0.pt")
+    long = "the cup of the boy sees " * 20
+    rows = words_of(model, ckpt.tokenizer, [LINES[0], long])
+    assert [row[2] for row in rows] == (LINES[0] + " " + long).split()
+    mine = [row for row in rows if row[0] == 2]
+    ids = ckpt.tokenizer.encode(long)
+    assert sum(row[3] for row in mine) == len(ids) > 32 and all(row[4] > 0 for row in mine)
+    assert [row[5] for row in mine] == sorted(row[5] for row in mine) and mine[-1][5] > 1
+    alone = [row[4] for row in words_of(model, ckpt.tokenizer, LINES[:1])]
+    assert [row[4] for row in rows if row[0] == 1] == pytest.approx(alone, abs=1e-4)
+    last = [ckpt.tokenizer.bos_id, *ids[-32:]]  # the last window: BOS and as much as fits
+    with torch.no_grad():
+        logp = model(torch.tensor([last[:-1]]))[0].log_softmax(-1)
+    count = mine[-1][3]
+    bits = -sum(logp[t - 1, last[t]].item() for t in range(33 - count, 33)) / math.log(2)
+    assert mine[-1][4] == pytest.approx(bits, abs=1e-3)
+
+
+def test_the_space_after_a_word(workplace):  # noqa: F811
+    """What one word gives up the next one has no more: with a space after it, p of a word is a probability."""
+    model, ckpt = checkpoint.load_model("0.pt")
+    line = LINES[0]
+    before, after = (words_of(model, ckpt.tokenizer, [line], whitespace=w) for w in ("leading", "trailing"))
+    ids = [ckpt.tokenizer.bos_id, *ckpt.tokenizer.encode(line)]
+    begins = [ckpt.tokenizer.sp.id_to_piece(i).startswith("\u2581") for i in range(ckpt.tokenizer.vocab_size)]
+    with torch.no_grad():
+        p = model(torch.tensor([ids]))[0].softmax(-1)[:, torch.tensor(begins)].sum(-1).tolist()
+    at = 0
+    for number, (one, other) in enumerate(zip(before, after)):
+        start, at = at, at + one[3]
+        expected = one[4] - math.log2(p[at]) + (math.log2(p[start]) if number else 0)
+        assert other[4] == pytest.approx(expected, abs=1e-3)

@@ -128,7 +128,8 @@ def in_batches(rule, model, sentences, dtype="float32", batch_tokens=None, progr
         while len(found) < len(order):
             start = len(found)
             batch = order[start : start + max(1, most // model.work(order[start]))]
-            found.update(zip(batch, rule(model, batch)))
+            for tokens, scores in zip(batch, rule(model, batch)):
+                found[tokens] = scores.copy()  # not a part of the batch's own array, which lies among the logits
             bar.update(len(batch))
     return [found[tokens] for tokens in sentences]
 
@@ -166,9 +167,9 @@ def pseudo_log_probabilities(model, batch):
 
 
 def tokens_at_once(model):
-    """How many tokens of a model's logits are made at once: 128 MB of them on a CPU, elsewhere 1 GB."""
-    if model.device.type == "cpu":
-        return min(2048, 2**25 // model.vocab_size)
+    """How many tokens of a model's logits are made at once: 8 MB of them on a CPU if that is 256 tokens, else 1 GB."""
+    if model.device.type == "cpu":  # larger ones, of ever other sizes, are left unused in the heap by the gigabyte
+        return max(256, min(2048, 2**21 // model.vocab_size))
     return min(65536, 2**28 // model.vocab_size)
 
 

@@ -1,0 +1,197 @@
+"""Models of others: their scores beside transformers' by hand, minicons and lm-eval; what cannot be loaded."""
+
+import json
+import pathlib
+
+import eval_blimp
+import export
+from lab.files import UserError
+from lab.score import ngram
+from lab.score.scorers import load_scorer
+from lab.text import pocket_english
+import strangers
+from test_eval_blimp import load_csv, load_json, workplace  # noqa: F401  (a fixture)
+
+import numpy as np
+import pytest
+import torch
+
+TEXTS = [
+    "The old dog sees a cup.",
+    "the cats sleep",
+    "Who did Ella rescue near the singers?",
+    "a",
+    "The old dog sees a cup.",
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("strangers")
+    return {kind: strangers.make(kind, folder / kind) for kind in strangers.KINDS}
+
+
+def scores_of(model, texts):
+    return eval_blimp.score(model, texts, model.encode(texts))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "pythia", "opt"])
+def test_causal_models(folders, kind):
+    """Sentence by sentence, from BOS, by transformers alone."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    hf, tok = AutoModelForCausalLM.from_pretrained(folders[kind]), AutoTokenizer.from_pretrained(folders[kind])
+    expected = []
+    for text in TEXTS:
+        ids = torch.tensor([[tok.bos_token_id, *tok(text, add_special_tokens=False)["input_ids"]]])
+        with torch.no_grad():
+            logp = hf(ids).logits[0, :-1].double().log_softmax(-1)
+        expected.append(logp.gather(1, ids[0, 1:, None]).sum().item())
+    scores = scores_of(load_scorer(folders[kind]), TEXTS)
+    assert scores == pytest.approx(expected, abs=1e-4) and scores[0] == scores[4]
+
+
+@pytest.mark.parametrize("pll", ["original", "l2r"])
+def test_masked_models(folders, pll):
+    """Token by token, each hidden alone or with the rest of its word, by transformers alone."""
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    hf, tok = AutoModelForMaskedLM.from_pretrained(folders["bert"]), AutoTokenizer.from_pretrained(folders["bert"])
+    expected = []
+    for text in TEXTS:
+        encoded = tok(text)
+        ids, words, total = encoded["input_ids"], encoded.word_ids(), 0.0
+        for place in range(1, len(ids) - 1):
+            hidden = list(ids)
+            for other in range(place, len(ids)):
+                if other == place or (pll == "l2r" and words[other] == words[place]):
+                    hidden[other] = tok.mask_token_id
+            with torch.no_grad():
+                total += hf(torch.tensor([hidden])).logits[0, place].double().log_softmax(-1)[ids[place]].item()
+        expected.append(total)
+    model = load_scorer(folders["bert"], pll=pll)
+    assert scores_of(model, TEXTS) == pytest.approx(expected, abs=1e-4)
+    assert model.label.endswith(f"[PLL {pll}]")
+
+
+def test_minicons_gives_the_same(folders):
+    minicons = pytest.importorskip("minicons.scorer")
+    total = {"reduction": lambda logp: logp.sum(0).item()}
+    for kind in ("gpt2", "pythia"):
+        theirs = minicons.IncrementalLMScorer(folders[kind], "cpu").sequence_score(TEXTS, bos_token=True, **total)
+        assert scores_of(load_scorer(folders[kind]), TEXTS) == pytest.approx(theirs, abs=1e-4)
+    masked = minicons.MaskedLMScorer(folders["bert"], "cpu")
+    for pll, metric in (("original", "original"), ("l2r", "within_word_l2r")):
+        theirs = masked.sequence_score(TEXTS, PLL_metric=metric, **total)
+        assert scores_of(load_scorer(folders["bert"], pll=pll), TEXTS) == pytest.approx(theirs, abs=1e-4)
+
+
+def test_lm_eval_gives_the_same(folders):
+    """With --compat lm-eval: what stands before a text, and the space."""
+    huggingface = pytest.importorskip("lm_eval.models.huggingface")
+    from lm_eval.api.instance import Instance
+
+    for kind in ("gpt2", "pythia", "opt"):
+        theirs = huggingface.HFLM(pretrained=folders[kind], dtype="float32", device="cpu", batch_size=4)
+        requests = [Instance("loglikelihood", {}, ("", " " + text), i) for i, text in enumerate(TEXTS)]
+        expected = [logp for logp, _ in theirs.loglikelihood(requests, disable_tqdm=True)]
+        model = load_scorer(folders[kind])
+        scores = eval_blimp.score(model, TEXTS, model.encode(TEXTS, leading_space=True))
+        assert scores == pytest.approx(expected, abs=1e-4)
+
+
+def test_what_stands_before_the_first_token(folders):
+    """In BabyLM's pipelines only what the tokenizer puts there: GPT-2's nothing, and the first token has no score."""
+    model = load_scorer(folders["gpt2"])
+    (usual,) = model.encode(["The cats"])
+    assert model.before == "BOS <|endoftext|>" and usual.ids[0] == model.tokenizer.bos_token_id
+    model.begin_as_its_tokenizer_does()
+    (tokens,) = model.encode(["The cats"])
+    assert model.before.startswith("nothing") and tokens.ids == usual.ids[1:] and tokens.first == 1
+    model = load_scorer(folders["opt"])
+    (usual,) = model.encode(["The cats"])
+    model.begin_as_its_tokenizer_does()
+    assert model.encode(["The cats"]) == [usual] and model.before == "BOS </s>"
+
+
+def test_an_export_scores_as_its_checkpoint(workplace):  # noqa: F811
+    export.export_folder("0.pt", "hf")
+    for name in ("0.pt", "hf"):
+        eval_blimp.main([name, "--data", "mine", "--csv", f"{name}.csv"])
+    for ours, theirs in zip(load_csv("0.pt.csv"), load_csv("hf.csv"), strict=True):
+        assert float(ours["score_good"]) == pytest.approx(float(theirs["score_good"]), abs=1e-4)
+        assert ours["right"] == theirs["right"]
+
+
+def test_every_output_says_how_a_masked_model_was_scored(workplace, folders, capsys):  # noqa: F811
+    bert = folders["bert"]
+    eval_blimp.main(
+        [bert, "--data", "mine", "--compare", "0.pt", "--json", "r.json", "--csv", "p.csv", "--plot", "p.svg"]
+    )
+    result, out = load_json("r.json"), capsys.readouterr().out
+    assert result["method"] == "PLL original" and result["before_first_token"] == "[CLS]"
+    assert out.count("PLL original") >= 2 and load_csv("p.csv")[0]["rule"].startswith("method=PLL original")
+    assert pathlib.Path("p.svg").read_text().startswith("<?xml")
+
+
+def test_what_is_no_language_model(tmp_path, folders):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="neither a checkpoint nor a Hugging Face folder"):
+        load_scorer(tmp_path / "empty")
+    with pytest.raises(UserError, match="weights alone; give the folder"):
+        load_scorer(pathlib.Path(folders["gpt2"]) / "model.safetensors")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text(json.dumps({"model_type": "none such"}))
+    with pytest.raises(UserError, match="broken: cannot be loaded"):
+        load_scorer(broken)
+
+
+# ------------------------------------------------------------------------------------------------------------ n-grams
+
+
+def plain_kneser_ney(lines, V, order, given, token):
+    """p(token | given) by dictionaries, from the definition. lines begin with BOS, 0."""
+    grams = [line[i : i + n] for line in lines for n in range(1, order + 1) for i in range(len(line) - n + 1)]
+
+    def count(gram):
+        if gram == (0,):
+            return 0
+        if len(gram) == order or gram[0] == 0:
+            return grams.count(gram)
+        return len({longer for longer in grams if longer[1:] == gram})
+
+    def p(context, token):
+        n = len(context) + 1
+        shorter = p(context[1:], token) if context else 1 / V
+        of_order = [count(gram) for gram in {gram for gram in grams if len(gram) == n}]
+        discount = of_order.count(1) / max(1, of_order.count(1) + 2 * of_order.count(2))
+        seen = [count((*context, w)) for w in range(V)]
+        if not sum(seen):
+            return shorter
+        reserved = discount * sum(c > 0 for c in seen)
+        return (max(seen[token] - discount, 0) + reserved * shorter) / sum(seen)
+
+    return p(given[-(order - 1) :], token)
+
+
+def test_kneser_ney():
+    """As the definition has it, and a probability: the sum over the vocabulary is 1."""
+    rng = np.random.default_rng(0)
+    lines = [(0, *rng.integers(1, 5, rng.integers(1, 7)).tolist()) for _ in range(12)]
+    model = ngram.KneserNey(np.concatenate(lines), 0, 6, order=3)
+    for given in ((0,), (0, 1), (0, 3, 2), (0, 5, 1), (0, 1, 2, 3)):
+        logp = [model.log_probabilities(np.array([*given, w]))[-1] for w in range(1, 6)]
+        expected = [plain_kneser_ney(lines, 6, 3, given, w) for w in range(1, 6)]
+        assert np.exp(logp) == pytest.approx(expected, abs=1e-12)
+        assert sum(expected) + plain_kneser_ney(lines, 6, 3, given, 0) == pytest.approx(1)
+
+
+def test_n_grams_of_a_prepared_text_are_a_model_as_any_other(project):
+    rows = [json.dumps(row) for row in next(iter(pocket_english.pairs(0, 10).values()))]
+    pathlib.Path("mine").mkdir()
+    pathlib.Path("mine/p.jsonl").write_text("\n".join(rows))
+    eval_blimp.main(["ngram:data/tiny", "--data", "mine", "--json", "r.json"])
+    assert load_json("r.json")["checkpoint"] == "ngram:data/tiny" and load_json("r.json")["pairs"] == 10
+    with pytest.raises(UserError, match="no prepared text"):
+        load_scorer("ngram:nowhere")
