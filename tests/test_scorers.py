@@ -16,13 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-TEXTS = [
-    "The old dog sees a cup.",
-    "the cats sleep",
-    "Who did Ella rescue near the singers?",
-    "a",
-    "The old dog sees a cup.",
-]
+TEXTS = ["The old dog sees a cup.", "the cats sleep", "Who did Ella rescue near the singers?", "a"]
+TEXTS.append(TEXTS[0])
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +76,7 @@ def test_minicons_gives_the_same(folders):
         theirs = minicons.IncrementalLMScorer(folders[kind], "cpu").sequence_score(TEXTS, bos_token=True, **total)
         assert scores_of(load_scorer(folders[kind]), TEXTS) == pytest.approx(theirs, abs=1e-4)
     masked = minicons.MaskedLMScorer(folders["bert"], "cpu")
+    masked.tokenizer.batch_encode_plus = masked.tokenizer  # its name before transformers 5
     for pll, metric in (("original", "original"), ("l2r", "within_word_l2r")):
         theirs = masked.sequence_score(TEXTS, PLL_metric=metric, **total)
         assert scores_of(load_scorer(folders["bert"], pll=pll), TEXTS) == pytest.approx(theirs, abs=1e-4)
@@ -125,9 +121,8 @@ def test_an_export_scores_as_its_checkpoint(workplace):  # noqa: F811
 
 def test_every_output_says_how_a_masked_model_was_scored(workplace, folders, capsys):  # noqa: F811
     bert = folders["bert"]
-    eval_blimp.main(
-        [bert, "--data", "mine", "--compare", "0.pt", "--json", "r.json", "--csv", "p.csv", "--plot", "p.svg"]
-    )
+    outputs = ["--json", "r.json", "--csv", "p.csv", "--plot", "p.svg"]
+    eval_blimp.main([bert, "--data", "mine", "--compare", "0.pt", *outputs])
     result, out = load_json("r.json"), capsys.readouterr().out
     assert result["method"] == "PLL original" and result["before_first_token"] == "[CLS]"
     assert out.count("PLL original") >= 2 and load_csv("p.csv")[0]["rule"].startswith("method=PLL original")
@@ -165,7 +160,7 @@ def plain_kneser_ney(lines, V, order, given, token):
         n = len(context) + 1
         shorter = p(context[1:], token) if context else 1 / V
         of_order = [count(gram) for gram in {gram for gram in grams if len(gram) == n}]
-        discount = of_order.count(1) / max(1, of_order.count(1) + 2 * of_order.count(2))
+        discount = of_order.count(1) / max(1, of_order.count(1) + 2 * of_order.count(2)) or 0.5
         seen = [count((*context, w)) for w in range(V)]
         if not sum(seen):
             return shorter

@@ -144,12 +144,14 @@ def test_a_line_longer_than_the_context_is_scored_in_overlapping_windows(workpla
     assert [row[5] for row in mine] == sorted(row[5] for row in mine) and mine[-1][5] > 1
     alone = [row[4] for row in words_of(model, ckpt.tokenizer, LINES[:1])]
     assert [row[4] for row in rows if row[0] == 1] == pytest.approx(alone, abs=1e-4)
-    last = [ckpt.tokenizer.bos_id, *ids[-32:]]  # the last window: BOS and as much as fits
-    with torch.no_grad():
-        logp = model(torch.tensor([last[:-1]]))[0].log_softmax(-1)
-    count = mine[-1][3]
-    bits = -sum(logp[t - 1, last[t]].item() for t in range(33 - count, 33)) / math.log(2)
-    assert mine[-1][4] == pytest.approx(bits, abs=1e-3)
+    scorer = Ours(model, ckpt.tokenizer)
+    done = 0
+    for window in surprisal.windows(scorer, *scorer.encode([long]), len(ids), room_for_next=False):
+        assert window.ids[0] == ckpt.tokenizer.bos_id and scorer.given(window) <= scorer.context == 32
+        assert list(window.ids[window.first : window.end]) == ids[done : done + window.end - window.first]
+        assert done == 0 or window.first > 16
+        done += window.end - window.first
+    assert done == len(ids)
 
 
 def test_the_space_after_a_word(workplace):  # noqa: F811

@@ -84,7 +84,7 @@ class KneserNey:
             if n == 1:
                 count[grams == bos] = 0  # BOS is given, never predicted
             once, twice = (count == 1).sum(), (count == 2).sum()
-            discount = once / max(1, once + 2 * twice)
+            discount = once / max(1, once + 2 * twice) or 0.5  # so that nothing is impossible
             context = grams // self.V if n > 1 else np.zeros(len(grams), np.int64)
             size = len(seen[n - 2][0]) if n > 1 else 1
             total = np.bincount(context, count, size)
