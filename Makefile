@@ -9,6 +9,7 @@ first-run: .venv/ready
 	$(V) train.py --preset quick
 	$(V) eval_blimp.py out/quick/ckpt.pt --data data/pocket/pairs
 	$(V) sample.py out/quick/ckpt.pt --num-samples 3 --max-tokens 40 --seed 1
+	@echo; echo "next, in this shell: source .venv/bin/activate"
 
 check: .venv/ready
 	$(V) -m ruff check .
