@@ -52,7 +52,7 @@ TRAIN = [
     "train.resume=never",
 ]
 SMALL = {
-    "prepare.py": DATA,
+    "prepare.py": [*DATA, "--replace"],  # the pages prepare one name from several sources
     "train.py": TRAIN,
     "eval_blimp.py": ["--max-pairs-per-paradigm", "2"],
     "sample.py": ["--max-tokens", "5"],
