@@ -87,9 +87,50 @@ def start(arguments, folder, **kwargs):
     return subprocess.run([sys.executable, *arguments], env=environment, **{"cwd": HERE.parent, **kwargs})
 
 
+class RMSNorm(torch.autograd.Function):
+    """One call forward and one backward, as on CUDA; where PyTorch has none, it would come in pieces."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return x * weight
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        return grad * x, torch.empty_like(weight)
+
+
+class SiLU(torch.autograd.Function):
+    """The same."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.ops.aten.silu(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.saved_tensors[0]
+
+
+def attention(q, k, v, attn_mask=None, is_causal=False, enable_gqa=False):
+    """One call forward and one backward, as on CUDA."""
+    if enable_gqa:
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
+    if attn_mask is not None:
+        bias = torch.zeros(attn_mask.shape, dtype=q.dtype, device=q.device).masked_fill(~attn_mask, -torch.inf)
+        attn_mask = bias.expand(*q.shape[:3], k.shape[2])
+    fused = torch.ops.aten._scaled_dot_product_efficient_attention
+    return fused(q, k, v, attn_mask, torch.is_grad_enabled(), 0.0, is_causal)[0]
+
+
 @contextlib.contextmanager
 def fake_cuda():
     """New tensors hold no numbers, and autocast and the gradient scaler take CUDA for present."""
+    torch.nn.functional.rms_norm = lambda x, shape, weight, eps: RMSNorm.apply(x, weight)
+    torch.nn.functional.scaled_dot_product_attention = attention
+    torch.nn.functional.silu = SiLU.apply
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     torch.cuda.is_bf16_supported = lambda *args, **kwargs: True
     torch.cuda.get_device_capability = lambda device: (9, 0)

@@ -10,6 +10,7 @@ import re
 import sys
 import types
 
+from lab.score import tries
 from model import LinearCrossEntropy
 from tests import fakeguard
 
@@ -106,8 +107,6 @@ def faults(model_settings, train_settings, dtype, device):
 
 def inference_faults(model, device):
     """The same of scoring and generation, which are in float32."""
-    from lab.score import tries
-
     with fakeguard.Watch() as watch, torch.no_grad():
         batch = next(tries.batches([[1, 5, 6, 7], [1, 5, 6, 8], [1, 9, 6]], [1, 1, 1], 64))
         scores = tries.token_log_probabilities(model, batch)
@@ -160,7 +159,7 @@ def test_kernels_and_waits_of_a_step(folder):
     )
     assert done.returncode == 0, done.stderr
     sllama, tuned = done.stdout.splitlines()
-    assert int(re.search(r"(\d+) kernels a micro-batch", sllama)[1]) <= 900
+    assert int(re.search(r"(\d+) kernels a micro-batch", sllama)[1]) <= 460
     assert int(re.search(r"optimiser (\d+)", tuned)[1]) <= 200  # torch.optim.Muon: 913
     for line in (sllama, tuned):
         assert int(re.search(r"(\d+) syncs a step", line)[1]) <= 3  # loss, norm, stop: read at once
@@ -183,6 +182,13 @@ def test_the_device_refuses_what_a_gpu_would(folder):
     """
     done = fakeguard.start(["-c", code], folder, capture_output=True, text=True)
     assert done.returncode == 1 and "two devices, cuda:0 and cpu" in done.stderr, done.stderr
+
+
+def test_scoring_leaves_cudnns_attention_alone():
+    """A new shape a batch is a new plan each; the other fused kernels stay, the CPU's among them."""
+    with tries.evaluation_mode(torch.nn.Linear(1, 1)):
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.mem_efficient_sdp_enabled()
 
 
 def test_the_loss_is_cut_into_equal_chunks(monkeypatch):

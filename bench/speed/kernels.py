@@ -3,8 +3,8 @@
     python -m bench.speed.kernels [--preset sllama --preset llama-26m] [train.optimizer=muon] [--names]     # a minute
 
 A real step of train.py runs on tensors that have shapes and no numbers (tests/fakeguard.py); what is counted is each
-call that computes something on the device. So it is an upper bound: attention and RMSNorm, counted here in their
-pieces, are one kernel each where PyTorch has CUDA, and torch.compile joins others.
+call that computes something on the device, attention, RMSNorm and SiLU as the one that they are there. torch.compile
+joins others, so it is an upper bound.
 """
 
 import argparse

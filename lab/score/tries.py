@@ -13,6 +13,7 @@ from operator import itemgetter
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 import torch.nn.functional as F
 from tqdm import tqdm
 
@@ -185,12 +186,16 @@ def pack(rows):
 
 @contextlib.contextmanager
 def evaluation_mode(model):
-    """No dropout and no TF32 inside, whatever training uses, and as before outside."""
+    """No dropout and no TF32 inside, whatever training uses, and as before outside.
+
+    Nor cuDNN's attention, which plans anew for each shape: here nearly every batch has its own.
+    """
     training, precision = model.training, torch.get_float32_matmul_precision()
     model.eval()
     torch.set_float32_matmul_precision("highest")
     try:
-        yield
+        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+            yield
     finally:
         model.train(training)
         torch.set_float32_matmul_precision(precision)
