@@ -28,7 +28,7 @@ import time
 
 from lab import cli
 from lab import settings as configuration
-from lab.files import UserError, atomic_write
+from lab.files import UserError, atomic_write, require_writable
 from lab.report import tables
 from lab.run import devices
 from lab.score import scoring, statistics
@@ -239,6 +239,9 @@ def main(argv=None):
     if overrides or not (args.data or args.surprisal) or not paths:
         settings = configuration.load_config(args.preset, overrides, args.config)
     paths = paths or [os.path.join(settings.out_dir, "ckpt.pt")]
+    for path in (args.json, args.csv, args.predictions, args.plot, args.html):
+        if path:
+            require_writable(path)
     device = devices.pick_device(args.device)
     if args.surprisal:
         write_surprisals(args, paths, device)
@@ -250,6 +253,8 @@ def main(argv=None):
         require_same_pairs([other, result], "--compare")
         result.comparison = statistics.compare(result.pairs, result.correct, other.correct)
         result.comparison.other = other.origin.label
+        if other.origin.method != result.origin.method:
+            result.warnings.append("scores of two kinds are compared: log-likelihoods and pseudo-log-likelihoods")
     on_page = [other, *results] if other else results  # each is compared with the first
     if args.html:
         require_same_pairs(on_page, "--html")

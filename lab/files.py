@@ -57,6 +57,22 @@ def atomic_write(path, content):
             os.unlink(temporary)
 
 
+def require_writable(path):
+    """UserError if `path` could not be written, as far as that is known before there is anything to write."""
+    folder = os.path.dirname(os.path.abspath(path))
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    reason = None
+    if os.path.isdir(path):
+        reason = "it is a folder"
+    elif not os.path.isdir(folder):
+        reason = f"{folder} is not a folder"
+    elif not os.access(folder, os.W_OK):
+        reason = f"no permission to write in {folder}"
+    if reason:
+        raise UserError(f"{path}: cannot be written ({reason}); choose another place")
+
+
 def sync_folder(folder):
     """A renamed file has its new name after a power cut only once its folder is on the disk too."""
     with contextlib.suppress(OSError):  # not every system can open a folder

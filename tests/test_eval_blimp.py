@@ -436,6 +436,19 @@ def test_mistakes(workplace, arguments, words):
     assert all(word in str(e.value) for word in words) and "\n" not in str(e.value)
 
 
+def test_outputs_that_cannot_be_written_are_found_before_scoring(workplace, monkeypatch):
+    monkeypatch.setattr(eval_blimp, "evaluate_models", lambda *_: pytest.fail("scored"))
+    for flag, path in (("--json", "0.pt/r.json"), ("--csv", "mine"), ("--plot", "0.pt/p.png"), ("--html", "0.pt/x/p")):
+        with pytest.raises(UserError, match=f"{path}: cannot be written"):
+            eval_blimp.main(["0.pt", "--data", "mine", flag, path])
+
+
+def test_development_and_test_pairs_are_blimps_alone(workplace, capsys):
+    eval_blimp.main(["0.pt", "--data", "mine", "--json", "r.json", "--csv", "p.csv"])
+    assert "accuracy_dev" not in capsys.readouterr().out and load_json("r.json")["accuracy_dev"] is None
+    assert {row["split"] for row in load_csv("p.csv")} == {""}
+
+
 def test_different_contexts_are_refused_and_nothing_is_written(workplace):
     tree = checkpoint.read("0.pt")
     tree["model"]["max_position_embeddings"] = 6

@@ -145,7 +145,9 @@ def pairs_csv(result):
         result.pairs, result.scores.tolist(), result.tokens.tolist(), result.correct.tolist()
     ):
         what = [pair[key] for key in ("uid", "id", "phenomenon", "field")]
-        split = "dev" if pair["dev"] else "test"
+        split = ""
+        if origin.benchmark.startswith("BLiMP"):  # the parts are by its pairIDs
+            split = "dev" if pair["dev"] else "test"
         scores = [good, bad, good - bad]
         writer.writerow(
             [*what, split, pair["good"], pair["bad"], *scores, *lengths, int(right), int(good == bad), *whose]

@@ -199,12 +199,18 @@ def recognise(pairs, path):
             wrong.append(f"{uid} {count} instead of {expected}")
     warnings = []
     if missing:
-        warnings.append(f"{len(missing)} of BLiMP's 67 paradigms are missing: {', '.join(missing)}")
+        warnings.append(f"{len(missing)} of BLiMP's 67 paradigms are missing: {some(missing)}")
     if extra:
-        warnings.append(f"counted as paradigms, but not BLiMP's: {', '.join(extra)}")
+        warnings.append(f"counted as paradigms, but not BLiMP's: {some(extra)}")
     if wrong:
-        warnings.append(f"wrong number of pairs: {', '.join(wrong)}")
+        warnings.append(f"wrong number of pairs: {some(wrong)}")
     return "BLiMP, BabyLM's filtered subset" if filtered else "BLiMP", warnings
+
+
+def some(names):
+    """The first three, and how many more."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def of_pocket_english(path):
