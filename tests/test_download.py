@@ -292,7 +292,8 @@ def test_without_a_network_few_lines_say_so(tmp_path):
         result = command("prepare.py", *SMALL, cwd=tmp_path, env=env)
         assert result.returncode == 0 and "POCKET ENGLISH" in result.stdout and result.stderr == ""
         assert len(result.stdout.splitlines()) < 25
-        refused(command("prepare.py", *SMALL, "data.source=babylm", cwd=tmp_path, env=env), url, "data.source=pocket")
+        babylm = command("prepare.py", *SMALL, "data.source=babylm", "--replace", cwd=tmp_path, env=env)
+        refused(babylm, url, "data.source=pocket")
 
 
 def test_an_explicit_source_never_falls_back(mirror):
