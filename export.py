@@ -18,12 +18,11 @@ import tempfile
 
 from lab import checkpoint, cli
 from lab import settings as configuration
-from lab.files import UserError, atomic_write, file_sha256, read_json
+from lab.files import UserError, atomic_write, file_sha256, load_tokenizer, read_json
 from lab.hub.model_card import model_card, read_babylm, read_blimp
 from lab.hub.submission import revisions
 from lab.hub.tokenizer_files import tokenizer_files
 from model import Model, ModelConfig, parameter_counts, sharing
-from tokenizer import load as load_tokenizer
 
 import torch
 

@@ -30,7 +30,7 @@ import time
 from typing import NamedTuple
 
 from lab import cli
-from lab.files import UserError
+from lab.files import UserError, load_tokenizer
 from lab.settings import parse_args
 from lab.text import corpus, pocket_english
 from lab.text.cleaning import CLEANING, clean
@@ -225,9 +225,11 @@ def train_tokenizer(text_blocks, vocab_size, fallback, each):
         return tokenizer.train_on_counts(counts, vocab_size)
     except tokenizer.VocabularyError as e:
         if not fallback:
-            raise
+            raise UserError(f"tokenizer.{e}") from None
         print(f"NOTICE: this text supports no {vocab_size} pieces; the vocabulary has {e.possible}")
         return tokenizer.train_on_counts(counts, e.possible)
+    except ValueError as e:
+        raise UserError(f"data.source: {e}") from None
 
 
 encoder = functools.lru_cache(1)(tokenizer.CorpusEncoder)  # one for all batches of a process
@@ -347,13 +349,13 @@ def prepare(config, source, replace=False, fallback=False):
     """
     start = time.time()
     data, folder = config.data, config.data_dir
-    tok = tokenizer.load(config.tokenizer.model) if config.tokenizer.model else None
+    tok = load_tokenizer(config.tokenizer.model) if config.tokenizer.model else None
     if tok and tok.decode(tok.encode(PROBE)) != PROBE:
         print(
             f"NOTICE: {config.tokenizer.model} DOES NOT GIVE BACK EVERY TEXT IT IS GIVEN; "
             "bits per byte are of the text it keeps"
         )
-    if tok and data.copies > 1 and not tokenizer.cuts_at_spaces(tok):
+    if tok and data.copies > 1 and not tok.cuts_at_spaces:
         raise UserError(
             "data.copies: the other copies are cut by BPE within words, and this tokenizer.model works "
             "differently; leave tokenizer.model at null or data.copies at 1"

@@ -16,12 +16,8 @@ import collections
 import functools
 import hashlib
 import io
-import itertools
 import os
 import re
-
-from lab.files import UserError
-from lab.hub import model_proto
 
 import numpy as np
 import sentencepiece
@@ -31,22 +27,15 @@ SPACE = "\u2581"  # ▁, what SentencePiece writes for a space
 RESERVED = "\u2585"  # ▅, its sign for the unknown: it does not train on lines that hold one
 WORD = re.compile(r" +[^ ]*(?: \Z)?")  # with the spaces before it, and one at the end of the text
 MOST_PIECES = 65_536  # a token is stored in 16 bits
+MOST_WORDS = 500_000  # whose tokens are remembered: about 100 MB
 DROPOUT = 0.1  # of BPE's merges
-
-
-class VocabularyError(UserError):
-    """A vocabulary that the text does not support; `possible` is the nearest size that it does."""
-
-    def __init__(self, message, possible):
-        super().__init__(message)
-        self.possible = possible
 
 
 class Tokenizer:
     """A SentencePiece model. `encode` adds no BOS; text that looks like a special piece ("<s>", "<0x0A>") is text."""
 
     def __init__(self, model_bytes, where="tokenizer"):
-        """UserError if it is no SentencePiece model with a BOS and at most 65,536 pieces; `where` names it there."""
+        """ValueError, naming `where`, unless it is a SentencePiece model with a BOS and at most 65,536 pieces."""
         self.model_bytes = bytes(model_bytes)
         self.sha256 = hashlib.sha256(self.model_bytes).hexdigest()
         self.sp = sentencepiece.SentencePieceProcessor()
@@ -55,18 +44,18 @@ class Tokenizer:
         except (RuntimeError, OSError, ValueError):
             good = False
         if not good or self.sp.vocab_size() < 1:
-            raise UserError(f"{where}: not a SentencePiece model; give the tokenizer.model file of one")
+            raise ValueError(f"{where}: not a SentencePiece model; give the tokenizer.model file of one")
 
         self.vocab_size = self.sp.vocab_size()
         self.bos_id = self.sp.bos_id()
         self.eos_id = self.sp.eos_id()
         if self.bos_id < 0:
-            raise UserError(
+            raise ValueError(
                 f"{where}: the tokenizer has no BOS piece, and every line starts with one; "
                 "use a model trained with bos_id >= 0"
             )
         if self.vocab_size > MOST_PIECES:
-            raise UserError(
+            raise ValueError(
                 f"{where}: {self.vocab_size} pieces do not fit the 16 bits of a token; "
                 f"use a tokenizer of at most {MOST_PIECES}"
             )
@@ -77,6 +66,10 @@ class Tokenizer:
         """The pieces of the text's bytes."""
         return [self.sp.piece_to_id(f"<0x{byte:02X}>") for byte in text.encode()]
 
+    def is_text(self, i):
+        """Is piece i a piece of text: no byte, no BOS or EOS, not the unknown?"""
+        return not (self.sp.is_byte(i) or self.sp.is_control(i) or self.sp.is_unknown(i))
+
     @functools.cached_property
     def byte_lengths(self):
         """How many bytes of a text each piece stands for, its space included; 0 for BOS, EOS and unknown characters."""
@@ -84,7 +77,7 @@ class Tokenizer:
         for i in range(self.vocab_size):
             if self.sp.is_byte(i):
                 lengths[i] = 1
-            elif not self.sp.is_control(i) and not self.sp.is_unknown(i):
+            elif self.is_text(i):
                 lengths[i] = len(self.sp.id_to_piece(i).replace(SPACE, " ").encode())
         return lengths
 
@@ -94,9 +87,9 @@ class Tokenizer:
             return self.encode_space_sign(text)
         return self.sp.encode(text)
 
-    def encode_batch(self, texts, threads=None):
-        """list of str -> list of lists of ids, on `threads` cores (default all)."""
-        encoded = self.sp.encode(texts, num_threads=threads or os.cpu_count() or 1)
+    def encode_batch(self, texts):
+        """list of str -> list of lists of ids, on all cores."""
+        encoded = self.sp.encode(texts, num_threads=os.cpu_count() or 1)
         for i, text in enumerate(texts):
             if SPACE in text:
                 encoded[i] = self.encode(text)
@@ -122,6 +115,37 @@ class Tokenizer:
         """
         return self.sp.decode([int(i) for i in ids])
 
+    # What kind of tokenizer it is, seen from what it does to a text
+
+    @property
+    def adds_space(self):
+        """Does it put a space in front of a text?"""
+        return self.sp.normalize("x") == SPACE + "x"
+
+    @property
+    def is_plain_bpe(self):
+        """Is it byte-pair encoding of the text as it is?
+
+        BPE scores a piece by its rank, the others by how likely it is; one defined by hand gets 0, as the first rank.
+        """
+        text = "  Ａ\t  ﬁ\u200b e\u0301 "  # all that Unicode's compatibility forms and SentencePiece's rules replace
+        as_it_is = self.sp.normalize(text).removeprefix(SPACE * self.adds_space) == text.replace(" ", SPACE)
+        scores = [self.sp.get_score(i) for i in range(self.vocab_size) if self.is_text(i)]
+        return as_it_is and all(score.is_integer() for score in scores) and scores.count(0) <= 1
+
+    @functools.cached_property
+    def cuts_at_spaces(self):
+        """Is the encoding of a text that of its words, one after the other?"""
+        pieces = map(self.sp.id_to_piece, range(self.vocab_size))
+        past_spaces = any(SPACE in piece.lstrip(SPACE) for piece in pieces)
+        return self.is_plain_bpe and self.adds_space and not past_spaces
+
+
+def load(path):
+    """The Tokenizer in a file. OSError if it cannot be read, ValueError if it cannot be used."""
+    with open(path, "rb") as f:
+        return Tokenizer(f.read(), path)
+
 
 # ---------------------------------------------------------------------------------------------------- whole corpora
 
@@ -136,38 +160,22 @@ class CorpusEncoder:
     def __init__(self, model_bytes):
         self.tokenizer = Tokenizer(model_bytes)
         self.bos = id_bytes([self.tokenizer.bos_id])
-        self.words = Words(self.tokenizer)
-        self.by_word = bool(cuts_at_spaces(self.tokenizer))
+        self.word_bytes = functools.lru_cache(MOST_WORDS)(self.text_bytes)
+
+    def text_bytes(self, text):
+        return id_bytes(self.tokenizer.encode(text))
 
     def encode(self, texts, rng=None):
         """BOS and the tokens of each text; with a random.Random, the words of most texts are cut by BPE dropout."""
-        tokens_of = self.words.__getitem__ if rng is None else BpeDropout(self.tokenizer, rng)
+        tokens_of = self.word_bytes if rng is None else BpeDropout(self.tokenizer, rng)
         tokens = []
         for text in texts:
             tokens.append(self.bos)
-            if self.by_word and SPACE not in text:
+            if self.tokenizer.cuts_at_spaces and SPACE not in text:
                 tokens.extend(map(tokens_of, split_words(text)))
             else:
-                tokens.append(id_bytes(self.tokenizer.encode(text)))
+                tokens.append(self.text_bytes(text))
         return b"".join(tokens)
-
-
-class Words(dict):
-    """{word: its tokens as bytes}, filled as they are asked for."""
-
-    MOST = 500_000  # words, about 100 MB
-    LONGEST = 40  # characters: where nothing is written between words, a "word" is a line, and comes once
-
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
-
-    def __missing__(self, word):
-        tokens = id_bytes(self.tokenizer.encode(word))
-        if len(self) >= self.MOST:
-            self.clear()
-        if len(word) <= self.LONGEST:
-            self[word] = tokens
-        return tokens
 
 
 class BpeDropout:
@@ -181,30 +189,25 @@ class BpeDropout:
     def __init__(self, tokenizer, rng, dropout=DROPOUT):
         self.tokenizer, self.rng, self.dropout = tokenizer, rng, dropout
         sp = tokenizer.sp
-        normal = [i for i in range(tokenizer.vocab_size) if not (sp.is_byte(i) or sp.is_control(i) or sp.is_unknown(i))]
-        self.ids = {sp.id_to_piece(i): i for i in normal}
+        self.ids = {sp.id_to_piece(i): i for i in range(tokenizer.vocab_size) if tokenizer.is_text(i)}
         self.learnt = {piece: -sp.get_score(i) for piece, i in self.ids.items()}
 
     def __call__(self, word):
         parts = list(SPACE + word.replace(" ", SPACE))
         while True:
             pairs = [a + b for a, b in zip(parts, parts[1:])]
-            merges = [
-                (self.learnt[pair], at)
-                for at, pair in enumerate(pairs)
-                if pair in self.learnt and self.rng.random() >= self.dropout
-            ]
+            merges = []
+            for at, pair in enumerate(pairs):
+                if pair in self.learnt and self.rng.random() >= self.dropout:
+                    merges.append((self.learnt[pair], at))
             if not merges:
                 break
             _, at = min(merges)
             parts[at : at + 2] = [pairs[at]]
-        return id_bytes([i for part in parts for i in self.ids_of(part)])
-
-    def ids_of(self, part):
-        """One id, or for a character that is no piece those of its bytes."""
-        if part in self.ids:
-            return [self.ids[part]]
-        return self.tokenizer.byte_ids(part)
+        ids = []
+        for part in parts:
+            ids += [self.ids[part]] if part in self.ids else self.tokenizer.byte_ids(part)
+        return id_bytes(ids)
 
 
 def split_words(text):
@@ -223,21 +226,15 @@ def id_bytes(ids):
     return np.array(ids, "<u2").tobytes()
 
 
-def cuts_at_spaces(tokenizer):
-    """Is the encoding of a text that of its words, one after the other?"""
-    try:
-        _, trainer, normalizer = model_proto.read_model(tokenizer.model_bytes)
-    except ValueError:
-        return False
-    pieces = map(tokenizer.sp.id_to_piece, range(tokenizer.vocab_size))
-    return (
-        model_proto.is_plain_bpe(trainer, normalizer)
-        and normalizer["add_dummy_prefix"]
-        and not any(SPACE in piece.lstrip(SPACE) for piece in pieces)
-    )
-
-
 # ---------------------------------------------------------------------------------------------------- training
+
+
+class VocabularyError(ValueError):
+    """A vocabulary that the text does not support; `possible` is the nearest size that it does."""
+
+    def __init__(self, message, possible):
+        super().__init__(message)
+        self.possible = possible
 
 
 def count_words(lines):
@@ -246,32 +243,38 @@ def count_words(lines):
     >>> count_words(["the cat", "the  cat"])
     Counter({'the': 2, 'cat': 1, ' cat': 1})
     """
-    words = (split_words(line.replace(SPACE, " ")) for line in lines if line and RESERVED not in line)
-    return collections.Counter(itertools.chain.from_iterable(words))
+    counts = collections.Counter()
+    for line in lines:
+        if line and RESERVED not in line:
+            counts.update(split_words(line.replace(SPACE, " ")))
+    return counts
+
+
+def lines_of(counts):
+    """Lines in which each word occurs as often as `counts` says."""
+    for word, count in counts.items():
+        many = LONGEST_LINE // (len(word) + 1)
+        if word.endswith(" ") or not many:  # it ends its line, or fills it
+            many = 1
+        for start in range(0, count, many):
+            yield " ".join([word] * min(many, count - start))
 
 
 def train(lines, vocab_size):
     """A Tokenizer of exactly `vocab_size` pieces from an iterable of str (each at most LONGEST_LINE characters).
 
     Byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909), digits split, one thread: the same text gives the
-    same bytes. UserError naming the largest (or smallest) vocabulary if the text does not support `vocab_size`.
+    same bytes. VocabularyError naming the largest (or smallest) vocabulary if the text does not support `vocab_size`.
     """
     return train_on_counts(count_words(lines), vocab_size)
 
 
 def train_on_counts(counts, vocab_size):
     """train() on count_words() of the lines. SentencePiece's model is the same as from the lines themselves."""
-    if any("\t" in word for word in counts):  # a tab separates word and count below: so repeat
-        sentences = itertools.chain.from_iterable(map(itertools.repeat, counts.keys(), counts.values()))
-        form = {}
-    else:
-        sentences = (f"{word}\t{count}" for word, count in counts.items())
-        form = {"input_format": "tsv"}
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=sentences,
-            **form,
+            sentence_iterator=lines_of(counts),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
@@ -282,7 +285,7 @@ def train_on_counts(counts, vocab_size):
             add_dummy_prefix=True,
             remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True,
-            max_sentence_length=LONGEST_LINE * 4,
+            max_sentence_length=LONGEST_LINE * 4,  # bytes
             unk_id=0,
             bos_id=1,
             eos_id=2,
@@ -292,7 +295,7 @@ def train_on_counts(counts, vocab_size):
         )
     except (RuntimeError, OSError) as e:
         raise training_error(str(e), vocab_size) from None
-    return Tokenizer(model_proto.without_input_format(model.getvalue()))
+    return Tokenizer(model.getvalue())
 
 
 def training_error(message, vocab_size):
@@ -301,22 +304,12 @@ def training_error(message, vocab_size):
         return KeyboardInterrupt()
     if most := re.search(r"too high .*<= (\d+)", message):
         return VocabularyError(
-            f"tokenizer.vocab_size: {vocab_size} is more than this text supports; the largest possible is {most[1]}",
-            int(most[1]),
+            f"vocab_size: {vocab_size} is more than this text supports; the largest possible is {most[1]}", int(most[1])
         )
     if least := re.search(r"smaller than required_chars. \d+ vs (\d+)", message):
         return VocabularyError(
-            f"tokenizer.vocab_size: {vocab_size} is less than bytes and characters alone need; "
+            f"vocab_size: {vocab_size} is less than bytes and characters alone need; "
             f"the smallest possible is {least[1]}",
             int(least[1]),
         )
-    return UserError(f"tokenizer: SentencePiece cannot train on this text: {message}")
-
-
-def load(path):
-    """The Tokenizer in a file. UserError if it cannot be read or used."""
-    try:
-        with open(path, "rb") as f:
-            return Tokenizer(f.read(), path)
-    except OSError as e:
-        raise UserError(f"{path}: cannot be read ({e.strerror})") from None
+    return ValueError(f"SentencePiece cannot train on this text: {message}")

@@ -112,3 +112,15 @@ def sealed(tree):
     """A dictionary for a JSON file with a checksum of the rest of it as `meta_sha256`."""
     rest = {key: value for key, value in tree.items() if key != "meta_sha256"}
     return {**rest, "meta_sha256": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
+
+
+def load_tokenizer(path):
+    """The Tokenizer in a file. UserError if it cannot be read or used."""
+    import tokenizer  # here: SentencePiece and NumPy take a moment
+
+    try:
+        return tokenizer.load(path)
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror})") from None
+    except ValueError as e:
+        raise UserError(str(e)) from None

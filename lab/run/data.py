@@ -5,8 +5,7 @@ import json
 import math
 import os
 
-from lab.files import UserError, file_sha256, sealed
-from tokenizer import load as load_tokenizer
+from lab.files import UserError, file_sha256, load_tokenizer, sealed
 
 import numpy as np
 import torch
