@@ -1,4 +1,4 @@
-"""What bench/gpu.sh runs: the tests that need a GPU, correctness, speed, memory, three recipes and their BLiMP scores.
+"""What bench/gpu.sh runs: tests on a GPU, three recipes with BLiMP, compiling, precisions, memory, attention, speed.
 
 Environment: DATA (folder with babylm-2mb, babylm-10mb and babylm-10m as prepare.py leaves them; any that is missing is
 replaced by Pocket English and marked as stand-in), BLIMP (folder or zip), DEVICE (cuda, cpu), QUICK=1 (tiny models, a
@@ -44,7 +44,7 @@ else:  # the card's 16 x 4 windows with checkpointing are for small GPUs; these 
     LARGE["llama-66m"] = LARGE["llama-26m"]
 
 
-def call(command, limit, until, cwd):
+def call(command, limit, until, cwd, environment=()):
     """Runs a command: {command, status, seconds, the end of its output and, if it failed, of its errors}.
 
     It is stopped after `limit` seconds, or when the whole script has run for `until`, both of 520 allowed.
@@ -55,7 +55,8 @@ def call(command, limit, until, cwd):
         return {**record, "status": "no time left"}
     start = time.time()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=limit, env=ENVIRONMENT)
+        env = {**ENVIRONMENT, **dict(environment)}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=limit, env=env)
         record |= {"status": done.returncode, "tail": done.stdout[-3000:]}
         if done.returncode:
             record["errors"] = done.stderr[-1500:]
@@ -76,7 +77,7 @@ def block(record):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Stages: functions of (state, run, put); run(command, limit) -> record, put(name, record or value)
+# Stages: functions of (state, run, put); run(command, limit, environment) -> record, put(name, record or value)
 
 
 def environment(state, run, put):
@@ -117,89 +118,97 @@ def data(state, run, put):
 
 def tests(state, run, put):
     gpu_tests = os.path.join(ROOT, "tests", "test_gpu.py")
-    put("pytest", run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", gpu_tests], 130))
+    put("pytest", run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", gpu_tests], 100))
 
 
-def correctness(state, run, put):
+def recipe(preset, limit, state, run, put):
+    """A preset's own recipe, whole, the batch in fewer and larger pieces where the GPU has room; then its BLiMP."""
+    few = ["train.max_steps=4", "train.epochs=null", "train.eval_windows=4", "train.warmup=0"] if QUICK else []
+    settings = [*few, *TINY, *LARGE.get(preset, []), f"train.device={DEVICE}", f"train.out=out/{preset}"]
+    record = run(script("train.py", "--preset", preset, *settings), limit)
+    rows = []
+    with contextlib.suppress(OSError), open(f"out/{preset}/losses.csv", encoding="utf-8") as f:
+        rows = f.read().splitlines()
+    put(preset, {**record, "closing_block": block(record), "losses": rows[:1] + rows[-5:]})
+    pairs = state["data"]["pairs"]
+    where = ["--data", pairs] if os.path.isdir(pairs) else []
+    few = ["--max-pairs-per-paradigm", "5", "--allow-incomplete"] if QUICK else []
+    record = run(script("eval_blimp.py", f"out/{preset}/ckpt.pt", *where, *few, "--device", DEVICE), 60)
+    put(f"{preset}, scored", {**record, "closing_block": block(record)})
+
+
+def sllama(state, run, put):
+    recipe("sllama", 150, state, run, put)
+
+
+def step(preset, run, *options, **environment):
+    """Tokens a second, peak memory, and the seconds of the first step, of training steps on random tokens."""
+    settings = ["--preset", preset, *TINY, *LARGE.get(preset, []), f"train.device={DEVICE}", *options]
+    record = run(module("bench.speed.step", "--steps", "2" if QUICK else "20", *settings), 60, environment)
+    return block(record) if record["status"] == 0 else record
+
+
+def compiling(state, run, put):
+    """With and without torch.compile; what it takes is in the first step."""
+    for setting in ("false",) if QUICK else ("false", "true"):
+        put(f"sllama, train.compile={setting}", step("sllama", run, f"train.compile={setting}"))
+
+
+def precisions(state, run, put):
     """Losses of 20 steps by precision and switches, resume, and one rank under torchrun.
 
     In one process, as most of the time would be start-up.
     """
-    record = run(module("bench.gpu", "--correctness"), 150)
+    record = run(module("bench.gpu", "--correctness"), 120)
     lines = [line for line in record.get("tail", "").splitlines() if line.startswith("{")]
     put("losses", json.loads(lines[-1]) if lines else record)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1"]
     put("torchrun", run([*torchrun, os.path.join(ROOT, "train.py"), *SHORT, "train.out=out/torchrun"], 60))
 
 
-def throughput(state, run, put):
-    """Tokens a second, peak memory, and the seconds of the first step (compiling), on random tokens."""
-    for preset in ("llama-66m", "llama-26m", "sllama"):
-        compiled = "train.compile=false" if QUICK else "train.compile=true"
-        settings = [*TINY, *LARGE.get(preset, []), compiled, f"train.device={DEVICE}"]
-        command = module("bench.speed.step", "--steps", "6" if QUICK else "40", "--preset", preset, *settings)
-        record = run(command, 100)
-        put(preset, block(record) if record["status"] == 0 else record)
+def cards(state, run, put):
+    recipe("llama-26m", 45, state, run, put)
+    recipe("llama-66m", 90, state, run, put)
 
 
-def recipes(state, run, put):
-    """Each preset's own recipe, whole; the batch in fewer and larger pieces where the GPU has room."""
-    for preset, limit in (("sllama", 170), ("llama-26m", 60), ("llama-66m", 110)):
-        few = ["train.max_steps=4", "train.epochs=null", "train.eval_windows=4", "train.warmup=0"] if QUICK else []
-        settings = [*few, *TINY, *LARGE.get(preset, []), f"train.device={DEVICE}", f"train.out=out/{preset}"]
-        record = run(script("train.py", "--preset", preset, *settings), limit)
-        rows = []
-        with contextlib.suppress(OSError), open(f"out/{preset}/losses.csv", encoding="utf-8") as f:
-            rows = f.read().splitlines()
-        put(preset, {**record, "closing_block": block(record), "losses": rows[:1] + rows[-5:]})
+def memory(state, run, put):
+    """Peak memory with and without gradient checkpointing, and with all logits at once."""
+    for options in ([], ["train.gradient_checkpointing=true"], ["--loss", "plain"]):
+        put(" ".join(["llama-66m", *options]), step("llama-66m", run, "train.compile=false", *options))
 
 
-def evaluation(state, run, put):
-    """Seconds of the whole command, start-up included, and its accuracy."""
-    pairs = state["data"]["pairs"]
-    where = ["--data", pairs] if os.path.isdir(pairs) else []
-    few = ["--max-pairs-per-paradigm", "5", "--allow-incomplete"] if QUICK else []
-    for preset in ("sllama", "llama-26m", "llama-66m"):
-        record = run(script("eval_blimp.py", f"out/{preset}/ckpt.pt", *where, *few, "--device", DEVICE), 60)
-        put(preset, {**record, "closing_block": block(record)})
+def attention(state, run, put):
+    """cuDNN's kernel, PyTorch's default on recent cards, and without it."""
+    for deprioritized in ("0", "1"):
+        found = step("sllama", run, "train.compile=false", TORCH_CUDNN_SDPA_DEPRIORITIZED=deprioritized)
+        put(f"sllama, TORCH_CUDNN_SDPA_DEPRIORITIZED={deprioritized}", found)
 
 
-def more(state, run, put):
-    """If time is left: beside transformers."""
+def transformers(state, run, put):
+    """If time is left: tokens a second beside transformers, both compiled."""
     if QUICK:
         return
     settings = ["--preset", "llama-66m", "--device", DEVICE, "--compile", "both", "--batch", "16", "--steps", "20"]
-    put("transformers", run(module("bench.speed.throughput", *settings), 90))
+    put("llama-66m", run(module("bench.speed.throughput", *settings), 90))
 
 
 # seconds of the whole script after which a stage starts nothing more; what one leaves goes to the next
 STAGES = {
-    environment: 60,
-    data: 90,
-    tests: 180,
-    correctness: 270,
-    throughput: 390,
-    recipes: 490,
-    evaluation: 520,
-    more: 520,
+    environment: 40,
+    data: 60,
+    tests: 140,
+    sllama: 270,
+    compiling: 310,
+    precisions: 380,
+    cards: 460,
+    memory: 490,
+    attention: 510,
+    transformers: 520,
 }
 
-SHORT = [
-    "--preset",
-    "quick",
-    "train.max_steps=20",
-    "train.decay_steps=20",
-    "train.eval_every=10",
-    "train.save_every=10",
-    "train.eval_windows=16",
-    "train.sample_tokens=0",
-    "train.warmup=2",
-    "train.gradient_accumulation_steps=2",
-    f"train.device={DEVICE}",
-    "train.compile=false",
-    "train.dtype=float32",
-    *TINY,
-]
+SHORT = ["--preset", "quick", *TINY, f"train.device={DEVICE}", "train.compile=false", "train.dtype=float32"]
+SHORT += ["train.max_steps=20", "train.decay_steps=20", "train.warmup=2", "train.gradient_accumulation_steps=2"]
+SHORT += ["train.eval_every=10", "train.save_every=10", "train.eval_windows=16", "train.sample_tokens=0"]
 KINDS = {  # settings of a run, and the largest difference from the float32 losses that still agrees
     "float32 again": ([], 1e-4),
     "bfloat16": (["train.dtype=bfloat16"], 0.05),
@@ -260,8 +269,8 @@ def main():
                 continue
             records = result["stages"][name] = {}
 
-            def run(command, limit, until=until):
-                return call(command, limit, until, folder)
+            def run(command, limit, environment=(), until=until):
+                return call(command, limit, until, folder, environment)
 
             def put(key, value, records=records, name=name):
                 records[key] = value

@@ -189,15 +189,24 @@ def test_figures_show_presets_that_exist(monkeypatch):
 
 def test_gpu_script_on_a_cpu():
     """The whole way from no data to BLiMP scores of tiny models; the longer stages are left out."""
-    quick = dict(DEVICE="cpu", QUICK="1", STAGES="recipes", BLIMP="", SECONDS_ALLOWED="5200", PYTHON=sys.executable)
+    quick = dict(
+        DEVICE="cpu",
+        QUICK="1",
+        STAGES="sllama compiling cards",
+        BLIMP="",
+        SECONDS_ALLOWED="5200",
+        PYTHON=sys.executable,
+    )
     command = ["bash", ROOT / "bench/gpu.sh", "gpu.json"]
     done = subprocess.run(command, env={**os.environ, **quick}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     r = json.load(open("gpu.json"))
     assert set(r["stages"]["data"]["stand_in"]) == {"babylm-2mb", "babylm-10mb", "babylm-10m"}
-    for preset in ("sllama", "llama-26m", "llama-66m"):
-        record = r["stages"]["recipes"][preset]
+    for stage, preset in (("sllama", "sllama"), ("cards", "llama-26m"), ("cards", "llama-66m")):
+        record, scored = r["stages"][stage][preset], r["stages"][stage][f"{preset}, scored"]
         assert record["status"] == 0 and record["closing_block"]["steps"] == 4 and len(record["losses"]) == 6, record
+        assert scored["status"] == 0 and scored["closing_block"]["pairs"] > 0, scored
+    assert r["stages"]["compiling"]["sllama, train.compile=false"]["tokens_per_second"] > 0
     assert os.listdir(".") == ["gpu.json"]
 
 
