@@ -22,10 +22,10 @@ SHARED = pathlib.Path(__file__).resolve().parent.parent.parent / "shared" / "dat
         (GOOD + "\n" + GOOD[:20], 2, "cut short"),
         (GOOD + "\nnonsense\n", 2, "not valid JSON"),
         ("[1]\n", 1, "not an object"),
-        (GOOD + "\n\n" + '{"sentence_good": "a"}', 3, "`sentence_bad` is missing"),
+        (GOOD + "\n\n" + '{"sentence_good": "a"}', 3, "no `sentence_bad`: its keys are sentence_good; wanted"),
         (GOOD + "\n" + json.dumps(pair("a \ud800", "a")), 2, "not Unicode text"),
-        (json.dumps(pair("", "a")), 1, "`sentence_good` is missing, empty"),
-        (json.dumps(pair(["a"], "a")), 1, "`sentence_good` is missing, empty or not text"),
+        (json.dumps(pair("", "a")), 1, "`sentence_good` is empty or not text"),
+        (json.dumps(pair(["a"], "a")), 1, "`sentence_good` is empty or not text"),
         ("[" * 100000, 1, ""),
     ],
 )

@@ -137,8 +137,11 @@ def read_pair(row, stem, index):
     if not isinstance(row, dict):
         raise ValueError("not an object with sentence_good and sentence_bad")
     for key in ("sentence_good", "sentence_bad"):
-        if not isinstance(row.get(key), str) or not row[key].strip():
-            raise ValueError(f"`{key}` is missing, empty or not text")
+        if key not in row:
+            found = ", ".join(list(map(str, row))[:8]) or "none"
+            raise ValueError(f"no `{key}`: its keys are {found}; wanted are sentence_good and sentence_bad")
+        if not isinstance(row[key], str) or not row[key].strip():
+            raise ValueError(f"`{key}` is empty or not text")
     number = row.get("pairID", row.get("pair_id", index))
     try:
         dev = int(number) % 10 == 0
