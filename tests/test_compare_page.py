@@ -101,6 +101,16 @@ def evaluations(files, tmp_path, models):
     return found
 
 
+def test_bits_per_byte_of_different_texts_are_said_not_to_compare(tmp_path):
+    results = evaluations({"p": [pair("a", "a b")]}, tmp_path, [uniform(), uniform()])
+    for result in results:
+        result.origin.bits_per_byte = 1.5
+    for corpora, said in ((("one text", "one text"), False), (("one text", "another"), True)):
+        for result, corpus in zip(results, corpora):
+            result.origin.corpus = corpus
+        assert ("those of different texts do not compare" in compare_page.page(results)) == said
+
+
 def points(interval, form="{:.1f}"):
     return " to ".join(form.format(100 * x) for x in interval)
 

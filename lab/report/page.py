@@ -165,6 +165,11 @@ def overview(results, labels, compared):
         row.append(cell(result.origin.corpus or "-"))
         rows.append(row)
     parts.append(table(heads, rows))
+    texts = {result.origin.corpus for result in results if result.origin.bits_per_byte is not None}
+    if len(texts) > 1:
+        parts.append(
+            tag("p", "Bits per byte are of each model's own validation text; those of different texts do not compare.")
+        )
 
     for label, c in zip(labels[1:], compared):
         parts.append(
