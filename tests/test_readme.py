@@ -32,7 +32,18 @@ PAGES = [
 ]
 # Only read, not run: they need the network, several machines, another project or many minutes; likewise the modules
 # that SMALL does not know. Their shell is parsed, and what they give to our files is checked.
-ONLY_READ = ("pip install", "uv ", "git clone", "cd ", "bash ", "for ", "torchrun", "hf ", "python -m venv")
+ONLY_READ = (
+    "python eval_blimp.py bert-base-uncased",
+    "pip install",
+    "uv ",
+    "git clone",
+    "cd ",
+    "bash ",
+    "for ",
+    "torchrun",
+    "hf ",
+    "python -m venv",
+)
 DATA = ["data.pocket_words=20000", "data.validation_kb=4", "data.budget_mb=null", "tokenizer.vocab_size=400"]
 TRAIN = [
     "model.hidden_size=32",
