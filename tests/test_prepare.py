@@ -11,6 +11,7 @@ import tracemalloc
 
 from conftest import ROOT, command, refused
 from lab.files import UserError, file_sha256
+from lab.run.data import load_data
 from lab.settings import load_config
 import prepare
 import tokenizer
@@ -229,6 +230,15 @@ def test_budgets_are_equal_and_nested(folder):
     same = files()["val.bin"]
     make("data.budget_mb=0.15", "tokenizer.model=kept.model")
     assert files()["val.bin"] == same != val
+
+
+def test_training_on_a_text_prepared_in_another_way_is_refused(folder):
+    """Only what the command itself says is compared: it need not repeat how the text was prepared."""
+    make("data.copies=2")
+    for said in ([], ["data.copies=2"], ["data.source=auto"]):
+        assert load_data(load_config("sllama", ["data.name=t", *said]))[2]["settings"]["data.copies"] == 2
+    with pytest.raises(UserError, match="data/t: was prepared with data.copies=2, and not 3; .*data.name=NAME"):
+        load_data(load_config("sllama", ["data.name=t", "data.copies=3"]))
 
 
 def test_any_stretch_holds_every_source(folder):

@@ -85,6 +85,7 @@ def load_data(config):
         raise UserError(f"{e.filename}: cannot be read ({e.strerror})") from None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
         raise UserError(f"{folder}/meta.json: damaged ({e}); delete the folder and run prepare.py again") from None
+    require_as_asked(config, meta)
     tokenizer = load_tokenizer(os.path.join(folder, "tokenizer.model"))
     if tokenizer.sha256 != meta.get("tokenizer_sha256") or tokenizer.vocab_size != vocab_size:
         raise UserError(
@@ -96,6 +97,22 @@ def load_data(config):
         for part, sha256 in hashes.items()
     )
     return train, val, meta, tokenizer
+
+
+def require_as_asked(config, meta):
+    """UserError if the command itself asks for a text prepared in another way; what it leaves out may differ."""
+    then = meta.get("settings") or {}
+    for word in config.arguments:
+        key = word.partition("=")[0]
+        section, _, name = key.partition(".")
+        if section != "data" or name in ("name", "source") or key not in then:
+            continue
+        now = getattr(config.data, name)
+        if now != then[key]:
+            raise UserError(
+                f"{config.data_dir}: was prepared with {key}={then[key]}, and not {now}; leave {key} out, or prepare "
+                f"another corpus: {config.command('prepare.py')} data.name=NAME"
+            )
 
 
 @dataclass(frozen=True)
