@@ -44,8 +44,8 @@ def explain_missing(kind, error, trace):
     os._exit(2)
 
 
-# Threads that wait for each other spin, which costs everyone where somebody else wants the core: on a laptop in use a
-# training is four times as fast if they give up soon (results/speed.md). Read when PyTorch loads its threads.
+# Threads that wait for each other spin, which costs everyone where somebody else wants the core, as on a laptop in use:
+# let them give up soon (bench/speed/threads.py compares values). Read when PyTorch loads its threads.
 SPINNING = {"GOMP_SPINCOUNT": "20000", "KMP_BLOCKTIME": "1"}  # of GNU's and of LLVM's library
 if not {"OMP_WAIT_POLICY", *SPINNING} & os.environ.keys():
     os.environ.update(SPINNING)
