@@ -7,7 +7,6 @@ import sys
 
 from conftest import ROOT
 from lab.files import UserError, load_tokenizer
-from lab.hub import model_proto
 import tokenizer
 
 from hypothesis import example, given, settings
@@ -273,10 +272,15 @@ def test_models_that_cannot_serve_are_refused():
         tokenizer.Tokenizer(other_model(vocab_size=100, bos_id=-1))
 
 
+def short_message(number, content):
+    """A protobuf field that is a message of at most 127 bytes, as it is written."""
+    return bytes([number << 3 | 2, len(content)]) + content
+
+
 def test_more_pieces_than_16_bits_are_refused(tok):
     def piece(n):  # in field 1: field 1, its text, and field 2, its score
-        text = model_proto.short_message(1, b"x%06d" % n)
-        return model_proto.short_message(1, text + b"\x15" + struct.pack("<f", -n))
+        text = short_message(1, b"x%06d" % n)
+        return short_message(1, text + b"\x15" + struct.pack("<f", -n))
 
     model = tok.model_bytes + b"".join(map(piece, range(420, 65536)))
     assert tokenizer.Tokenizer(model).vocab_size == 65536

@@ -1,4 +1,4 @@
-"""What a SentencePiece model file says about itself, read and written without protobuf.
+"""What a SentencePiece model file says about itself, read without protobuf.
 
 The package's own sentencepiece_model_pb2 runs with one version of protobuf only.
 """
@@ -79,15 +79,3 @@ def is_plain_bpe(trainer, normalizer):
         and not normalizer["remove_extra_whitespaces"]
         and bool(normalizer["escape_whitespaces"])
     )
-
-
-def without_input_format(model_bytes):
-    """The model as training on lines of text writes it: in what form the text came is no part of what was learned."""
-    spec = dict(fields(model_bytes, MODEL))["trainer_spec"]
-    shorter = spec.replace(b"\x3a\x03tsv", b"")  # field 7, input_format: three bytes, "tsv"
-    return model_bytes.replace(short_message(2, spec), short_message(2, shorter))
-
-
-def short_message(number, content):
-    """A field that is a message of at most 127 bytes, as it is written."""
-    return bytes([number << 3 | 2, len(content)]) + content
