@@ -58,6 +58,8 @@ def reading(path):
         yield
     except UserError as e:
         raise UserError(f"{path}: {' '.join(str(e).split())}") from None
+    except PermissionError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror})") from None
     except Exception:  # a broken file, and what is made of its parts, can raise nearly anything
         raise UserError(
             f"{path}: not a readable checkpoint (damaged, cut short or of another kind); copy it again or train it anew"
@@ -66,18 +68,18 @@ def reading(path):
 
 def read(path):
     """The dictionary in a file that `save` wrote. Raises UserError."""
-    if os.path.isdir(path):
-        raise UserError(f"{path}: {about_folder(path)}")
-    try:
-        with open(path, "rb") as f:
-            start = f.read(9)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; train.py writes checkpoints to out/NAME/ckpt.pt") from None
-    except OSError as e:
-        raise UserError(f"{path}: cannot be read ({e.strerror})") from None
     with reading(path):
-        if start.endswith(b"{"):  # a safetensors file: the size of its header in eight bytes, and its header in JSON
-            raise UserError(f"holds weights alone (safetensors), not a checkpoint; {conversion(os.path.dirname(path))}")
+        if not os.path.exists(path):
+            raise UserError("no such file; train.py writes checkpoints to out/NAME/ckpt.pt")
+        folder = path if os.path.isdir(path) else os.path.dirname(path)
+        convert = f"convert the folder first: python export.py --from-hf {shlex.quote(folder or '.')} converted.pt"
+        if os.path.exists(os.path.join(path, "config.json")):
+            raise UserError(f"a Hugging Face folder, not a checkpoint; {convert}")
+        if os.path.isdir(path):
+            raise UserError(f"a folder; give a checkpoint, such as {os.path.join(path, 'ckpt.pt')}")
+        with open(path, "rb") as f:
+            if f.read(9).endswith(b"{"):  # safetensors: the size of the header in eight bytes, then JSON
+                raise UserError(f"holds weights alone (safetensors), not a checkpoint; {convert}")
         with zipfile.ZipFile(path) as z:
             if damaged := z.testzip():  # torch.load does not look at the checksums in its own format
                 raise UserError(f"not a readable checkpoint ({damaged} is damaged); copy it again or train it anew")
@@ -87,17 +89,6 @@ def read(path):
         if tree["version"] != VERSION:
             raise UserError(f"format version {tree['version']}, this code reads version {VERSION}; update the code")
         return tree
-
-
-def about_folder(path):
-    """What a folder given in place of a checkpoint is, and what to do."""
-    if os.path.exists(os.path.join(path, "config.json")):
-        return f"a Hugging Face folder, not a checkpoint; {conversion(path)}"
-    return f"a folder; give a checkpoint, such as {os.path.join(path, 'ckpt.pt')}"
-
-
-def conversion(folder):
-    return f"convert the folder first: python export.py --from-hf {shlex.quote(folder or '.')} converted.pt"
 
 
 def load(path) -> Checkpoint:
@@ -126,7 +117,7 @@ def build_model(config, weights):
     try:
         model.load_state_dict(weights, strict=True)
     except RuntimeError as e:
-        raise UserError(f"its weights do not fit its settings: {' '.join(str(e).split())}") from None
+        raise UserError(f"its weights do not fit its settings: {e}") from None
     return model
 
 

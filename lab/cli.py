@@ -88,15 +88,9 @@ def outcome(main):
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        discard_output()
-        return 141
-    except OSError as e:  # of a device; the output may be on a full disk
+    except OSError as e:  # a closed pipe, or a full disk below the output
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer goes nowhere: it would fail again
+        if isinstance(e, BrokenPipeError):
+            return 141
         print(f"error: {e}", file=sys.stderr)
-        discard_output()
         return 2
-
-
-def discard_output():
-    """What is left in the buffer goes nowhere: writing it at the end would fail again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

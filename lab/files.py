@@ -1,6 +1,7 @@
 """Files written whole or not at all, and the one error a user sees."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -40,18 +41,15 @@ def atomic_write(path, content):
             os.fsync(f.fileno())
         os.chmod(temporary, 0o666 & ~UMASK)  # mkstemp's files are private; others are not
         os.replace(temporary, path)
-        sync_folder(folder)
     except (OSError, RuntimeError) as e:
         cause = e.__context__ if isinstance(e, RuntimeError) and e.__context__ else e  # torch.save wraps what happened
         if not isinstance(cause, Exception):  # Ctrl-C
             raise cause from None
         reason = getattr(cause, "strerror", None) or first_line(cause)
-        remedy = (
-            "choose another folder"
-            if isinstance(cause, PermissionError)
-            else "free some space or choose another folder"
-        )
-        raise UserError(f"{path}: cannot be written ({reason}); {remedy}, what was there before is untouched") from None
+        raise UserError(
+            f"{path}: cannot be written ({reason}); what was there before is untouched; free some space or choose "
+            "another folder"
+        ) from None
     finally:
         with contextlib.suppress(OSError, TypeError):  # renamed by now, or never made
             os.unlink(temporary)
@@ -62,25 +60,12 @@ def require_writable(path):
     folder = os.path.dirname(os.path.abspath(path))
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder)
-    reason = None
-    if os.path.isdir(path):
-        reason = "it is a folder"
-    elif not os.path.isdir(folder):
-        reason = f"{folder} is not a folder"
-    elif not os.access(folder, os.W_OK):
-        reason = f"no permission to write in {folder}"
-    if reason:
-        raise UserError(f"{path}: cannot be written ({reason}); choose another place")
-
-
-def sync_folder(folder):
-    """A renamed file has its new name after a power cut only once its folder is on the disk too."""
-    with contextlib.suppress(OSError):  # not every system can open a folder
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    try:
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as e:
+        raise UserError(f"{path}: cannot be written ({e.strerror}); choose another place") from None
 
 
 def file_sha256(path):
