@@ -58,6 +58,8 @@ def reading(path):
         yield
     except UserError as e:
         raise UserError(f"{path}: {' '.join(str(e).split())}") from None
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; train.py writes checkpoints to out/NAME/ckpt.pt") from None
     except PermissionError as e:
         raise UserError(f"{path}: cannot be read ({e.strerror})") from None
     except Exception:  # a broken file, and what is made of its parts, can raise nearly anything
@@ -69,8 +71,6 @@ def reading(path):
 def read(path):
     """The dictionary in a file that `save` wrote. Raises UserError."""
     with reading(path):
-        if not os.path.exists(path):
-            raise UserError("no such file; train.py writes checkpoints to out/NAME/ckpt.pt")
         folder = path if os.path.isdir(path) else os.path.dirname(path)
         convert = f"convert the folder first: python export.py --from-hf {shlex.quote(folder or '.')} converted.pt"
         if os.path.exists(os.path.join(path, "config.json")):
