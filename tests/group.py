@@ -2,7 +2,7 @@
 
 import sys
 
-from lab.run.distributed import Distributed
+from lab.run.devices import Distributed
 import train
 
 import torch.distributed as dist

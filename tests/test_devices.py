@@ -2,7 +2,7 @@
 
 from lab.files import UserError
 from lab.run import devices
-from lab.run.distributed import Distributed
+from lab.run.devices import Distributed
 
 import pytest
 import torch
@@ -97,12 +97,12 @@ def test_a_device_that_does_not_exist():
 )
 def test_auto_precision_follows_the_card(monkeypatch, capability, best):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert devices.pick_precision(GPU, "auto") == (getattr(torch, best), best == "float16")
+    assert devices.pick_precision(GPU, "auto") == getattr(torch, best)
 
 
 def test_precisions_of_a_cpu():
-    assert devices.pick_precision(CPU, "bfloat16") == (torch.bfloat16, False)
-    assert devices.pick_precision(CPU, "auto")[0] in (torch.float32, torch.bfloat16)
+    assert devices.pick_precision(CPU, "bfloat16") == torch.bfloat16
+    assert devices.pick_precision(CPU, "auto") in (torch.float32, torch.bfloat16)
     with pytest.raises(UserError, match="train.dtype: float16 needs CUDA"):
         devices.pick_precision(CPU, "float16")
 

@@ -1,6 +1,6 @@
 """lab/run/distributed.py: what processes tell each other. Whole runs under torchrun are in test_train.py."""
 
-from lab.run.distributed import Distributed
+from lab.run.devices import Distributed
 
 import torch
 import torch.distributed as dist

@@ -9,7 +9,7 @@ from conftest import ROOT, TINY
 import eval_blimp
 from lab import checkpoint
 from lab.run import devices
-from lab.run.distributed import Distributed
+from lab.run.devices import Distributed
 from lab.score import pairs as blimp_pairs
 from lab.score.scorers import Ours
 from lab.settings import load_config
@@ -45,9 +45,9 @@ def test_precisions_and_switches_follow_one_curve(project):
 
 
 def test_auto_is_bfloat16_and_float16_scales_its_gradients(project):
-    assert devices.pick_precision(torch.device("cuda"), "float16") == (torch.float16, True)
+    assert devices.pick_precision(torch.device("cuda"), "float16") == torch.float16
     if torch.cuda.get_device_capability()[0] >= 8:
-        assert devices.pick_precision(torch.device("cuda"), "auto") == (torch.bfloat16, False)
+        assert devices.pick_precision(torch.device("cuda"), "auto") == torch.bfloat16
     losses("train.dtype=float16", out="a")
     assert checkpoint.read("out/a/last.pt")["training"]["scaler"]["scale"] >= 1
 

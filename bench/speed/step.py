@@ -75,7 +75,7 @@ def measure(config, loss=Model.loss, steps=6):
     """Trains so many steps, of which the first is told apart; returns the figures."""
     c, s = config.model, config.train
     device = devices.pick_device(s.device)
-    dtype, _ = devices.pick_precision(device, s.dtype)
+    dtype = devices.pick_precision(device, s.dtype)
     if device.type == "cpu":
         devices.keep_freed_memory(12 if s.gradient_checkpointing else None)  # as train.py does
     torch.manual_seed(0)

@@ -1,11 +1,10 @@
 """A prepared corpus as windows of tokens, in an order that follows from the seed and the step alone."""
 
 from dataclasses import dataclass
-import json
 import math
 import os
 
-from lab.files import UserError, file_sha256, load_tokenizer, sealed
+from lab.files import UserError, file_sha256, load_tokenizer, read_json, sealed
 
 import numpy as np
 import torch
@@ -18,14 +17,12 @@ class TokenDataset:
     gap. The file is mapped, not read: only the windows of a batch are in memory.
     """
 
-    def __init__(self, path, T, vocab_size, seed=0, sha256=None):
+    def __init__(self, path, T, seed=0, sha256=None):
         try:
             size = os.path.getsize(path)  # bytes
-            intact = size % 2 == 0 and (sha256 is None or file_sha256(path) == sha256)
-        except FileNotFoundError:
-            raise UserError(f"{path}: missing; run prepare.py again") from None
+            intact = sha256 in (None, file_sha256(path))
         except OSError as e:
-            raise UserError(f"{path}: cannot be read ({e.strerror})") from None
+            raise UserError(f"{path}: cannot be read ({e.strerror}); run prepare.py again") from None
         if not intact:
             raise UserError(
                 f"{path}: damaged: it is not the file that meta.json describes; delete the folder and run "
@@ -38,11 +35,6 @@ class TokenDataset:
                 "model.max_position_embeddings"
             )
         self.tokens = np.memmap(path, dtype="<u2", mode="r")
-        largest = int(self.tokens.max())
-        if largest >= vocab_size:
-            raise UserError(
-                f"{path}: holds token {largest}, but the tokenizer has {vocab_size} pieces; run prepare.py again"
-            )
         self.epoch, self.order = None, None
 
     def __len__(self):
@@ -72,30 +64,21 @@ class TokenDataset:
 def load_data(config):
     """(train, validation, meta, tokenizer) of data/NAME/; UserError if a part is missing or does not fit the others."""
     folder = config.data_dir
-    try:
-        with open(os.path.join(folder, "meta.json"), encoding="utf-8") as f:
-            meta = json.load(f)
-        if sealed(meta) != meta:
-            raise ValueError("changed since prepare.py wrote it")
-        vocab_size = meta["vocab_size"]
-        hashes = {"train": meta["train"]["sha256"], "val": meta["val"]["sha256"]}
-    except FileNotFoundError:
-        raise UserError(f"{folder}: no prepared corpus; run: {config.command('prepare.py')}") from None
-    except OSError as e:
-        raise UserError(f"{e.filename}: cannot be read ({e.strerror})") from None
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
-        raise UserError(f"{folder}/meta.json: damaged ({e}); delete the folder and run prepare.py again") from None
+    path = os.path.join(folder, "meta.json")
+    if not os.path.exists(path):
+        raise UserError(f"{folder}: no prepared corpus; run: {config.command('prepare.py')}")
+    meta = read_json(path, required=True)
+    if sealed(meta) != meta:
+        raise UserError(f"{path}: damaged: not as prepare.py wrote it; delete the folder and run prepare.py again")
     require_as_asked(config, meta)
     tokenizer = load_tokenizer(os.path.join(folder, "tokenizer.model"))
-    if tokenizer.sha256 != meta.get("tokenizer_sha256") or tokenizer.vocab_size != vocab_size:
+    if tokenizer.sha256 != meta["tokenizer_sha256"]:
         raise UserError(
             f"{folder}/tokenizer.model: not the tokenizer that the corpus was encoded with; run prepare.py again"
         )
-    T = config.model.max_position_embeddings
-    train, val = (
-        TokenDataset(os.path.join(folder, f"{part}.bin"), T, vocab_size, config.train.seed, sha256)
-        for part, sha256 in hashes.items()
-    )
+    T, seed = config.model.max_position_embeddings, config.train.seed
+    train = TokenDataset(os.path.join(folder, "train.bin"), T, seed, meta["train"]["sha256"])
+    val = TokenDataset(os.path.join(folder, "val.bin"), T, seed, meta["val"]["sha256"])
     return train, val, meta, tokenizer
 
 

@@ -1,4 +1,4 @@
-"""What a run asks of the machine: device, precision of the products, compiler, memory."""
+"""What a run asks of the machine: device, several processes, precision of the products, compiler, memory."""
 
 import contextlib
 import ctypes
@@ -11,12 +11,15 @@ import warnings
 from lab.files import UserError, first_line
 
 import torch
+import torch.distributed as dist
 
 try:
     import resource
 except ImportError:  # Windows
     resource = None
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Device
 
 NVIDIA_DRIVER = "/proc/driver/nvidia/version"  # is there where one is loaded
 
@@ -69,8 +72,91 @@ def send(tensor, device):
     return tensor.to(device, non_blocking=True)
 
 
-def pick_precision(device, dtype):
-    """device, train.dtype -> (dtype of matrix products, whether gradients need a scaler).
+# ---------------------------------------------------------------------------------------------------------------------
+# The processes of a run: one, or those that torchrun started
+
+
+class Distributed:
+    """Rank and number of the processes, and the sums they make together. A process alone needs no group and makes none.
+
+    Whatever torchrun starts forms a group, also a single process: what runs there is what runs on eight.
+    """
+
+    def __init__(self):
+        self.rank = int(os.environ.get("RANK", 0))
+        self.size = int(os.environ.get("WORLD_SIZE", 1))
+        self.local_rank = int(os.environ.get("LOCAL_RANK", 0))  # on this machine: which of its GPUs is ours
+        self.main = self.rank == 0
+        self.launched = "RANK" in os.environ
+        self.device = torch.device("cpu")  # where the tensors of a message have to be
+        self.told_to_stop = False  # this process
+        self.stop = False  # all of them, as the last message of gradients said
+
+    def connect(self, device):
+        if not self.launched:
+            return
+        if device.type == "cuda":  # nccl knows no CPU tensors
+            torch.cuda.set_device(device)
+            dist.init_process_group("nccl", device_id=device)
+            self.device = device
+        else:
+            dist.init_process_group("gloo")
+
+    def reduce(self, tensor, operation="SUM"):
+        """Replaces the tensor by its sum over the processes."""
+        try:
+            dist.all_reduce(tensor, getattr(dist.ReduceOp, operation))
+        except RuntimeError as e:
+            raise UserError(
+                f"another process of this run has ended, so this one ends too ({first_line(e)}); its own "
+                "message says why. The same command continues from last.pt"
+            ) from None
+
+    def mean_gradients(self, params, loss):
+        """Makes each gradient its mean over the processes; returns the loss's mean, and above 0 if any is to stop.
+
+        One message takes all of it, and the gradients are views of it from then on, not copied back.
+        """
+        if not self.launched:
+            return loss, torch.zeros_like(loss)
+        parts = [*(p.grad for p in params), loss, torch.full_like(loss, self.told_to_stop)]
+        message = torch.cat([part.flatten() for part in parts])
+        if self.device.type == "cuda":
+            self.reduce(message, "AVG")
+        else:  # gloo has no mean
+            self.reduce(message)
+            message /= self.size
+        means = message.split([part.numel() for part in parts])
+        *gradients, loss, stop = (mean.view_as(part) for mean, part in zip(means, parts))
+        for p, gradient in zip(params, gradients):
+            p.grad = gradient
+        return loss, stop
+
+    def total(self, *numbers):
+        """The sums of plain numbers over the processes."""
+        if not self.launched:
+            return numbers
+        tensor = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        self.reduce(tensor)
+        return tensor.tolist()
+
+    def any(self, flag):
+        """Whether the flag is set in any process."""
+        return self.total(float(bool(flag)))[0] > 0
+
+    def leave(self, status):
+        """Ends this process. At the interpreter's own end, a thread of gloo's, not done yet, aborts one run in ten."""
+        dist.destroy_process_group()
+        sys.stdout.flush()
+        os._exit(status)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Precision, compiler, memory
+
+
+def pick_precision(device, dtype) -> torch.dtype:
+    """device, train.dtype -> dtype of the matrix products; float16 needs a gradient scaler.
 
     auto is bfloat16 where the hardware multiplies it (CUDA from compute capability 8, CPUs with avx512_bf16 or AMX),
     float16 on the CUDA cards before (T4), else float32.
@@ -79,7 +165,7 @@ def pick_precision(device, dtype):
         dtype = best_precision(device)
     if dtype == "float16" and device.type != "cuda":
         raise UserError(f"train.dtype: float16 needs CUDA, the device is {device.type}; use bfloat16 or float32")
-    return getattr(torch, dtype), dtype == "float16"
+    return getattr(torch, dtype)
 
 
 def best_precision(device):

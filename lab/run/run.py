@@ -16,7 +16,7 @@ from lab import checkpoint, settings
 from lab.files import UserError, atomic_write, first_line
 from lab.run import devices, progress, resume
 from lab.run.data import load_data, plan
-from lab.run.distributed import Distributed
+from lab.run.devices import Distributed
 
 import torch
 import yaml
@@ -59,7 +59,7 @@ class Run:
     def set_up(self):
         s = self.config.train
         self.device = devices.pick_device(s.device, "train.device", self.distributed)
-        self.dtype, _ = devices.pick_precision(self.device, s.dtype)
+        self.dtype = devices.pick_precision(self.device, s.dtype)
         self.distributed.connect(self.device)
         if s.batch_size % self.distributed.size:
             raise UserError(
