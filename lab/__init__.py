@@ -3,7 +3,7 @@
 text/    for prepare.py: where text comes from, cleaning, the corpus on disk, Pocket English
 run/     for train.py: the surroundings of a run, its data, devices, processes, optimiser, files and screen
 score/   for eval_blimp.py: minimal pairs, models of others, n-grams, fast scoring, statistics, surprisal
-report/  tables, the HTML page, plots
+report/  tables, the HTML page, plots: what score/ made, and the curves of a run
 hub/     for export.py: tokenizer files, the model card, a BabyLM submission
 settings.py, checkpoint.py, files.py, cli.py: what all of them share
 """

@@ -358,10 +358,10 @@ def test_training_scores_a_fixed_subset(workplace, monkeypatch):
 
 def test_learning_curve(workplace, monkeypatch, capsys):
     """Several checkpoints: a table of them, all in the JSON, and the plot's lines are their accuracies."""
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     figures = []
-    monkeypatch.setattr(plt, "close", figures.append)
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **how: figures.append(figure))
     eval_blimp.main(["0.pt", "1.pt", "--data", "mine", "--json", "r.json", "--plot", "curve.png", "--paradigms"])
     last = load_json("r.json")
     results = last["checkpoints"]

@@ -44,7 +44,17 @@ def test_compare():
     assert same.interval == [0, 0] and same.p_bootstrap == same.p_mcnemar == 1
 
 
+def test_short_names():
+    """The name of the file or folder; of ckpt.pt the folder's; more of the path only where two would be the same."""
+    assert tables.short_names(["models/llama-3m.pt", "out/sllama/ckpt.pt"]) == ["llama-3m", "sllama"]
+    assert tables.short_names(["/a/b/pythia-1.4b/", "EleutherAI/pythia-70m"]) == ["pythia-1.4b", "pythia-70m"]
+    assert tables.short_names(["/tmp/out/a/ckpt.pt", "/tmp/out/a/last.pt"]) == ["a/ckpt", "a/last"]
+    assert tables.short_names(["one/x.pt", "two/x.pt", "two/y.pt"]) == ["one/x", "two/x", "two/y"]
+    assert tables.short_names(["ckpt.pt"]) == ["ckpt"] and tables.short_names(["x.pt", "x.pt"]) == ["x", "x"]
+    assert tables.short_names(["/tmp/bert [PLL l2r]"]) == ["bert [PLL l2r]"]
+
+
 def test_no_p_is_zero():
     many = [{"uid": "x"}] * 1000
     c = statistics.compare(many, np.arange(1000) < 900, np.arange(1000) < 100)
-    assert c.p_bootstrap == 1 / statistics.DRAWS and "p < 0.0001" in "\n".join(tables.comparison(c))
+    assert c.p_bootstrap == 1 / statistics.DRAWS and "p < 0.0001" in "\n".join(tables.comparison(c, "b"))

@@ -5,6 +5,7 @@ import copy
 import csv
 import errno
 import hashlib
+import io
 import json
 import math
 import os
@@ -381,6 +382,8 @@ def test_a_run_that_is_not_on_a_terminal_speaks(project, monkeypatch, capsys):
 
 
 def test_every_curve_has_its_label(project, monkeypatch):
+    from lab.report import plots
+
     from matplotlib.figure import Figure
 
     drawn = []
@@ -388,7 +391,7 @@ def test_every_curve_has_its_label(project, monkeypatch):
     rows = [
         {"tokens": 256 * step, "train_loss": 6.0 if step else "", "val_loss": 6.0, "blimp": 0.5} for step in range(3)
     ]
-    progress.draw_curves(rows, "title", "curves.png")
+    plots.draw_curves(rows, "title", io.BytesIO())
     (axes, _) = drawn[0].get_axes()
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["train loss", "val loss", "minimal pairs, %"]

@@ -1,12 +1,10 @@
-"""The picture of eval_blimp.py --plot: accuracies by phenomenon, or against words seen. Imported only if asked for."""
+"""Pictures: eval_blimp.py --plot, by phenomenon or against words seen; a training's curves.png. Imported only if asked
+for, because matplotlib takes a second to load."""
 
-from lab.report.tables import percent, rule
+from lab.report.tables import percent, rule, short_names
 
-import matplotlib
+from matplotlib.figure import Figure
 import numpy as np
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
 
 REFERENCES = {"chance": 50.0, "n-gram": 61.2, "LSTM": 69.8, "GPT-2 large": 83.0}  # of the paper's corrected files
 LINE_STYLES = ("-", "--", ":", "-.")
@@ -20,20 +18,20 @@ def plot(results, f, form="png"):
     last = results[-1]
     kind = "phenomena" if last.phenomena else "paradigms"
     references = REFERENCES if last.origin.benchmark.startswith("BLiMP") else {"chance": 50.0}
-    height = max(5, 0.3 * len(getattr(last, kind)) + 2)
-    figure, axes = plt.subplots(figsize=(9, height), dpi=100, layout="constrained")
+    figure = Figure(figsize=(9, max(5, 0.3 * len(getattr(last, kind)) + 2)), dpi=100, layout="constrained")
+    axes = figure.subplots()
     if len(results) == 1:
         bars(axes, getattr(last, kind), last.overall.accuracy, references)
     else:
         learning_curves(axes, results, kind, references)
-    title = f"{last.origin.benchmark}: {percent(last.overall.accuracy)}\n{last.origin.label}"
+    name = short_names([result.origin.label for result in results])[-1]
+    title = f"{last.origin.benchmark}: {percent(last.overall.accuracy)}\n{name}"
     if last.origin.corpus:
         title += f", trained on {last.origin.corpus}"
     figure.suptitle(title, fontsize=9)
     origin = f"sha256 {last.origin.sha256}, rule {rule(last.origin)}"
     key = "Subject" if form == "pdf" else "Description"
     figure.savefig(f, format=form, metadata={key: origin})
-    plt.close(figure)
 
 
 def bars(axes, groups, accuracy, references):
@@ -53,22 +51,35 @@ def learning_curves(axes, results, kind, references):
     words = [(result.origin.words or 0) / 1e6 for result in results]
     for i, name in enumerate(getattr(results[-1], kind)):
         accuracies = [100 * getattr(result, kind)[name].accuracy for result in results]
-        axes.plot(
-            words,
-            accuracies,
-            color=f"C{i % 10}",
-            ls=LINE_STYLES[i // 10 % 4],
-            lw=1,
-            alpha=0.8,
-            marker=".",
-            label=name.replace("_", " "),
-        )
+        style = {"color": f"C{i % 10}", "ls": LINE_STYLES[i // 10 % 4], "lw": 1, "alpha": 0.8, "marker": "."}
+        axes.plot(words, accuracies, label=name.replace("_", " "), **style)
     means = [100 * result.overall.accuracy for result in results]
     axes.plot(words, means, color="black", lw=2.5, marker="o", label="mean over paradigms")
     for name, value in references.items():
         axes.axhline(value, color="gray", lw=1, ls=":")
-        axes.annotate(
-            name, (1.0, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7, color="gray"
-        )
+        place = {"xy": (1, value), "xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+        axes.annotate(name, fontsize=7, color="gray", bbox={"fc": "white", "ec": "none", "pad": 0.5}, **place)
     axes.set(xlabel="words seen in training, millions", ylabel="accuracy in %")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def draw_curves(rows, title, f):
+    """A run's losses, and its accuracies if any, against tokens: a PNG into the open file f. rows: of losses.csv."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    styles = {"train_loss": {"alpha": 0.6, "linewidth": 0.8}, "val_loss": {"marker": "o", "markersize": 3}}
+    for column, style in styles.items():
+        known = [row for row in rows if row[column] != ""]
+        tokens, losses = [row["tokens"] for row in known], [row[column] for row in known]
+        axes.plot(tokens, losses, label=column.replace("_", " "), **style)
+    axes.set(xlabel="tokens", ylabel="loss, nats per token", title=title)
+    lines = axes.get_lines()
+    scored = [row for row in rows if row["blimp"] != ""]
+    if scored:
+        right = axes.twinx()
+        tokens, accuracies = [row["tokens"] for row in scored], [100 * row["blimp"] for row in scored]
+        lines += right.plot(tokens, accuracies, color="tab:green", marker="s", markersize=3, label="minimal pairs, %")
+        right.set_ylabel("accuracy on a subset of minimal pairs, %")
+    axes.legend(lines, [line.get_label() for line in lines], loc="best")
+    axes.grid(alpha=0.3)
+    figure.savefig(f, format="png", dpi=110)

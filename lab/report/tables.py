@@ -2,6 +2,7 @@
 
 import csv
 import io
+import pathlib
 
 from lab.score.statistics import DRAWS
 
@@ -19,15 +20,33 @@ VIEWS = {
 }
 
 
+def short_names(labels):
+    """What tells models apart, instead of their paths: the file's or folder's name; for a file that is only called ckpt
+    or last, its folder's; for those that would be called the same, as much of the paths as it takes."""
+    paths = [pathlib.PurePath(label.removesuffix(".pt")) for label in labels]
+    names = []
+    for path in paths:
+        says_nothing = path.name in ("ckpt", "last") and path.parent.name
+        names.append(path.parent.name if says_nothing else path.name)
+    depth = 2
+    while len(set(names)) < len(set(paths)):
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        depth += 1
+    return names
+
+
 def percent(share, digits=2):
     return "-" if share is None else f"{100 * share:.{digits}f}"
 
 
 def table(results, show_paradigms=False):
     """The last of the results in at most WIDTH columns; the learning curve of several; the comparison if any."""
-    result = results[-1]
+    result, labels = results[-1], [result.origin.label for result in results]
+    if result.comparison:
+        labels.append(result.comparison.other)
+    names = short_names(labels)
     trained_on = f", trained on {result.origin.corpus}" if result.origin.corpus else ""
-    lines = [result.origin.label + trained_on]
+    lines = [names[len(results) - 1] + trained_on]
     if show_paradigms or not result.phenomena:
         lines += section(result.paradigms)
     lines += section(result.phenomena)
@@ -35,18 +54,18 @@ def table(results, show_paradigms=False):
     lines += section({f"mean over {len(result.paradigms)} paradigms": result.overall})
     for view, name in VIEWS.items():
         accuracy = result.views[view]
-        if accuracy is None or (view in ("strict", "ties_half", "ties_correct") and not result.overall.ties):
-            continue
-        lines.append(f"  {name:<45}{percent(accuracy):>9}")
+        only_with_ties = view in ("strict", "ties_half", "ties_correct")
+        if accuracy is not None and (result.overall.ties or not only_with_ties):
+            lines.append(f"  {name:<45}{percent(accuracy):>9}")
     lines += ["", "hardest pairs, by margin in nats"]
     for pair in result.hardest[:5]:
         lines.append(f"{pair['margin']:8.2f}  {pair['uid']} {pair['id']}")
         lines.append(f"          + {pair['good']}")
         lines.append(f"          - {pair['bad']}")
     if len(results) > 1:
-        lines += learning_curve(results)
+        lines += learning_curve(results, names)
     if result.comparison:
-        lines += comparison(result.comparison)
+        lines += comparison(result.comparison, names[-1])
     return "\n".join(line if len(line) <= WIDTH else line[: WIDTH - 3] + "..." for line in lines)
 
 
@@ -65,11 +84,11 @@ def section(groups):
     return lines
 
 
-def learning_curve(results):
-    lines = ["", f"{'checkpoint':<70}{'words seen':>16}{'accuracy':>12}"]
-    for result in results:
+def learning_curve(results, names):
+    lines = ["", f"{'model':<70}{'words seen':>16}{'accuracy':>12}"]
+    for result, name in zip(results, names):
         words = f"{result.origin.words:,}" if result.origin.words else "-"
-        lines.append(f"{result.origin.label[-69:]:<70}{words:>16}{percent(result.overall.accuracy):>12}")
+        lines.append(f"{name[-69:]:<70}{words:>16}{percent(result.overall.accuracy):>12}")
     return lines
 
 
@@ -78,12 +97,12 @@ def p_value(p, least):
     return f"p < {least:.2g}" if p <= least else f"p = {p:.2g}"
 
 
-def comparison(c):
-    """A Comparison, and the ten paradigms that differ most."""
+def comparison(c, other):
+    """A Comparison with the model called `other`, and the ten paradigms that differ most."""
     low, high = c.interval
     lines = [
         "",
-        f"compared with {c.other}",
+        f"compared with {other}",
         f"  {100 * c.difference:+.2f} points, 95 % interval {100 * low:+.2f} to {100 * high:+.2f} "
         f"(paired bootstrap, {p_value(c.p_bootstrap, 1 / DRAWS)})",
         f"  {c.changed:,} of {c.pairs:,} decisions changed: {c.gained:,} gained, {c.lost:,} lost "

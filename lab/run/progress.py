@@ -3,6 +3,7 @@
 Nothing here changes a number of the run.
 """
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -147,8 +148,8 @@ class Progress:
             return
         self.track(val_loss=val_loss, bits_per_byte=bits, blimp=blimp)
         self.rewrite_csv()
-        if state.step:  # one point is no curve, and matplotlib takes a second to load
-            draw_curves(state.rows, f"{run.config.preset} on {run.meta['corpus']}", run.path("curves.png"))
+        if state.step:  # one point is no curve
+            self.draw_curves()
         trained = state.rows[-1]["train_loss"]
         train_loss = f"{trained:.4f}" if trained != "" else "-"
         self.say(
@@ -188,6 +189,14 @@ class Progress:
         atomic_write(self.run.path("losses.csv"), text.getvalue())
         self.rows_written, self.wrote = len(self.state.rows), time.monotonic()
 
+    def draw_curves(self):
+        """curves.png, unless matplotlib is missing."""
+        with contextlib.suppress(ImportError):
+            from lab.report import plots  # here: it takes a second to load
+
+            title = f"{self.run.config.preset} on {self.run.meta['corpus']}"
+            atomic_write(self.run.path("curves.png"), lambda f: plots.draw_curves(self.state.rows, title, f))
+
     def append_csv(self):
         """The rows since then, in one piece, at most every half minute. Call it where the last row is complete."""
         if not self.show or time.monotonic() - self.wrote < SILENCE or not self.rows_written:
@@ -226,34 +235,6 @@ def outlook(run, tokens_per_second):
     if long and run.config.preset != "quick":
         text += "; for a first look, --preset quick takes minutes (prepare.py, train.py and eval_blimp.py all know it)"
     return text
-
-
-def draw_curves(rows, title, path):
-    """curves.png, unless matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    styles = {"train_loss": {"alpha": 0.6, "linewidth": 0.8}, "val_loss": {"marker": "o", "markersize": 3}}
-    for column, style in styles.items():
-        known = [row for row in rows if row[column] != ""]
-        tokens, values = [row["tokens"] for row in known], [row[column] for row in known]
-        axes.plot(tokens, values, label=column.replace("_", " "), **style)
-    axes.set(xlabel="tokens", ylabel="loss, nats per token", title=title)
-    scored = [row for row in rows if row["blimp"] != ""]
-    lines = axes.get_lines()
-    if scored:
-        right = axes.twinx()
-        tokens, percent = [row["tokens"] for row in scored], [100 * row["blimp"] for row in scored]
-        lines += right.plot(tokens, percent, color="tab:green", marker="s", markersize=3, label="minimal pairs, %")
-        right.set_ylabel("accuracy on a subset of minimal pairs, %")
-    axes.legend(lines, [line.get_label() for line in lines], loc="best")
-    axes.grid(alpha=0.3)
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=110)
-    atomic_write(path, png.getvalue())
 
 
 def sample_text(model, tokenizer, tokens, seed):
