@@ -6,8 +6,10 @@ Nothing here changes a number of the run.
 import contextlib
 import csv
 import dataclasses
+import importlib
 import io
 import math
+import os
 import time
 
 from lab.files import UserError, atomic_write
@@ -17,8 +19,10 @@ from model import parameter_counts
 from tqdm import tqdm
 
 COLUMNS = ["step", "tokens", "words", "lr", "train_loss", "val_loss", "blimp", "seconds"]
+PLAIN = {"embedding": "full", "attention": "mha", "mlp": "full", "layer_sharing": "none", "tie_word_embeddings": False}
 DEFAULT_PAIRS = "data/blimp"  # eval.data of config.yaml
 SILENCE = 25  # seconds after which a run that is not on a terminal says something
+LONG = 5e14  # parameters x tokens: four hours where 3 M parameters train at 12,000 tokens/s
 
 
 def bits_per_byte(loss, counts):
@@ -32,33 +36,19 @@ def bits_per_byte(loss, counts):
 
 def parameter_table(config):
     """Lines: parameters by part, beside a plain untied LLaMA of the same shape, and what each trick saved."""
-    plain = dataclasses.replace(
-        config,
-        embedding="full",
-        attention="mha",
-        mlp="full",
-        layer_sharing="none",
-        tie_word_embeddings=False,
-        num_key_value_heads=None,
-    )
-    ours, theirs = parameter_counts(config), parameter_counts(plain)
-    notes = {
-        "embedding": "tied to the head" if config.tie_word_embeddings else config.embedding,
-        "attention": config.attention,
-        "mlp": config.mlp,
-        "norms": "",
-        "head": "",
-    }
+    ours = parameter_counts(config)
+    theirs = parameter_counts(dataclasses.replace(config, **PLAIN, num_key_value_heads=None))
+    notes = {"embedding": config.embedding, "attention": config.attention, "mlp": config.mlp}
+    if config.tie_word_embeddings:
+        notes["embedding"] = "tied to the head"
     if config.layer_sharing != "none":
-        for part in ("attention", "mlp", "norms"):
-            if ours[part] < theirs[part]:
-                notes[part] += f" layer_sharing {config.layer_sharing}"
-    ours["total"], theirs["total"], notes["total"] = sum(ours.values()), sum(theirs.values()), ""
+        for part in ("attention", "mlp"):
+            notes[part] += f", layer_sharing {config.layer_sharing}"
+    ours["total"], theirs["total"] = sum(ours.values()), sum(theirs.values())
     lines = [f"{'parameters':<12}{'this model':>12}{'plain LLaMA':>13}{'saved':>12}"]
-    for part in ours:
-        saved = theirs[part] - ours[part]
-        saved = f"{saved:,}" if saved else "-"
-        lines.append(f"{part:<12}{ours[part]:>12,}{theirs[part]:>13,}{saved:>12}  {notes[part]}".rstrip())
+    for part, count in ours.items():
+        saved = f"{theirs[part] - count:,}" if theirs[part] != count else "-"
+        lines.append(f"{part:<12}{count:>12,}{theirs[part]:>13,}{saved:>12}  {notes.get(part, '')}".rstrip())
     return lines
 
 
@@ -89,6 +79,12 @@ def banner(run):
             f"notice: the prepared tokenizer has {m.vocab_size:,} pieces, not what tokenizer.vocab_size says; "
             "the model follows it"
         )
+    work = sum(parameter_counts(m).values()) * plan.steps * plan.tokens_per_step
+    if run.device.type == "cpu" and work > LONG:
+        lines.append(
+            "notice: this takes hours on a CPU; for a first look, --preset quick takes minutes (prepare.py, train.py "
+            "and eval_blimp.py all know it)"
+        )
     return "\n".join(lines)
 
 
@@ -101,23 +97,16 @@ class Progress:
 
     def __init__(self, run, show=True):
         self.run, self.state, self.plan, self.show = run, run.state, run.plan, show
-        self.bar = tqdm(
-            total=run.steps,
-            initial=run.state.step,
-            unit="step",
-            dynamic_ncols=True,
-            disable=None if show else True,  # None: only on a terminal
-        )
+        off = None if show else True  # None: where there is no terminal
+        self.bar = tqdm(total=run.steps, initial=run.state.step, unit="step", dynamic_ncols=True, disable=off)
         self.log, self.close_log = open_log(run.config) if show else (None, None)
-        self.rows_written = 0
         self.spoke = self.wrote = time.monotonic()
-        self.length_said = False
         if show and run.state.rows:
-            self.rewrite_csv()  # after a kill it may know more than last.pt
+            self.write_csv()  # after a kill it may know more than last.pt
 
-    def trained(self, loss, rate, elapsed):
+    def trained(self, loss, rate):
         """After a step: its row in the table of losses, and a sign of life."""
-        state, run = self.state, self.run
+        state, steps = self.state, self.plan.steps
         state.rows.append(self.row(loss, rate))
         if not self.show:
             return
@@ -125,17 +114,15 @@ class Progress:
         self.track(train_loss=loss, lr=rate, tokens_per_second=speed)
         self.bar.update()
         self.bar.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.1e}", tok_s=f"{speed:,.0f}" if speed else "...")
-        if state.changes and state.step == run.first_step + 1 and len(state.rows) > 2:
+        if state.changes and state.step == self.run.first_step + 1 and len(state.rows) > 2:
             before = state.rows[-2]["lr"]
             self.say(f"step {state.step}: learning rate {rate:.3g}; it was {before:.3g} in the step before the change")
-        if not self.length_said and (speed or (elapsed > 5 and not run.compiled)):
-            self.say(outlook(run, speed or self.plan.tokens_per_step / elapsed))
-            self.length_said = True
         if self.bar.disable and time.monotonic() - self.spoke > SILENCE:
-            self.say(
-                f"step {state.step:,} of {run.steps:,}  loss {loss:.3f}  learning rate {rate:.1e}"
-                + (f"  {speed:,.0f} tokens/s  {time_left(run, speed)} left" if speed else "")
-            )
+            line = f"step {state.step:,} of {steps:,}  loss {loss:.3f}  learning rate {rate:.1e}"
+            if speed:
+                left = tqdm.format_interval((steps - state.step) * self.plan.tokens_per_step / speed)
+                line += f"  {speed:,.0f} tokens/s  {left} left"
+            self.say(line)
 
     def evaluated(self, val_loss, blimp, sample):
         """After a validation. blimp: accuracy on a subset of minimal pairs, or None; sample: a text, may be empty."""
@@ -147,7 +134,7 @@ class Progress:
         if not self.show:
             return
         self.track(val_loss=val_loss, bits_per_byte=bits, blimp=blimp)
-        self.rewrite_csv()
+        self.write_csv()
         if state.step:  # one point is no curve
             self.draw_curves()
         trained = state.rows[-1]["train_loss"]
@@ -161,16 +148,8 @@ class Progress:
 
     def row(self, train_loss, rate):
         step, plan = self.state.step, self.plan
-        return {
-            "step": step,
-            "tokens": step * plan.tokens_per_step,
-            "words": round(plan.words(step)),
-            "lr": rate,
-            "train_loss": train_loss,
-            "val_loss": "",
-            "blimp": "",
-            "seconds": round(self.state.seconds, 3),
-        }
+        tokens, words, seconds = step * plan.tokens_per_step, round(plan.words(step)), round(self.state.seconds, 3)
+        return dict(zip(COLUMNS, (step, tokens, words, rate, train_loss, "", "", seconds)))
 
     def say(self, line):
         self.bar.write(line)
@@ -180,14 +159,14 @@ class Progress:
         if self.log:
             self.log({name: value for name, value in numbers.items() if value is not None}, self.state.step)
 
-    def rewrite_csv(self):
-        """All of losses.csv, from the rows in memory: after a resume they hold no row twice."""
+    def write_csv(self):
+        """losses.csv, from the rows in memory: after a resume they hold no row twice."""
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.state.rows)
         atomic_write(self.run.path("losses.csv"), text.getvalue())
-        self.rows_written, self.wrote = len(self.state.rows), time.monotonic()
+        self.wrote = time.monotonic()
 
     def draw_curves(self):
         """curves.png, unless matplotlib is missing."""
@@ -197,44 +176,15 @@ class Progress:
             title = f"{self.run.config.preset} on {self.run.meta['corpus']}"
             atomic_write(self.run.path("curves.png"), lambda f: plots.draw_curves(self.state.rows, title, f))
 
-    def append_csv(self):
-        """The rows since then, in one piece, at most every half minute. Call it where the last row is complete."""
-        if not self.show or time.monotonic() - self.wrote < SILENCE or not self.rows_written:
-            return
-        text = io.StringIO()
-        csv.DictWriter(text, COLUMNS, lineterminator="\n").writerows(self.state.rows[self.rows_written :])
-        path = self.run.path("losses.csv")
-        try:
-            with open(path, "a", encoding="utf-8", newline="") as f:
-                f.write(text.getvalue())
-        except OSError as e:
-            raise UserError(
-                f"{path}: cannot be written ({e.strerror}); the same command continues from last.pt"
-            ) from None
-        self.rows_written, self.wrote = len(self.state.rows), time.monotonic()
+    def between_steps(self):
+        """Now and then, losses.csv. The last row is complete."""
+        if self.show and self.state.rows and time.monotonic() - self.wrote > SILENCE:
+            self.write_csv()
 
     def close(self):
         self.bar.close()
         if self.close_log:
             self.close_log()
-
-
-def seconds_left(run, tokens_per_second):
-    return (run.steps - run.state.step) * run.plan.tokens_per_step / tokens_per_second
-
-
-def time_left(run, tokens_per_second):
-    return tqdm.format_interval(seconds_left(run, tokens_per_second))
-
-
-def outlook(run, tokens_per_second):
-    """How long the rest takes at this speed."""
-    left = time_left(run, tokens_per_second)
-    text = f"about {left} to go at {tokens_per_second:,.0f} tokens/s, validation not counted"
-    long = run.device.type == "cpu" and seconds_left(run, tokens_per_second) > 3600
-    if long and run.config.preset != "quick":
-        text += "; for a first look, --preset quick takes minutes (prepare.py, train.py and eval_blimp.py all know it)"
-    return text
 
 
 def sample_text(model, tokenizer, tokens, seed):
@@ -254,7 +204,7 @@ def sample_text(model, tokenizer, tokens, seed):
 # Experiment trackers, imported only if train.log asks for one: (log(numbers, step), close())
 
 
-def open_tensorboard(config):
+def tensorboard(config):
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(config.out_dir)
@@ -266,34 +216,22 @@ def open_tensorboard(config):
     return log, writer.close
 
 
-def open_wandb(config):
-    import wandb
-
-    run = wandb.init(project=PROJECT, name=config.out_dir, dir=config.out_dir, config=dataclasses.asdict(config))
-    return lambda numbers, step: run.log(numbers, step=step), run.finish
-
-
-def open_trackio(config):
-    import trackio
-
-    trackio.init(project=PROJECT, name=config.out_dir, config=dataclasses.asdict(config))
-    return lambda numbers, step: trackio.log(numbers, step=step), trackio.finish
-
-
-TRACKERS = {"tensorboard": open_tensorboard, "wandb": open_wandb, "trackio": open_trackio}
-PROJECT = "sllama-lab"
+def wandb(config):
+    """Also trackio, which has wandb's functions."""
+    tracker = importlib.import_module(config.train.log)
+    os.environ.setdefault("WANDB_DIR", config.out_dir)
+    tracker.init(project="sllama-lab", name=config.out_dir, config=dataclasses.asdict(config))
+    return lambda numbers, step: tracker.log(numbers, step=step), lambda: tracker.finish()
 
 
 def open_log(config):
-    kind = config.train.log
-    if kind == "none":
+    name = config.train.log
+    if name == "none":
         return None, None
     try:
-        return TRACKERS[kind](config)
+        return tensorboard(config) if name == "tensorboard" else wandb(config)
     except ImportError:
-        raise UserError(
-            f"train.log: the package {kind} is not installed; pip install {kind}, or train.log=none"
-        ) from None
+        raise UserError(f"train.log: {name} is not installed; pip install {name}, or train.log=none") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -161,7 +161,7 @@ class Run:
 
     def is_over(self, state):
         """Whether all steps are done, or a signal asks for an end in any process."""
-        self.shown.append_csv()
+        self.shown.between_steps()
         stop = self.distributed.stop if self.distributed.launched else self.signals.caught
         if stop and state.step < self.steps:
             self.status = 128 + (self.signals.caught or signal.SIGTERM)
@@ -207,7 +207,7 @@ class Run:
         state.step += 1
         state.skipped += skipped
         state.count_time(elapsed, self.plan.tokens_per_step, warm=state.step > self.first_step + 3)
-        self.shown.trained(loss, rate, elapsed)
+        self.shown.trained(loss, rate)
         self.clock = time.perf_counter()
 
     def checkpoints_due(self, state):
