@@ -1,12 +1,14 @@
 """What the benchmarks share: commands in processes of their own, a training step, timing in turns, printing."""
 
+import contextlib
 import json
+import multiprocessing
 import os
 import statistics
 import sys
 import time
 
-from lab.files import atomic_write
+from lab.files import UserError, atomic_write
 
 import torch
 
@@ -53,6 +55,30 @@ def training_step(loss, batches, parameters, optimizers, dtype):
         optimizer.step()
         optimizer.zero_grad()
     return value.item()
+
+
+def contestant(serve, *args, env=None):
+    """Starts serve(pipe, *args) in a process of its own, in the environment `env`; returns our end of its pipe."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    with contextlib.ExitStack() as stack:
+        if env is not None:
+            stack.callback(os.environ.update, dict(os.environ))
+            stack.callback(os.environ.clear)
+            os.environ.clear()
+            os.environ.update(env)
+        context.Process(target=serve, args=(theirs, *args), daemon=True).start()
+    theirs.close()  # so that its end is noticed here
+    return ours
+
+
+def ask(pipe, question):
+    """A contestant's answer; UserError if it ended."""
+    pipe.send(question)
+    try:
+        return pipe.recv()
+    except EOFError:
+        raise UserError("a contestant ended; its own message says why") from None
 
 
 def in_turns(ways, rounds):

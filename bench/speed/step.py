@@ -71,8 +71,8 @@ def plain_loss(model, x, targets):
     return F.cross_entropy(model.lm_head(x).flatten(0, 1), targets.flatten())
 
 
-def measure(config, loss=Model.loss, steps=6):
-    """Trains so many steps, of which the first is told apart; returns the figures."""
+def make_step(config, loss=Model.loss):
+    """A function that trains a new model by one step on random tokens and returns the loss; device, dtype."""
     c, s = config.model, config.train
     device = devices.pick_device(s.device)
     dtype = devices.pick_precision(device, s.dtype)
@@ -84,17 +84,25 @@ def measure(config, loss=Model.loss, steps=6):
     optimizers = train.make_optimizers(model, s, device)
     T = c.max_position_embeddings
     passes = [random_ids(i, s.batch_size, T, c.vocab_size).to(device) for i in range(s.gradient_accumulation_steps)]
-    seconds = []
 
     def loss_of(ids):
         return loss(model, hidden(ids, checkpointing=s.gradient_checkpointing), ids)
 
+    return lambda: training_step(loss_of, passes, model.parameters(), optimizers, dtype), device, dtype
+
+
+def measure(config, loss=Model.loss, steps=6):
+    """Trains so many steps, of which the first is told apart; returns the figures."""
+    s = config.train
+    step, device, dtype = make_step(config, loss)
+    seconds = []
     for _ in range(steps):
         start = time.perf_counter()
-        last = training_step(loss_of, passes, model.parameters(), optimizers, dtype)
+        last = step()
         seconds.append(time.perf_counter() - start)
-    rate = s.gradient_accumulation_steps * s.batch_size * T / statistics.median(seconds[1:])
-    flops, peak = sum(model_flops(c).values()), peak_flops(device, dtype)
+    tokens = s.gradient_accumulation_steps * s.batch_size * config.model.max_position_embeddings
+    rate = tokens / statistics.median(seconds[1:])
+    flops, peak = sum(model_flops(config.model).values()), peak_flops(device, dtype)
     return {
         "preset": config.preset,
         "device": devices.device_name(device),

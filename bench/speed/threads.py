@@ -1,10 +1,11 @@
 """How long threads should wait for each other by spinning: tokens a second, alone and beside two busy processes.
 
-    python -m bench.speed.threads --presets quick 10m-words-3m --spins default passive 2000 20000 100000
+    python -m bench.speed.threads                 # four minutes; needs a quiet machine; prints a table in Markdown
 
-Each cell is bench.speed.step in a process of its own with as many threads as there are cores, compiled; in turns, so
-that every value of GOMP_SPINCOUNT has its turn alone and beside the busy ones in each round. `default` is GNU OpenMP's
-own, `passive` is OMP_WAIT_POLICY=PASSIVE. lab/cli.py sets the value for every command. Needs a quiet machine.
+Training steps of up to 4,096 random tokens with as many threads as there are cores, compiled where train.py compiles.
+Each value of GOMP_SPINCOUNT has a process of its own, and they take turns of two seconds, alone and beside the busy
+ones in each round; median of the rounds, and the least and the most. `default` is GNU OpenMP's own, `passive` is
+OMP_WAIT_POLICY=PASSIVE. lab/cli.py sets the value for every command.
 """
 
 import argparse
@@ -13,10 +14,13 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 
-from bench.common import ENVIRONMENT, closing_block, module
-from lab import cli
-from lab.files import UserError
+from bench.common import ENVIRONMENT, ask, contestant
+from bench.speed.step import make_step
+from lab import cli, settings
+
+import torch
 
 PLAIN = {name: value for name, value in ENVIRONMENT.items() if name not in ("OMP_WAIT_POLICY", *cli.SPINNING)}
 
@@ -39,32 +43,63 @@ def busy(processes):
         process.wait()
 
 
-def tokens_per_second(preset, spins, threads, overrides):
-    command = module("bench.speed.step", "--preset", preset, "train.compile=true", *overrides)
-    env = environment(spins) | {"OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"{preset}: {done.stderr[-300:]}")
-    return float(closing_block(done.stdout)["tokens_per_second"])
+def serve(pipe, config, threads):
+    """A process of its own: for each number of seconds that comes, trains so long and sends tokens a second."""
+    torch.set_num_threads(threads)
+    step, _, _ = make_step(config)
+    step()  # compiles
+    step()
+    pipe.send("ready")
+    while (seconds := pipe.recv()) is not None:
+        start, steps, passed = time.perf_counter(), 0, 0
+        while passed < seconds:
+            step()
+            steps += 1
+            passed = time.perf_counter() - start
+        pipe.send(steps * config.train.batch_size * config.model.max_position_embeddings / passed)
+
+
+def rates(config, args):
+    """{(spins, busy processes): tokens a second of each round}"""
+    pipes = {}
+    for spins in args.spins:
+        pipes[spins] = contestant(serve, config, args.threads, env=environment(spins))
+        pipes[spins].recv()  # one after the other: the second finds what the first one compiled
+    found = {(spins, others): [] for spins in args.spins for others in args.busy}
+    for _ in range(args.rounds):
+        for (spins, others), rates in found.items():
+            with busy(others):
+                rates.append(ask(pipes[spins], args.seconds))
+    for pipe in pipes.values():
+        pipe.send(None)
+    return found
+
+
+def cell(rates):
+    return f"{statistics.median(rates):,.0f} ({min(rates):,.0f} - {max(rates):,.0f})"
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--presets", nargs="+", default=["quick", "10m-words-3m", "llama-26m"], metavar="NAME")
-    parser.add_argument("--spins", nargs="+", default=["default", "passive", "2000", "20000", "100000"])
+    parser.add_argument("--spins", nargs="+", default=["default", "passive", "2000", "20000"])
+    parser.add_argument("--busy", nargs="+", type=int, default=[0, 2], help="busy processes, a column each")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=2, help="of a turn; a step at least")
     args, overrides = parser.parse_known_args(argv)
-    print(f"{'preset':<16}{'spins':>10}{'alone, tokens/s':>18}{'beside two busy':>18}")
+    print("| preset | spins | " + " | ".join(f"beside {n} busy" if n else "alone" for n in args.busy) + " |")
+    print("| --- " * (2 + len(args.busy)) + "|")
     for preset in args.presets:
-        found = {(spins, others): [] for spins in args.spins for others in (0, 2)}
-        for _ in range(args.rounds):
-            for (spins, others), rates in found.items():
-                with busy(others):
-                    rates.append(tokens_per_second(preset, spins, args.threads, overrides))
+        config = settings.load_config(preset, overrides)
+        s = config.train
+        s.gradient_accumulation_steps = 1
+        s.batch_size = min(s.batch_size, max(1, 4096 // config.model.max_position_embeddings))
+        s.compile = preset != "quick" if s.compile == "auto" else s.compile
+        found = rates(config, args)
         for spins in args.spins:
-            alone, beside = (statistics.median(found[spins, others]) for others in (0, 2))
-            print(f"{preset:<16}{spins:>10}{alone:>18,.0f}{beside:>18,.0f}", flush=True)
+            cells = [cell(found[spins, others]) for others in args.busy]
+            print(f"| `{preset}` | {spins} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

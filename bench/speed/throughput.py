@@ -12,14 +12,12 @@ needs transformers 4.46.3.
 
 import argparse
 from importlib import metadata
-import multiprocessing
 import statistics
 import sys
 
-from bench.common import in_turns, random_ids, ratios, show, training_step
+from bench.common import ask, contestant, in_turns, random_ids, ratios, show, training_step
 from export import names
 from lab import cli, settings
-from lab.files import UserError
 from lab.run import devices
 from model import Model
 
@@ -95,21 +93,13 @@ def serve(pipe, who, config, args):
 
 def compete(config, args):
     """({"ours": seconds of each round, "peer": likewise}, {"ours": losses, "peer": losses})"""
-    context, pipes = multiprocessing.get_context("spawn"), {}
-    for who in ("ours", "peer"):
-        pipes[who], theirs = context.Pipe()
-        context.Process(target=serve, args=(theirs, who, config, args), daemon=True).start()
-        theirs.close()  # so that its end is noticed here
+    pipes = {who: contestant(serve, who, config, args) for who in ("ours", "peer")}
     losses = {"ours": [], "peer": []}
 
     def steps(who):
-        pipes[who].send(len(losses[who]))
-        losses[who] += pipes[who].recv()
+        losses[who] += ask(pipes[who], len(losses[who]))
 
-    try:
-        seconds = in_turns({"ours": lambda: steps("ours"), "peer": lambda: steps("peer")}, args.rounds)
-    except EOFError:
-        raise UserError("a contestant ended; its own message says why") from None
+    seconds = in_turns({"ours": lambda: steps("ours"), "peer": lambda: steps("peer")}, args.rounds)
     for pipe in pipes.values():
         pipe.send(None)
     return seconds, losses
