@@ -185,7 +185,7 @@ class Causal(Scorer):
 
 
 class Masked(Causal):
-    """Any AutoModelForMaskedLM: `logits` at a place are those of the token there, from all the others.
+    """Any AutoModelForMaskedLM: `logits_at` a place are those of the token there, from all the others.
 
     The score of a sentence is its pseudo-log-likelihood, the sum over its tokens of log p(token | all the others)
     (Salazar et al. 2020), or with pll = "l2r" of log p(token | all but what follows in its word) (Kauf and Ivanova
@@ -210,6 +210,22 @@ class Masked(Causal):
             words = tuple(encoded.word_ids(i)) if self.pll == "l2r" else ()
             found.append(Tokens(tuple(ids), start, end, words))
         return found
+
+    def logits_at(self, places, ids, attention_mask):
+        """places (B), one in each row of ids (B, T) -> (B, V) in float32.
+
+        The head, which is most of a small model's work and memory, is applied to these places alone, where the model
+        says which module it is.
+        """
+        rows = torch.arange(len(ids))
+        head = self.model.get_output_embeddings()
+        if not isinstance(head, torch.nn.Module):
+            return self.logits(ids, attention_mask)[rows, places]
+        hook = head.register_forward_pre_hook(lambda _, hidden: hidden[0][rows, places])  # (B, T, h) -> (B, h)
+        try:
+            return self.logits(ids, attention_mask)
+        finally:
+            hook.remove()
 
     def given(self, tokens):
         return len(tokens.ids)

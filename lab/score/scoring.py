@@ -160,17 +160,21 @@ def pseudo_log_probabilities(model, batch):
     chunks = [torch.cat(parts).to(model.device).split(rows) for parts in (copies, attended, places, targets)]
     logp = []
     for ids, mask, place, target in zip(*chunks):
-        logits = model.logits(ids, mask)[torch.arange(len(ids)), place]  # (rows, V)
+        logits = model.logits_at(place, ids, mask)  # (rows, V)
         logp.append(logits.log_softmax(-1).gather(-1, target[:, None]).squeeze(-1))
     logp = torch.cat(logp).double().cpu().numpy()
     return np.split(logp, np.cumsum([sentence.end - sentence.first for sentence in batch])[:-1])
 
 
 def tokens_at_once(model):
-    """How many tokens of a model's logits are made at once: 8 MB of them on a CPU if that is 256 tokens, else 1 GB."""
-    if model.device.type == "cpu":  # larger ones, of ever other sizes, are left unused in the heap by the gigabyte
-        return max(256, min(2048, 2**21 // model.vocab_size))
-    return min(65536, 2**28 // model.vocab_size)
+    """How many tokens a model is given at once: on a CPU as many as make 8 MB of logits, but at least 256; else 1 GB.
+
+    Larger logits, of ever other sizes, are left unused in a CPU's heap by the gigabyte. A masked model's are few.
+    """
+    cpu = model.device.type == "cpu"
+    if model.masked:
+        return 2048 if cpu else 16384
+    return max(256, min(2048, 2**21 // model.vocab_size)) if cpu else min(65536, 2**28 // model.vocab_size)
 
 
 def require_finite(sentences, scores):
