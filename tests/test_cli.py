@@ -1,6 +1,7 @@
-"""lab/cli.py: what every command sets up before it imports anything large."""
+"""lab/cli.py: how every command begins and ends."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -9,28 +10,28 @@ from conftest import ROOT
 import pytest
 
 
-def python(code, **environment):
+def python(code, environment=(), **kwargs):
+    """The code in a Python of its own, in our folder; without settings of threads but those in `environment`."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_", "KMP_"))}
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env={**clean, **environment}, capture_output=True, text=True
-    )
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 100}
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean | dict(environment), **pipe | kwargs)
+
+
+def command(script, before=""):
+    """A command of ours, without arguments, after the code `before`."""
+    return python(f"import os, runpy, signal, sys\n{before}\nrunpy.run_path({script!r}, run_name='__main__')")
+
+
+# --- what is set up before anything large is imported
 
 
 @pytest.mark.parametrize(
-    "command, package, name",
-    [
-        ("train.py", "torch", "torch"),
-        ("eval_blimp.py", "numpy", "numpy"),
-        ("prepare.py", "yaml", "PyYAML"),
-        ("prepare.py", "sentencepiece", "sentencepiece"),
-    ],
+    "script, module, name", [("train.py", "torch", "torch"), ("prepare.py", "yaml", "PyYAML")], ids=str
 )
-def test_a_missing_package_is_one_line_that_says_both_ways_out(command, package, name):
-    code = f"import runpy, sys; sys.modules[{package!r}] = None; runpy.run_path({command!r}, run_name='__main__')"
-    done = python(code)
+def test_a_missing_package_is_one_line_that_says_both_ways_out(script, module, name):
+    done = command(script, f"sys.modules[{module!r}] = None")
     (line,) = done.stderr.splitlines()
-    assert done.returncode == 2
-    assert line.startswith(f"error: the package {name} is not installed here")
+    assert done.returncode == 2 and line.startswith(f"error: the package {name} is not installed here")
     assert "source .venv/bin/activate" in line and "pip install" in line
 
 
@@ -39,19 +40,83 @@ def test_another_missing_module_keeps_its_traceback():
     assert done.returncode == 1 and "Traceback" in done.stderr
 
 
-SPINNING = "import os, lab; print([os.environ.get(name) for name in ('GOMP_SPINCOUNT', 'KMP_BLOCKTIME')])"
+@pytest.mark.parametrize(
+    "environment, expected",
+    [({}, "20000 1"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None None"), ({"GOMP_SPINCOUNT": "7"}, "7 None")],
+    ids=str,
+)
+def test_threads_do_not_wait_by_spinning_unless_the_user_says_how_they_wait(environment, expected):
+    code = "import os, lab; print(os.environ.get('GOMP_SPINCOUNT'), os.environ.get('KMP_BLOCKTIME'))"
+    assert python(code, environment).stdout.strip() == expected
 
 
-def test_threads_do_not_wait_by_spinning_unless_the_user_says_how_they_wait():
-    assert python(SPINNING).stdout.strip() == "['20000', '1']"
-    assert python(SPINNING, OMP_WAIT_POLICY="ACTIVE").stdout.strip() == "[None, None]"
-    assert python(SPINNING, GOMP_SPINCOUNT="7").stdout.strip() == "['7', None]"
+WHEN_IMPORTED = """
+class When:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            {does}
+sys.meta_path.insert(0, When())
+"""
 
 
-def test_threads_are_told_how_to_wait_before_pytorch_is_imported():
+@pytest.mark.parametrize("name", ["train", "eval_blimp", "prepare", "tokenizer", "sample", "export"])
+def test_threads_are_told_how_to_wait_before_pytorch_is_imported(name):
     """In every command: lab comes first, and PyTorch reads the variables when it loads its threads."""
-    for command in ("train", "eval_blimp", "prepare", "tokenizer", "sample", "export"):
-        code = "import sys\nclass Watch:\n    def find_spec(self, name, *_):\n"
-        code += "        if name == 'torch': import os; print(os.environ.get('GOMP_SPINCOUNT'))\n"
-        code += f"sys.meta_path.insert(0, Watch())\nimport {command}"
-        assert set(python(code).stdout.split()) <= {"20000"}, command
+    does = "print(os.environ.get('GOMP_SPINCOUNT'))"
+    done = python("import os, sys\n" + WHEN_IMPORTED.format(module="torch", does=does) + f"import {name}")
+    assert set(done.stdout.split()) <= {"20000"}
+
+
+# --- Ctrl-C
+
+PRESS = "os.kill(os.getpid(), signal.SIGINT)"
+IN_ARGUMENTS = f"import argparse\nargparse.ArgumentParser.parse_intermixed_args = lambda *_: {PRESS}"
+
+
+@pytest.mark.parametrize(
+    "script, before",
+    [
+        ("prepare.py", WHEN_IMPORTED.format(module="sentencepiece", does=PRESS)),
+        ("train.py", WHEN_IMPORTED.format(module="torch.nn", does=PRESS)),
+        ("train.py", IN_ARGUMENTS),
+    ],
+    ids=["sentencepiece", "torch", "arguments"],
+)
+def test_ctrl_c_while_a_command_starts(script, before):
+    done = command(script, before)
+    assert done.returncode == 130 and done.stderr == "interrupted\n"
+
+
+AGAIN_AT_THE_END = "atexit.register(press)\ncli.run(press)"
+AGAIN_IN_BETWEEN = """
+def main():
+    try:
+        press()
+    finally:
+        press()
+        time.sleep(1000)
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize("code", [AGAIN_AT_THE_END, AGAIN_IN_BETWEEN], ids=["at the end", "in between"])
+def test_ctrl_c_twice_is_one_line_and_waits_for_nothing(code):
+    done = python(f"import atexit, os, signal, time\nfrom lab import cli\npress = lambda: {PRESS}\n{code}")
+    assert done.returncode == 130 and done.stderr == "interrupted\n"
+
+
+def test_a_command_in_the_background_leaves_ctrl_c_ignored():
+    """As under nohup, which has SIGINT ignored before Python starts."""
+    code = f"import os, signal\nfrom lab import cli\ncli.run(lambda: {PRESS})"
+    done = python(code, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    assert done.returncode == 0 and done.stderr == ""
+
+
+# --- output
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux's")
+def test_output_that_cannot_be_written_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = python("from lab import cli; cli.run(lambda: print('x'))", stdout=full)
+    assert done.returncode == 2 and done.stderr == "error: [Errno 28] No space left on device\n"
