@@ -8,7 +8,7 @@
 SLlama's tricks save parameters, not a different kind of function, so a model is exported by unfolding them: the narrow
 table is tiled to its full width, the picked or repeated rows of the attention are written out, the transpose becomes
 up_proj, shared layers are copied. No custom code is needed to load the result. Only what a LLaMA cannot compute is
-refused: an embedding that attends (`attention`), and normalised queries and keys (`qk_norm`).
+refused: an embedding that attends (`attention`).
 """
 
 import argparse
@@ -37,7 +37,7 @@ except ImportError:  # training does not need it
 
 # Settings that have the same name and meaning in config.json
 SAME = """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
-hidden_act rms_norm_eps tie_word_embeddings""".split()
+rms_norm_eps tie_word_embeddings""".split()
 
 
 def unfold(model: Model) -> tuple[dict, dict[str, torch.Tensor]]:
@@ -51,8 +51,6 @@ def unfold(model: Model) -> tuple[dict, dict[str, torch.Tensor]]:
             "embedding `attention` looks at the tokens before, which no table of a plain LLaMA does; "
             "it cannot be exported"
         )
-    if c.qk_norm:
-        raise UserError("qk_norm normalises queries and keys, which a plain LLaMA does not; it cannot be exported")
     with torch.no_grad():
         every_token = torch.arange(c.vocab_size)[None]  # (1, V)
         weights = {
@@ -71,6 +69,7 @@ def unfold(model: Model) -> tuple[dict, dict[str, torch.Tensor]]:
     settings = {key: getattr(c, key) for key in SAME} | {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
+        "hidden_act": "silu",
         "num_key_value_heads": c.num_key_value_heads or c.num_attention_heads,
         "head_dim": c.hidden_size // c.num_attention_heads,
         "max_position_embeddings": c.max_position_embeddings,
@@ -174,6 +173,8 @@ def our_config(settings: dict) -> ModelConfig:
     released = settings.get("model_type") == "sllama"
     if not released and settings.get("model_type") != "llama":
         raise UserError("model_type: only llama, or the released sllama, can be converted")
+    if settings.get("hidden_act", "silu") != "silu":
+        raise UserError("hidden_act: only silu can be converted")
     rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         raise UserError("rope_scaling: only plain rotary positions can be converted")

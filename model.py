@@ -65,8 +65,6 @@ class ModelConfig:
     mlp: Literal["full", "shared_projection"] = "full"
     layer_sharing: Literal["none", "share", "reuse"] = "none"
     num_groups: int = 1  # of layers with their own weights, for `share`
-    hidden_act: Literal["silu", "relu2"] = "silu"
-    qk_norm: bool = False  # RMSNorm of queries and keys, per head
     dropout: float = 0.0  # on the embedding and both residual branches
 
     def problems(self) -> list[str]:
@@ -136,10 +134,6 @@ class Attention(nn.Module):
         self.kv_heads = config.num_key_value_heads or self.heads
         self.head_dim = h // self.heads
         self.build(h, self.kv_heads * self.head_dim)
-        self.qk_norm = config.qk_norm
-        if config.qk_norm:
-            self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
-            self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
 
     def build(self, h, h_kv):
         self.q_proj = nn.Linear(h, h, bias=False)
@@ -165,8 +159,6 @@ class Attention(nn.Module):
         q = q.view(B, T, self.heads, self.head_dim)  # (B, T, nh, hs)
         k = k.view(B, T, self.kv_heads, self.head_dim)  # (B, T, nkv, hs)
         v = v.view(B, T, self.kv_heads, self.head_dim)  # (B, T, nkv, hs)
-        if self.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
         turned = apply_rotary_emb(torch.cat((q, k), dim=2), *rope)  # (B, T, nh + nkv, hs): at once, in fewer kernels
         q, k = turned.split((self.heads, self.kv_heads), dim=2)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, nh or nkv, T, hs)
@@ -247,17 +239,12 @@ ATTENTION = {"mha": Attention, "skqa": SharedQueryKey, "pwa": PermutatedWeights,
 # MLP, and what widens a narrow embedding
 
 
-def relu2(x):
-    return F.relu(x).square()
-
-
 class MLP(nn.Module):
-    """down(act(gate(x)) * up(x)), SwiGLU with act = silu (Shazeer 2020): 3 h f. Shared (SPMLP): up = down^T, 2 h f."""
+    """SwiGLU, down(silu(gate(x)) * up(x)) (Shazeer 2020): 3 h f. Shared (SPMLP): up = down^T, 2 h f."""
 
     def __init__(self, config):
         super().__init__()
         h, f = config.hidden_size, config.intermediate_size
-        self.act = {"silu": F.silu, "relu2": relu2}[config.hidden_act]
         self.shared = config.mlp == "shared_projection"
         self.gate_proj = nn.Linear(h, f, bias=False)
         if not self.shared:
@@ -266,7 +253,7 @@ class MLP(nn.Module):
 
     def forward(self, x):
         up = x @ self.down_proj.weight if self.shared else self.up_proj(x)  # (B, T, f)
-        return self.down_proj(self.act(self.gate_proj(x)) * up)  # (B, T, h)
+        return self.down_proj(F.silu(self.gate_proj(x)) * up)  # (B, T, h)
 
 
 class LinearProjector(nn.Module):
@@ -413,13 +400,13 @@ class Model(nn.Module):
         hs = self.cos.shape[1]
         return self.cos[positions].view(-1, T, 1, hs), self.sin[positions].view(-1, T, 1, hs)
 
-    def loss(self, x: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tensor:
+    def loss(self, x: Tensor, targets: Tensor) -> Tensor:
         """Mean loss in nats of hidden states x (B, T, h) against targets (B, T), which are the ids one step ahead.
 
         The same as F.cross_entropy(self.lm_head(x).flatten(0, 1), targets.flatten()), but the tensor of all logits,
         (B, T, V), is never made.
         """
-        return linear_cross_entropy(x.flatten(0, 1), self.lm_head.weight, targets.flatten(), z_loss)
+        return linear_cross_entropy(x.flatten(0, 1), self.lm_head.weight, targets.flatten())
 
     def generate(
         self, ids: list[int], max_tokens: int, seed: int = 0, pick: Callable | None = None
@@ -509,11 +496,11 @@ def product_dtype(x):
 # The loss in chunks
 
 
-def linear_cross_entropy(x, weight, targets, z_loss=0.0):
+def linear_cross_entropy(x, weight, targets):
     """F.cross_entropy(x @ weight.T, targets) in less memory. x (N, h), weight (V, h), targets (N)."""
     dtype, need_grad = product_dtype(x), torch.is_grad_enabled()
     with torch.autocast(x.device.type, enabled=False):
-        return LinearCrossEntropy.apply(x, weight, targets, z_loss, dtype, need_grad)
+        return LinearCrossEntropy.apply(x, weight, targets, dtype, need_grad)
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -522,14 +509,13 @@ class LinearCrossEntropy(torch.autograd.Function):
     A chunk's logits (n, V) become its probabilities p, are used for the loss and for both gradients while they are in
     the cache, and are overwritten by the next:
         dx = p W - W[target]        dW = p^T x - onehot^T x
-    z_loss adds z_loss (log s)^2 per token, s = sum(exp(logits)), which pulls s towards 1 (PaLM, section 5).
     """
 
     @staticmethod
-    def forward(ctx, x, weight, targets, z_loss, dtype, need_grad):
+    def forward(ctx, x, weight, targets, dtype, need_grad):
         """x (N, h), weight (V, h), targets (N) with -100 = not scored; dtype of the matrix products."""
         scored, target = (targets >= 0)[:, None], targets.clamp(min=0)[:, None]  # (N, 1) each
-        xs, w = x.to(dtype), weight.to(dtype)
+        xs, w = torch.where(scored, x, 0).to(dtype), weight.to(dtype)  # rows of zeros add nothing to dw
         (N, h), V = x.shape, len(w)
         size = chunk_size(N, V, dtype, x.device)
         buffer = torch.empty(size, V, dtype=dtype, device=x.device)
@@ -537,36 +523,29 @@ class LinearCrossEntropy(torch.autograd.Function):
         if need_grad:
             dx = torch.empty(N, h, dtype=torch.float32, device=x.device)
             dw = torch.zeros(V, h, dtype=torch.float32, device=x.device)
-        rows = []  # of each chunk: log p[target], log s
+        log_p = torch.empty(N, 1, dtype=torch.float32, device=x.device)  # of the targets
         for start in range(0, N, size):
             chunk = slice(start, start + size)
             logits = torch.mm(xs[chunk], w.T, out=buffer[: len(xs[chunk])])  # (n, V)
-            target_logit = logits.gather(1, target[chunk])  # (n, 1)
             p = torch.softmax(logits, 1, out=logits if x.device.type == "cpu" else None)  # (n, V)
-            log_p = p.gather(1, target[chunk]).clamp(min=least).float().log()  # (n, 1)
-            log_s = target_logit - log_p  # (n, 1)
-            rows.append((log_p, log_s))
+            log_p[chunk] = p.gather(1, target[chunk]).clamp(min=least).float().log()
             if need_grad:
-                d_log_s = scored[chunk] * (1 + 2 * z_loss * log_s)  # the loss by log s (n, 1)
-                torch.mul(p @ w, d_log_s, out=dx[chunk])
-                dw += p.T @ (xs[chunk] * d_log_s).to(dtype)
-        log_p, log_s = (torch.cat(parts) for parts in zip(*rows))  # (N, 1) each
-        losses = z_loss * log_s.square() - log_p
-        total = torch.where(scored, losses, 0).sum()
+                dx[chunk] = p @ w
+                dw += p.T @ xs[chunk]
         count = scored.sum().clamp(min=1)
         if need_grad:
             target = target[:, 0]
-            dx -= torch.where(scored, w[target].float(), 0)
-            dw.index_add_(0, target, torch.where(scored, -xs.float(), 0))
+            dx = torch.where(scored, dx - w[target].float(), 0)
+            dw.index_add_(0, target, -xs.float())
             ctx.save_for_backward(dx, dw, count)
             ctx.dtypes = x.dtype, weight.dtype
-        return total / count
+        return -torch.where(scored, log_p, 0).sum() / count
 
     @staticmethod
     def backward(ctx, grad):
         dx, dw, count = ctx.saved_tensors
         scale = grad / count
-        return (dx * scale).to(ctx.dtypes[0]), (dw * scale).to(ctx.dtypes[1]), None, None, None, None
+        return (dx * scale).to(ctx.dtypes[0]), (dw * scale).to(ctx.dtypes[1]), None, None, None
 
 
 def chunk_size(tokens, vocab, dtype, device):
@@ -636,7 +615,7 @@ def parameter_counts(config: ModelConfig) -> dict[str, int]:
         "linear": V * e + (e + 1) * h,
         "attention": V * e + 2 * (e + 1) * e + (e + 1) * h,
     }
-    per_group = ATTENTION[config.attention].count(h, h_kv) + (2 * head_dim if config.qk_norm else 0)
+    per_group = ATTENTION[config.attention].count(h, h_kv)
     mlp = (3 if config.mlp == "full" else 2) * h * f
     return {
         "embedding": embedding[config.embedding],

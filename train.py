@@ -6,14 +6,13 @@
 Optimisers, schedule, batches, step, validation, loop. What it does:
 - mixed precision (bfloat16; float16 with a gradient scaler), gradient accumulation and checkpointing, torch.compile
 - epochs without replacement: which windows a step sees follows from (seed, step) alone, however many processes
-- AdamW, or Muon for the hidden matrices; warm-up, then cosine, linear or constant; clipping; averaged weights; z-loss
+- AdamW, or Muon for the hidden matrices; warm-up, then cosine, linear or constant; clipping
 - ckpt.pt is the best on a fixed set of validation windows; last.pt continues a run to the bits it would have reached
 - Ctrl-C, a scheduler's SIGTERM, a full disk, a NaN: ends with a message and a checkpoint to go on from
 
 What changes no number is `run` (lab/run/): settings, processes, device, data, folder, signals, screen.
 """
 
-import contextlib
 import math
 
 from lab import cli
@@ -96,7 +95,7 @@ def batch_loss(model, hidden, batch, s):
     ids, targets, mask, gaps = batch
     if gaps is not None:
         return mntp.loss(model, hidden, batch, s)
-    return model.loss(hidden(ids, mask=mask, checkpointing=s.gradient_checkpointing), targets, s.z_loss)
+    return model.loss(hidden(ids, mask=mask, checkpointing=s.gradient_checkpointing), targets)
 
 
 def compute_gradients(model, hidden, batches, scaler, run):
@@ -137,25 +136,8 @@ def update_weights(model, optimizers, scaler, loss, rate, run):
     return loss, norm, skipped
 
 
-def update_average(average, model, decay):
-    """average <- decay * average + (1 - decay) * weights; average: {name: tensor}."""
-    torch._foreach_lerp_(list(average.values()), [p.detach() for p in model.parameters()], 1 - decay)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Validation
-
-
-@contextlib.contextmanager
-def averaged_weights(model, average):
-    """The model with its averaged weights, if there are any."""
-    if not average:
-        yield
-        return
-    current = {name: p.detach().clone() for name, p in model.named_parameters()}
-    model.load_state_dict(average)
-    yield
-    model.load_state_dict(current)
 
 
 @torch.no_grad()
@@ -196,22 +178,20 @@ def main(argv=None):
         hidden = run.compile(model.hidden)  # for training; validation and files use the model as it is
         optimizers = make_optimizers(model, s, run.device)
         scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
-        average = {name: p.detach().clone() for name, p in model.named_parameters()} if s.ema else None
-        state = run.restore(model, optimizers, scaler, average)  # a new one, or last.pt's
+        state = run.restore(model, optimizers, scaler)  # a new one, or last.pt's
         batches = step_batches(run, state.step)
 
         while True:  # one round more than steps: the end is evaluated and saved
             # evaluate
             if run.evaluation_is_due(state):
-                with averaged_weights(model, average):
-                    val_loss = validate(model, run)
-                    blimp = score_blimp(model, run) if run.blimp_is_due(state) else None
-                    run.evaluated(state, model, val_loss, blimp)
+                val_loss = validate(model, run)
+                blimp = score_blimp(model, run) if run.blimp_is_due(state) else None
+                run.evaluated(state, model, val_loss, blimp)
 
             # save
             over = run.is_over(state)
             if over or run.save_is_due(state):
-                run.save_last(state, model, optimizers, scaler, average)
+                run.save_last(state, model, optimizers, scaler)
             if over:
                 break
 
@@ -222,12 +202,9 @@ def main(argv=None):
             loss = compute_gradients(model, hidden, batches, scaler, run)
             batches = step_batches(run, state.step + 1)  # while the device computes
             loss, norm, skipped = update_weights(model, optimizers, scaler, loss, rate, run)
-            if average:
-                update_average(average, model, s.ema)
             run.trained(state, loss, norm, s.learning_rate * rate, skipped)
             for name in run.checkpoints_due(state):
-                with averaged_weights(model, average):
-                    run.save(name, state, model, state.last_val_loss())
+                run.save(name, state, model, state.last_val_loss())
     return run.status
 
 

@@ -76,8 +76,6 @@ class TrainConfig:
     weight_decay: float = number(at_least=0)
     betas: list[float]
     grad_clip: float = number(at_least=0)
-    z_loss: float = number(at_least=0)
-    ema: float = number(at_least=0, at_most=0.99999)
     eval_every: int = number(at_least=1)
     eval_windows: int = number(at_least=1)
     save_every: int | None = number(at_least=1)
@@ -141,6 +139,13 @@ class Config:
     def out_dir(self):
         return self.train.out or os.path.join("out", self.preset)
 
+
+# Settings of before that gained nothing (results/log.md): the value that did nothing, with which a file still loads,
+# and the last commit that knows others.
+REMOVED = {
+    "model": {"hidden_act": ("silu", "b92dfc8"), "qk_norm": (False, "b92dfc8")},
+    "train": {"z_loss": (0, "b92dfc8"), "ema": (0, "b92dfc8")},
+}
 
 SECTIONS = {field.name: field.type for field in dataclasses.fields(Config) if field.name != "preset"}
 
@@ -219,11 +224,22 @@ def nearest(name, known):
     return f"known: {', '.join(known)}"
 
 
-def build(cls, values):
-    """(cls(**values) or None, complaints): converts and checks one section."""
+def take_out_removed(section, values):
+    """Takes what REMOVED lists out of a section's values; returns complaints, of settings that did something."""
+    complaints = []
+    for key, (off, commit) in REMOVED.get(section, {}).items():
+        if values.pop(key, off) != off:
+            complaints.append(f"{key}: this setting is gone; {commit} is the last commit that has it")
+    return complaints
+
+
+def build(section, values):
+    """(its dataclass or None, complaints): converts and checks the values of one section."""
+    cls = section_class(section)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     settings = {}
-    complaints = [f"{key}: unknown key; {nearest(key, fields)}" for key in values if key not in fields]
+    complaints = take_out_removed(section, values)
+    complaints += [f"{key}: unknown key; {nearest(key, fields)}" for key in values if key not in fields]
     for name, field in fields.items():
         if name in values:
             try:
@@ -238,8 +254,8 @@ def build(cls, values):
             complaints.append(f"{name}: missing")
     if complaints:
         return None, complaints
-    section = cls(**settings)
-    return section, section.problems() if hasattr(section, "problems") else []
+    made = cls(**settings)
+    return made, made.problems() if hasattr(made, "problems") else []
 
 
 def section_class(name):
@@ -254,7 +270,7 @@ def model_config(values):
     """ModelConfig from a checkpoint's dictionary; UserError if it does not describe a model we can build."""
     config, complaints = None, ["not a dictionary"]
     if isinstance(values, dict):
-        config, complaints = build(section_class("model"), values)
+        config, complaints = build("model", values)
     if complaints:
         raise UserError("bad model settings: " + "; ".join(complaints))
     return config
@@ -319,7 +335,7 @@ def load_config(preset=None, overrides=(), path="config.yaml", model=True):
         if name == "model" and not model:
             sections[name] = values[name]
             continue
-        sections[name], found = build(section_class(name), values[name])
+        sections[name], found = build(name, values[name])
         complaints += [f"{name}.{complaint}" for complaint in found]
     if len(complaints) == 1:
         raise UserError(f"{path}: {complaints[0]}")

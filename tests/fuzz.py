@@ -49,7 +49,7 @@ SMALL = """
 tokenizer.vocab_size=330 tokenizer.model=own.model
 model.hidden_size=8 model.num_hidden_layers=2 model.num_attention_heads=2 model.intermediate_size=8
 model.max_position_embeddings=64
-train.batch_size=2 train.gradient_accumulation_steps=1 train.optimizer=muon train.ema=0.9 train.sample_tokens=0
+train.batch_size=2 train.gradient_accumulation_steps=1 train.optimizer=muon train.sample_tokens=0
 train.dtype=float32 train.device=cpu train.eval_windows=2 train.out=run""".split()
 SCORE = ["ckpt.pt", "--data", "pairs", "--device", "cpu"]
 

@@ -43,9 +43,9 @@ SMALL = [
     "model.max_position_embeddings=256",
 ]
 RUN = ["train.batch_size=4", "train.eval_every=3", "train.save_every=1", "train.eval_windows=4", "train.device=cpu"]
-MUON = ["train.dtype=float32", "train.optimizer=muon", "model.dropout=0.1", "train.ema=0.9"]
+MUON = ["train.dtype=float32", "train.optimizer=muon", "model.dropout=0.1"]
 KINDS = {  # name: (processes, settings)
-    "muon, dropout, averaged weights, float32": (1, MUON),
+    "muon, dropout, float32": (1, MUON),
     "adamw bfloat16": (1, ["train.dtype=bfloat16", "train.gradient_accumulation_steps=2"]),
     "adamw float32": (1, ["train.dtype=float32"]),
     "two processes, dropout": (2, ["train.dtype=float32", "model.dropout=0.1"]),

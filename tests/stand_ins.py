@@ -94,7 +94,7 @@ KINDS = {
     "embedding attention": {"embedding": "attention"},
     "embedding linear": {"embedding": "linear"},
     "tied, rra, reuse": {"attention": "rra", "layer_sharing": "reuse", "tie_word_embeddings": True},
-    "skqa, qk_norm": {"attention": "skqa", "qk_norm": True},
+    "skqa": {"attention": "skqa"},
 }
 
 

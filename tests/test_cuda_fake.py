@@ -36,9 +36,9 @@ CASES = {  # name: (model settings, training settings)
     "rra": (SLLAMA | {"attention": "rra"}, {}),
     "reuse": (SLLAMA | {"layer_sharing": "reuse"}, {}),
     "tied, grouped": ({"tie_word_embeddings": True, "num_key_value_heads": 2}, {}),
-    "qk_norm, relu2, dropout": ({"qk_norm": True, "hidden_act": "relu2", "dropout": 0.1}, {}),
+    "dropout": ({"dropout": 0.1}, {}),
     "muon": ({}, {"optimizer": "muon", "grad_clip": 0.0}),
-    "checkpointing, z_loss": (SLLAMA, {"gradient_checkpointing": True, "z_loss": 1e-4}),
+    "checkpointing": (SLLAMA, {"gradient_checkpointing": True}),
     "mntp": ({}, {"mntp": 0.5}),
     "isolate": ({}, {"isolate": True}),
 }

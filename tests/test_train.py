@@ -256,13 +256,6 @@ def test_muon_and_adamw_share_the_parameters(project):
         assert {group["weight_decay"]} == {0.1 if p.dim() > 1 else 0 for p in group["params"]}
 
 
-def test_averaged_weights_are_the_average(project):
-    """ckpt.pt holds the average, last.pt the weights."""
-    _, last, _ = run("train.ema=0.5", "train.max_steps=4", "train.eval_every=4")
-    best = checkpoint.read("out/a/ckpt.pt")["weights"]
-    assert same(best, last["training"]["ema"]) and not same(best, last["weights"])
-
-
 def test_masked_windows_hide_what_they_ask_for(project):
     """Of 4 windows 2 have gaps: hidden tokens reach the model as <unk>, and only they are asked for, one place earlier.
 
@@ -277,7 +270,7 @@ def test_masked_windows_hide_what_they_ask_for(project):
         seen.append((ids, how.get("mask")))
         return model.hidden(ids, **how)
 
-    model.loss = lambda x, targets, z_loss: seen.append(targets) or loss(x, targets, z_loss)
+    model.loss = lambda x, targets: seen.append(targets) or loss(x, targets)
     windows = data.get_batch(0, 4)
     ids, targets = windows[:, :-1], windows[:, 1:]
     batch = ids, targets, None, mntp.draw_gaps(0.5, ids.shape, [0, 0, 0])
@@ -394,13 +387,7 @@ def test_every_curve_has_its_label(project, monkeypatch):
 
 # --- going on
 
-HARD = [
-    "model.dropout=0.1",
-    "train.gradient_accumulation_steps=2",
-    "train.ema=0.9",
-    "train.z_loss=1e-4",
-    "model.max_position_embeddings=512",
-]
+HARD = ["model.dropout=0.1", "train.gradient_accumulation_steps=2", "model.max_position_embeddings=512"]
 
 
 @pytest.mark.parametrize(
@@ -547,6 +534,46 @@ def test_a_run_goes_on_in_another_folder(project):
     assert checkpoint.load("out/b/ckpt.pt").provenance["val_loss"] == last["training"]["best"]
     with pytest.raises(UserError, match="out/b: holds ckpt.pt, last.pt of another run"):
         run("train.resume=out/a/last.pt", out="out/b")
+
+
+REMOVED = [  # (setting, its value that did nothing, one that did something)
+    ("model.hidden_act", "silu", "relu2"),
+    ("model.qk_norm", False, True),
+    ("train.z_loss", 0.0, 1e-4),
+    ("train.ema", 0.0, 0.9),
+]
+
+
+def make_older(path, values):
+    """Writes {removed setting: value} into a checkpoint, as if it had been made when there were such settings."""
+    tree = checkpoint.read(path)
+    for setting, value in values.items():
+        section, _, key = setting.partition(".")
+        tree["provenance"]["settings"][section][key] = value
+        if section == "model":
+            tree["model"][key] = value
+    checkpoint.save(path, tree)
+
+
+def test_what_was_made_before_settings_were_removed_still_loads(project):
+    off = {setting: value for setting, value, _ in REMOVED}
+    load_config("quick", [f"{setting}={value}" for setting, value in off.items()])
+    run("train.max_steps=5")
+    for name in ("ckpt.pt", "last.pt"):
+        make_older(f"out/a/{name}", off)
+    checkpoint.load_model("out/a/ckpt.pt")
+    assert run()[1]["training"]["changes"] == ["at step 5: train.max_steps: 5 then, 12 now"]
+
+
+@pytest.mark.parametrize("setting, off, on", REMOVED)
+def test_a_removed_setting_that_did_something_is_an_error_that_names_the_last_commit(project, setting, off, on):
+    words = f"{setting}: this setting is gone; b92dfc8 is the last commit that has it"
+    with pytest.raises(UserError, match=words):
+        load_config("quick", [f"{setting}={on}"])
+    run("train.max_steps=1")
+    make_older("out/a/last.pt", {setting: on})
+    with pytest.raises(UserError, match=f"out/a/last.pt: {words}"):
+        run()
 
 
 # --- faults
@@ -860,7 +887,7 @@ def test_every_torchrun_start_makes_a_group(project):
 @pytest.mark.skipif(fakeguard.why_not() is not None, reason=str(fakeguard.why_not()))
 @pytest.mark.parametrize(
     "options",
-    [[], ["train.optimizer=muon", "train.ema=0.9", "model.dropout=0.1", "train.mntp=0.5", "train.dtype=float16"]],
+    [[], ["train.optimizer=muon", "model.dropout=0.1", "train.mntp=0.5", "train.dtype=float16"]],
     ids=["plain", "everything"],
 )
 def test_a_run_under_nccl(project, tmp_path_factory, options):

@@ -35,7 +35,7 @@ def count(config, dtype, device):
     with parts["forward"], autocast():
         x = model.hidden(ids, checkpointing=s.gradient_checkpointing)
     with parts["loss"], autocast():
-        loss = model.loss(x, ids, s.z_loss)
+        loss = model.loss(x, ids)
     with parts["backward"]:
         loss.backward()
     model.zero_grad()

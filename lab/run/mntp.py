@@ -34,9 +34,9 @@ def loss(model, hidden, batch, s):
     both_ways = torch.ones(T, T, dtype=torch.bool, device=ids.device)
     hidden_tokens = gaps.roll(1, dims=1)
     filled = hidden(ids[:n].masked_fill(hidden_tokens, 0), mask=both_ways, checkpointing=s.gradient_checkpointing)
-    total = n * model.loss(filled, targets[:n].masked_fill(~gaps, -100), s.z_loss)
+    total = n * model.loss(filled, targets[:n].masked_fill(~gaps, -100))
     if n < B:
         mask = mask if mask is None else mask[n:]
         causal = hidden(ids[n:], mask=mask, checkpointing=s.gradient_checkpointing)
-        total = total + (B - n) * model.loss(causal, targets[n:], s.z_loss)
+        total = total + (B - n) * model.loss(causal, targets[n:])
     return total / B

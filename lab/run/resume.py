@@ -10,6 +10,7 @@ import subprocess
 from lab import checkpoint
 from lab.files import UserError, first_line
 from lab.run.devices import device_name
+from lab.settings import take_out_removed
 
 import numpy as np
 import torch
@@ -148,11 +149,10 @@ def differences(then, now):
     ]
 
 
-def training_state(state, optimizers, scaler, ema):
+def training_state(state, optimizers, scaler):
     """What last.pt holds under "training", beside the weights."""
     return {
         **dataclasses.asdict(state),
-        "ema": ema,
         "optimizers": [o.state_dict() for o in optimizers],
         "scaler": scaler.state_dict(),
     }
@@ -186,6 +186,10 @@ def find_last(run):
     if not isinstance(tree.get("training"), dict):
         raise UserError(f"{path}: holds no training state; continue from a last.pt, or start anew with --replace")
     with checkpoint.reading(path):
+        then = tree["provenance"]["settings"]
+        for section in ("model", "train"):
+            if gone := take_out_removed(section, then[section]):
+                raise UserError(f"{section}.{gone[0]}")
         different = differences(decisive(tree["provenance"]), decisive(run.provenance))
     if different and setting != "changed":
         raise UserError(
@@ -228,8 +232,8 @@ def greeting(run, finished):
     return lines
 
 
-def restore(path, tree, model, optimizers, scaler, ema):
-    """Puts what find_last gave into model, optimisers, scaler and averaged weights; returns the State."""
+def restore(path, tree, model, optimizers, scaler):
+    """Puts what find_last gave into model, optimisers and scaler; returns the State."""
     training = tree["training"]
     try:
         model.load_state_dict(tree["weights"])
@@ -238,8 +242,6 @@ def restore(path, tree, model, optimizers, scaler, ema):
             optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
         if training["scaler"]:  # none after a run in another precision
             scaler.load_state_dict(training["scaler"])
-        for name, average in (ema or {}).items():
-            average.copy_(training["ema"][name])
         known = {f.name for f in dataclasses.fields(State)}
         return State(**{key: value for key, value in training.items() if key in known})
     except Exception as e:  # PyTorch raises nearly anything on a state that is damaged, or of another shape

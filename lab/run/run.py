@@ -100,11 +100,11 @@ class Run:
     # -----------------------------------------------------------------------------------------------------------------
     # Beginning, and going on
 
-    def restore(self, model, optimizers, scaler, ema):
-        """The State that the run starts from: a new one, or last.pt's, which also fills the four arguments."""
+    def restore(self, model, optimizers, scaler):
+        """The State that the run starts from: a new one, or last.pt's, which also fills the three arguments."""
         here = self.last_path == self.path("last.pt")
         if self.last:
-            self.state = resume.restore(self.last_path, self.last, model, optimizers, scaler, ema)
+            self.state = resume.restore(self.last_path, self.last, model, optimizers, scaler)
             resume.note_changes(self, self.last)
             self.last = None  # no need of a second copy of the weights
         if not os.path.exists(self.path("ckpt.pt")):  # lost, or in the folder that the run came from
@@ -122,7 +122,7 @@ class Run:
             if not here:
                 for old in glob.glob(os.path.join(glob.escape(self.out), "chck_*M.pt")):
                     os.unlink(old)
-            self.save_last(self.state, model, optimizers, scaler, ema)  # there before any ckpt.pt
+            self.save_last(self.state, model, optimizers, scaler)  # there before any ckpt.pt
         self.shown = self.exits.enter_context(contextlib.closing(progress.Progress(self, show=self.main)))
         self.clock = time.perf_counter()
         return self.state
@@ -188,12 +188,12 @@ class Run:
         tree = checkpoint.make(self.config.model, weights, self.tokenizer.model_bytes, made)
         checkpoint.save(self.path(name), {**tree, **more})
 
-    def save_last(self, state, model, optimizers, scaler, ema):
+    def save_last(self, state, model, optimizers, scaler):
         """last.pt, from which the run can go on, unless nothing has happened since it was written."""
         if not self.main or state.step == self.saved_step:
             return
         state.peak_memory_mb = max(state.peak_memory_mb, devices.peak_memory_mb(self.device))
-        training = resume.training_state(state, optimizers, scaler, ema)
+        training = resume.training_state(state, optimizers, scaler)
         self.save("last.pt", state, model, state.last_val_loss(), training=training)
         self.saved_step, self.saved_at = state.step, time.monotonic()
         self.clock = time.perf_counter()
