@@ -62,7 +62,7 @@ sys.meta_path.insert(0, When())
 @pytest.mark.parametrize("name", ["train", "eval_blimp", "prepare", "tokenizer", "sample", "export"])
 def test_threads_are_told_how_to_wait_before_pytorch_is_imported(name):
     """In every command: lab comes first, and PyTorch reads the variables when it loads its threads."""
-    does = "print(os.environ.get('GOMP_SPINCOUNT'))"
+    does = "print(os.environ.get('GOMP_SPINCOUNT'), flush=True); os._exit(0)"
     done = python("import os, sys\n" + WHEN_IMPORTED.format(module="torch", does=does) + f"import {name}")
     assert set(done.stdout.split()) <= {"20000"}
 
