@@ -715,12 +715,12 @@ def test_out_of_memory_is_one_line(project, monkeypatch, error):
         if step == 3:
             raise error
 
-    remedy = "train.batch_size=2 train.gradient_accumulation_steps=4 or train.gradient_checkpointing=true"
+    remedy = "train.batch_size=2 train.gradient_accumulation_steps=4, or train.gradient_checkpointing=true"
     with monkeypatch.context() as m, pytest.raises(UserError, match=f"step 2: out of memory.*{remedy}.*last.pt"):
         watch_steps(m, before=full)
         run("train.save_every=1")
     assert checkpoint.load("out/a/last.pt").provenance["steps"] == 2
-    assert run(*remedy.split(" or ")[0].split(), remedy.split(" or ")[1])[0] == 0
+    assert run(*remedy.split(", or ")[0].split(), remedy.split(", or ")[1])[0] == 0
 
 
 def test_a_compiler_that_does_not_work_is_found_before_the_first_step(project, tmp_path):

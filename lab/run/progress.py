@@ -52,9 +52,9 @@ def parameter_table(config):
     return lines
 
 
-def banner(run):
+def banner(run, finished=False):
     """The lines that a run starts with."""
-    config, plan, train = run.config, run.plan, run.meta["train"]
+    config, plan, train, step = run.config, run.plan, run.meta["train"], run.state.step
     s, m = config.train, config.model
     precision = run.provenance["dtype"] + (" with gradient scaler" if run.provenance["dtype"] == "float16" else "")
     lines = [
@@ -85,6 +85,11 @@ def banner(run):
             "notice: this takes hours on a CPU; for a first look, --preset quick takes minutes (prepare.py, train.py "
             "and eval_blimp.py all know it)"
         )
+    lines += [f"changed {line}" for line in run.state.changes]
+    if finished:
+        lines.append(f"{run.out}: this run has finished; its own figures follow. --replace starts it anew")
+    elif step:
+        lines.append(f"continuing {run.out} at step {step} of {run.steps}")
     return "\n".join(lines)
 
 

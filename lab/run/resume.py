@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+import glob
 import math
 import os
 import platform
@@ -39,13 +40,6 @@ class State:
             if row["val_loss"] != "":
                 return row["val_loss"]
         return self.best
-
-    def count_time(self, seconds, tokens, warm):
-        """After a step: its time, and whether it shows the speed, as a warm step does."""
-        self.seconds += seconds
-        if warm:
-            self.timed_seconds += seconds
-            self.timed_tokens += tokens
 
     def tokens_per_second(self):
         """Of the steps so far, the first few aside; None before there are any."""
@@ -161,75 +155,62 @@ def training_state(state, optimizers, scaler):
 def find_last(run):
     """(path, dictionary) of the last.pt that train.resume asks for, (None, None) to start anew.
 
-    UserError if it is there and is of other settings, or if starting anew would replace what another run has left.
+    Notes in it what changes from here on. UserError if it is there and is of other settings, if it has more steps than
+    are asked for, or if starting anew would replace what another run has left.
     """
     setting, folder = run.config.train.resume, run.out
     own = os.path.join(folder, "last.pt")
-    path = own if setting in ("auto", "changed") else setting
+    path = own if setting in ("auto", "changed", "never") else setting
     anew = setting == "never" or (path == own and (run.replace or not os.path.exists(own)))
     if run.distributed.any(not anew) and anew:
         raise UserError(
             f"{folder}: another process of this run finds a last.pt there, this one does not; all machines "
             "must share the folder"
         )
-    here = not anew and os.path.exists(path) and os.path.exists(own) and os.path.samefile(path, own)
-    if run.main and not here and not run.replace:
-        left = sorted(name for name in os.listdir(folder) if name.endswith(".pt"))
-        if left:
-            raise UserError(
-                f"{folder}: holds {', '.join(left)} of another run; --replace starts anew and replaces it, "
-                "train.out=FOLDER keeps both"
-            )
+    here = not anew and os.path.realpath(path) == os.path.realpath(own)
+    left = sorted(glob.glob("*.pt", root_dir=folder))
+    if left and run.main and not here and not run.replace:
+        raise UserError(
+            f"{folder}: holds {', '.join(left)} of another run; --replace starts anew and replaces it, "
+            "train.out=FOLDER keeps both"
+        )
     if anew:
         return None, None
     tree = checkpoint.read(path)
-    if not isinstance(tree.get("training"), dict):
+    if "training" not in tree:
         raise UserError(f"{path}: holds no training state; continue from a last.pt, or start anew with --replace")
     with checkpoint.reading(path):
         then = tree["provenance"]["settings"]
         for section in ("model", "train"):
             if gone := take_out_removed(section, then[section]):
                 raise UserError(f"{section}.{gone[0]}")
-        different = differences(decisive(tree["provenance"]), decisive(run.provenance))
-    if different and setting != "changed":
-        raise UserError(
-            f"{path}: was trained with other settings: {'; '.join(different)}. --replace starts anew here, "
-            f"train.out=FOLDER keeps both, train.resume=changed goes on from {own} with the new ones"
-        )
-    if any(line.startswith("tokenizer.model") for line in different):
-        raise UserError(f"{path}: learned the pieces of another tokenizer, so it cannot go on; train.out=FOLDER")
+        tree["training"]["changes"] += changes(run, tree["provenance"], tree["training"]["step"], own)
     return own if here else path, tree
 
 
-def note_changes(run, tree):
-    """Adds what differs from here on to the state's changes. UserError if it comes too late."""
-    state, steps = run.state, run.steps
-    if steps < state.step:
-        raise UserError(
-            f"{run.out}: {state.step} steps are trained already, {steps} are asked for; train.out=FOLDER for a shorter "
-            "run, or --replace to start anew here"
-        )
-    then, now = tree["provenance"], run.provenance
+def changes(run, then, step, own):
+    """What differs between now and a last.pt with the provenance `then`, one line each; UserError if it may not."""
+    now = run.provenance
     different = differences(decisive(then), decisive(now))
-    if different and state.step == steps:
+    if different and run.config.train.resume != "changed":
         raise UserError(
-            f"{run.out}: this run has finished, so nothing is left to train with other settings: "
-            f"{'; '.join(different)}. A larger train.max_steps makes it longer, train.out=FOLDER trains another"
+            f"was trained with other settings: {'; '.join(different)}. --replace starts anew here, "
+            f"train.out=FOLDER keeps both, train.resume=changed goes on from {own} with the new ones"
         )
-    lengths = ({f"train.{key}": part["settings"]["train"].get(key) for key in LENGTH} for part in (then, now))
-    different += differences(*lengths)
-    state.changes += [f"at step {state.step}: {line}" for line in different]
-
-
-def greeting(run, finished):
-    """What a run that goes on says first, in lines."""
-    step = run.state.step
-    lines = [f"changed {line}" for line in run.state.changes]
-    if finished:
-        lines.append(f"{run.out}: this run has finished; its own figures follow. --replace starts it anew")
-    elif step:
-        lines.append(f"continuing {run.out} at step {step} of {run.steps}")
-    return lines
+    if any(line.startswith("tokenizer.model") for line in different):
+        raise UserError("learned the pieces of another tokenizer, so it cannot go on; train.out=FOLDER")
+    if run.steps < step:
+        raise UserError(
+            f"{step} steps are trained already, {run.steps} are asked for; train.out=FOLDER for a shorter run, or "
+            "--replace to start anew here"
+        )
+    if different and run.steps == step:
+        raise UserError(
+            f"this run has finished, so nothing is left to train with other settings: {'; '.join(different)}. "
+            "A larger train.max_steps makes it longer, train.out=FOLDER trains another"
+        )
+    lengths = ({f"train.{key}": made["settings"]["train"].get(key) for key in LENGTH} for made in (then, now))
+    return [f"at step {step}: {line}" for line in different + differences(*lengths)]
 
 
 def restore(path, tree, model, optimizers, scaler):

@@ -49,9 +49,9 @@ class Run:
 
     def __enter__(self):
         with contextlib.ExitStack() as exits:
+            self.set_up()
             if self.main:
                 exits.enter_context(own_folder(self.out))
-            self.set_up()
             exits.enter_context(explained(self))
             self.exits = exits.pop_all()
         return self
@@ -105,7 +105,6 @@ class Run:
         here = self.last_path == self.path("last.pt")
         if self.last:
             self.state = resume.restore(self.last_path, self.last, model, optimizers, scaler)
-            resume.note_changes(self, self.last)
             self.last = None  # no need of a second copy of the weights
         if not os.path.exists(self.path("ckpt.pt")):  # lost, or in the folder that the run came from
             self.state.best, self.state.evaluated = math.inf, -1
@@ -114,9 +113,7 @@ class Run:
         self.signals = Signals(self.exits, self.distributed)
         finished = self.state.step == self.steps == self.state.evaluated
         if self.main:
-            print(progress.banner(self))
-            for line in resume.greeting(self, finished):
-                print(line)
+            print(progress.banner(self, finished))
         if self.main and not finished:
             self.write_settings()
             if not here:
@@ -206,7 +203,10 @@ class Run:
             raise Diverged(loss, norm, rate)
         state.step += 1
         state.skipped += skipped
-        state.count_time(elapsed, self.plan.tokens_per_step, warm=state.step > self.first_step + 3)
+        state.seconds += elapsed
+        if state.step > self.first_step + 3:  # the first steps compile and warm up
+            state.timed_seconds += elapsed
+            state.timed_tokens += self.plan.tokens_per_step
         self.shown.trained(loss, rate)
         self.clock = time.perf_counter()
 
@@ -221,40 +221,13 @@ class Run:
 # One run a folder
 
 
-@contextlib.contextmanager
 def own_folder(folder):
-    """Keeps a second run out of the folder; takes it away again if it was made here and nothing is in it."""
-    made = []  # innermost first
-    above = os.path.abspath(folder)
-    while not os.path.exists(above):
-        made.append(above)
-        above = os.path.dirname(above)
+    """Makes the folder, if need be, and locks it against a second run until the file that it returns is closed."""
     try:
         os.makedirs(folder, exist_ok=True)
         handle = open(os.path.join(folder, ".lock"), "wb")
     except OSError as e:
-        remove_empty(made)
         raise UserError(f"{folder}: cannot be written ({e.strerror}); choose another with train.out=FOLDER") from None
-    with handle:
-        lock(handle, folder)
-        for leftover in glob.glob(os.path.join(glob.escape(folder), "*.*.????????.tmp")):  # of a write that was killed
-            os.unlink(leftover)
-        try:
-            yield
-        finally:
-            if made and os.listdir(folder) == [".lock"]:
-                handle.close()  # Windows removes no open file
-                os.unlink(handle.name)
-                remove_empty(made)
-
-
-def remove_empty(folders):
-    for folder in folders:
-        with contextlib.suppress(OSError):
-            os.rmdir(folder)
-
-
-def lock(handle, folder):
     try:
         import fcntl
 
@@ -267,6 +240,9 @@ def lock(handle, folder):
         ) from None
     except OSError as e:  # some network file systems
         print(f"notice: {folder}: this file system has no locks ({e.strerror}); let no second run write here")
+    for leftover in glob.glob(os.path.join(glob.escape(folder), "*.*.????????.tmp")):  # of a write that was killed
+        os.unlink(leftover)
+    return handle
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -307,12 +283,9 @@ def explained(run):
         if not (isinstance(e, torch.OutOfMemoryError) or "can't allocate memory" in str(e)):
             raise
         s = run.config.train
-        smaller = (
-            f"train.batch_size={max(1, s.batch_size // 2)} "
-            f"train.gradient_accumulation_steps={2 * s.gradient_accumulation_steps}"
-        )
-        checkpointing = "" if s.gradient_checkpointing else " or train.gradient_checkpointing=true"
         raise UserError(
             f"step {run.state.step}: out of memory ({first_line(e)[:200]}). The checkpoints in {run.out} are intact; "
-            f"the same steps in less memory: {smaller}{checkpointing}. The command so changed continues from last.pt"
+            f"the same steps in less memory: train.batch_size={max(1, s.batch_size // 2)} "
+            f"train.gradient_accumulation_steps={2 * s.gradient_accumulation_steps}, or "
+            "train.gradient_checkpointing=true. The command so changed continues from last.pt"
         ) from None
