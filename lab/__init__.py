@@ -5,6 +5,7 @@ run/     for train.py: the surroundings of a run, its data, devices, processes, 
 score/   for eval_blimp.py: minimal pairs, models of others, n-grams, fast scoring, statistics, surprisal
 report/  tables, the HTML page, plots: what score/ made, and the curves of a run
 hub/     for export.py: tokenizer files, the model card, a BabyLM submission
+play.py  a page to play with a model, a command that stands above them all
 settings.py, checkpoint.py, files.py, cli.py: what all of them share
 """
 

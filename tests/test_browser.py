@@ -1,9 +1,14 @@
-"""The page of --html in a real browser. Needs playwright and a Chromium, the system's or playwright's own."""
+"""The page of --html, and the one to play with, in a real browser. Needs playwright and a Chromium, the system's or
+playwright's own; the second one needs gradio too."""
 
 import os
+import re
 import shutil
 
+from conftest import ROOT
+from lab import play
 from lab.report import page as html_page
+from lab.score.scorers import load_scorer
 from stand_ins import lively, pair, sentences
 from test_compare_page import evaluations
 
@@ -26,13 +31,15 @@ def browser():
 
 @pytest.fixture
 def visit(browser):
-    """Opens an address in a window of that size and scheme; what the console said is an error at the end."""
+    """Opens an address in a window of that size and scheme. Whatever its console says is an error at the end, as is what
+    it fetches from elsewhere."""
     said = []
 
     def open_page(address, width=1300, scheme="light"):
         page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: request.url.startswith((address, "data:")) or said.append(request.url))
         page.goto(address)
         return page
 
@@ -123,3 +130,38 @@ def test_hashes_and_rule_are_folded_away(visit, report):
     assert facts.is_visible()
     page.locator("summary").click()
     assert not facts.is_visible()
+
+
+@pytest.fixture
+def playground():
+    """The address of the page to play with, and its model."""
+    gradio = pytest.importorskip("gradio")
+    model = load_scorer(ROOT / "models" / "llama-3m.pt")
+    page = play.build(model, gradio)
+    _, address, _ = play.launch(page, gradio, prevent_thread_lock=True, quiet=True)
+    yield address, model
+    page.close()
+
+
+def test_the_page_to_play_with(visit, playground):
+    address, model = playground
+    page = visit(address)
+    page.get_by_text("sentence wins").wait_for()  # of the first example
+    sentences = "The dogs sleep.", "The dogs sleeps."
+    for i, sentence in enumerate(sentences, 1):
+        page.get_by_label(f"Sentence {i}", exact=True).fill(sentence)
+    page.get_by_role("button", name="Compare").click()
+    verdict = play.verdict(model, *(play.surprisals(model, sentence) for sentence in sentences))
+    page.get_by_text(verdict.replace("*", "")).wait_for()
+    assert page.locator(".token .text").all_inner_texts()[:4] == ["The", " do", "gs", " sleep"]
+    page.get_by_label("Sentence 1", exact=True).fill("")  # a click is about the sentences that are shown
+    page.locator(".token").nth(3).click()
+    goes_on = page.get_by_label("The model goes on")
+    playwright.expect(goes_on).to_have_value(re.compile("^The dogs"))
+    assert page.get_by_text("%").count() == 10
+
+    page.get_by_role("button", name="Compare").click()
+    page.get_by_text("there is no sentence").wait_for()
+    page.get_by_text("Tom's girl praises himself.").click()
+    playwright.expect(page.get_by_label("Sentence 2", exact=True)).to_have_value("Tom's girl praises himself.")
+    playwright.expect(page.locator(".token .text").nth(1)).to_have_text("'")

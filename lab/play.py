@@ -1,0 +1,175 @@
+"""A page to play with: python -m lab.play models/llama-3m.pt
+
+Two sentences side by side, each token coloured by its surprisal, the sums, and which one wins by the rule of
+eval_blimp.py. A click on a token shows what the model expected in its place, and how it would have gone on from there.
+MODEL is what eval_blimp.py takes: a checkpoint, a Hugging Face folder or a name on the Hub.
+"""
+
+import argparse
+import contextlib
+import math
+
+import eval_blimp
+from lab import cli
+from lab.files import UserError
+from lab.report.tables import short_names
+from lab.run.devices import pick_device
+from lab.score.ngram import Ngram
+from lab.score.scorers import PLL, load_scorer
+from lab.text import pocket_english
+import sample
+
+import torch
+
+MOST_BITS = 20  # of the deepest colour
+STYLE = """.textfield { background: white; color: black; padding: 0 4px }
+.token.highlighted .label { color: black }"""  # on whatever colour, by day and by night
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the page shows
+
+
+def surprisals(model, sentence):
+    """[(text, bits)] of a sentence's tokens; bits are None for a first token without a score. Raises UserError."""
+    if not sentence.strip():
+        raise UserError("there is no sentence; write one, or click on an example")
+    (tokens,) = model.encode([sentence])
+    if model.given(tokens) > model.context:
+        raise UserError(f"a sentence is longer than the model's context of {model.context} tokens; shorten it")
+    ends = model.ends(sentence).tolist()
+    (logp,) = eval_blimp.score_tokens(model, [tokens])
+    bits = [None] * (len(ends) - len(logp)) + [-nats / math.log(2) for nats in logp.tolist()]
+    texts = [sentence[start:end] or "·" for start, end in zip([0, *ends], ends)]  # ·: a character of several tokens
+    return list(zip(texts, bits))
+
+
+def verdict(model, first, second):
+    """A line that says which of two sentences wins, given their surprisals."""
+    sums = [sum(bits for _, bits in tokens if bits is not None) for tokens in (first, second)]
+    numbers = f"{sums[0]:.2f} and {sums[1]:.2f} bits" + (f" ({model.method})" if model.masked else " in all")
+    if sums[0] == sums[1]:
+        return f"**A tie**, neither sentence wins: {numbers}."
+    winner = "first" if sums[0] < sums[1] else "second"
+    return f"**The {winner} sentence wins**: {numbers}, {abs(sums[0] - sums[1]):.2f} bits apart."
+
+
+@torch.no_grad()
+def look(model, sentence, place, likeliest=10, longest=40):
+    """At the place of a token in a sentence: ({text: probability} of the likeliest tokens there, the sentence as the
+    model goes on from there). A text such as -s goes on a word. Raises UserError."""
+    if model.masked:
+        raise UserError("a masked model also reads what follows: it has no next word, and cannot go on from here")
+    if isinstance(model, Ngram):
+        raise UserError("n-grams only score sentences here")
+    (tokens,) = model.encode([sentence])
+    start = tokens.end - len(model.ends(sentence))  # of the sentence itself
+    ids = list(tokens.ids[: start + place])
+    if not ids:
+        raise UserError("for this model nothing stands before the first word; click on a later one")
+
+    def logits():  # of the next token: (V)
+        return model.logits(torch.tensor([ids], device=model.device))[0, -1]
+
+    top = logits().softmax(-1).topk(likeliest)
+    expected = {spelled(model, ids[start:], token): p for p, token in zip(top.values.tolist(), top.indices.tolist())}
+    special = getattr(model.tokenizer, "all_special_ids", None) or (model.tokenizer.bos_id, model.tokenizer.eos_id)
+    for _ in range(longest):
+        p = sample.adjust(logits(), ids, temperature=0.8, top_p=0.95)
+        token = torch.multinomial(p, 1).item()
+        if token in special or len(ids) == model.context:
+            break
+        ids.append(token)
+    return expected, model.decode(ids[start:])
+
+
+def spelled(model, before, token):
+    """A token's text after the tokens before it: "cat", or "-s" where it goes on a word."""
+    text = model.decode(before)
+    new = model.decode([*before, token])[len(text) :]
+    if not new.strip() or "\ufffd" in new:  # a special token, or less than a character
+        return model.pieces()[token]
+    goes_on = text[-1:].isalnum() and new[0].isalnum()
+    return "-" + new if goes_on else new.strip()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The page
+
+
+def build(model, gr):
+    """The page of a Scorer. gr: the module gradio."""
+
+    @contextlib.contextmanager
+    def mistakes_shown():
+        try:
+            yield
+        except UserError as e:
+            raise gr.Error(str(e), title="", print_exception=False) from None
+
+    def compare(*sentences):
+        with mistakes_shown():
+            found = [surprisals(model, sentence) for sentence in sentences]
+        return verdict(model, *found), *(colored(tokens, gr) for tokens in found), *sentences
+
+    def clicked(sentence, event: gr.SelectData):
+        with mistakes_shown():
+            return look(model, sentence, event.index)
+
+    pairs = [rows[0] for rows in pocket_english.pairs(per_paradigm=1).values()]
+    examples = sorted(([pair["sentence_good"], pair["sentence_bad"]] for pair in pairs), key=lambda pair: len(pair[0]))
+    (name,) = short_names([model.label])
+    with gr.Blocks(title=name, analytics_enabled=False) as page:
+        gr.Markdown(f"# {name}\nEach token with its surprisal in bits. Before the first one: `{model.before}`.")
+        with gr.Row():
+            sentences = [
+                gr.Textbox(text, label=f"Sentence {i}", min_width=300) for i, text in enumerate(examples[0], 1)
+            ]
+        button = gr.Button("Compare", variant="primary")
+        result = gr.Markdown()
+        with gr.Row():
+            views = [gr.HighlightedText(label=f"Sentence {i}: click on a token", min_width=300) for i in (1, 2)]
+        with gr.Row():
+            expected = gr.Label(label="Likeliest there", show_heading=False, min_width=300)
+            text = gr.Textbox(label="The model goes on", lines=6, min_width=300)
+        compared = [gr.State(), gr.State()]  # the sentences that are shown, whatever is in the boxes by now
+        outputs = [result, *views, *compared]
+        gr.Examples(examples, sentences, outputs, compare, run_on_click=True, label="Examples: Pocket English")
+        gr.on([page.load, button.click, *(box.submit for box in sentences)], compare, sentences, outputs)
+        for sentence, view in zip(compared, views):
+            view.select(clicked, sentence, [expected, text])
+    return page
+
+
+def colored(tokens, gr):
+    """The view of a sentence: the deeper the colour of a token, the more bits."""
+    value, colors = [], {}
+    for text, bits in tokens:
+        label = None if bits is None else f"{bits:.1f}"
+        value.append((text, label))
+        if bits is not None:
+            colors[label] = f"hsl(12, 90%, {95 - 45 * min(bits / MOST_BITS, 1):.0f}%)"
+    return gr.HighlightedText(value, color_map=colors)
+
+
+def launch(page, gr, **how):
+    """With the fonts of the browser: nothing is fetched from elsewhere."""
+    return page.launch(theme=gr.themes.Default(font="sans-serif", font_mono="monospace"), css=STYLE, **how)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description="A page to play with a model.")
+    parser.add_argument("model", metavar="MODEL", help="a checkpoint, a Hugging Face folder or a name on the Hub")
+    parser.add_argument("--pll", choices=PLL, help="of a masked model, as in eval_blimp.py")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the code that a model on the Hub brings")
+    parser.add_argument("--device", default="auto", help="auto | cpu | cuda | mps")
+    args = parser.parse_args(argv)
+    try:
+        import gradio
+    except ImportError:
+        raise UserError("the page needs the package gradio: pip install gradio") from None
+    model = load_scorer(args.model, pick_device(args.device), args.pll, args.trust_remote_code)
+    launch(build(model, gradio), gradio)
+
+
+if __name__ == "__main__":
+    cli.run(main)
