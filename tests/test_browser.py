@@ -31,8 +31,8 @@ def browser():
 
 @pytest.fixture
 def visit(browser):
-    """Opens an address in a window of that size and scheme. Whatever its console says is an error at the end, as is what
-    it fetches from elsewhere."""
+    """Opens an address in a window of that size and scheme. In the end its console must have said nothing, and nothing
+    been fetched from elsewhere."""
     said = []
 
     def open_page(address, width=1300, scheme="light"):
