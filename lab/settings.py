@@ -8,6 +8,7 @@ Values are converted by the type each field declares below (PyYAML reads 3e-4 as
 range is found before anything starts, and everything that is wrong is reported at once.
 """
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 import difflib
@@ -91,21 +92,12 @@ class TrainConfig:
 
     def problems(self):
         """What is wrong with the settings together, each as `key: reason`."""
-        rules = [  # (what must hold, what to say if it does not)
-            (
-                len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
-                f"betas: {self.betas} is not two numbers in [0, 1)",
-            ),
-            (
-                self.max_words or (self.max_steps is None) != (self.epochs is None),
-                "max_steps: give the length of the run as either max_steps or epochs, and set the other to null",
-            ),
-            (
-                self.min_learning_rate <= self.learning_rate,
-                f"min_learning_rate: {self.min_learning_rate} is above learning_rate {self.learning_rate}",
-            ),
-        ]
-        return [reason for holds, reason in rules if not holds]
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            yield f"betas: {self.betas} is not two numbers in [0, 1)"
+        if not self.max_words and (self.max_steps is None) == (self.epochs is None):
+            yield "max_steps: give the length of the run as either max_steps or epochs, and set the other to null"
+        if self.min_learning_rate > self.learning_rate:
+            yield f"min_learning_rate: {self.min_learning_rate} is above learning_rate {self.learning_rate}"
 
 
 @dataclass
@@ -184,7 +176,7 @@ def convert(value, kind):
         return None if value is None else convert(value, typing.get_args(kind)[0])
     if typing.get_origin(kind) is Literal:
         choices = {str(choice).lower(): choice for choice in typing.get_args(kind)}
-        if not isinstance(value, (str, bool)) or str(value).lower() not in choices:
+        if str(value).lower() not in choices:
             raise ValueError("expected one of " + ", ".join(choices))
         return choices[str(value).lower()]
     if typing.get_origin(kind) is list:
@@ -193,16 +185,14 @@ def convert(value, kind):
         return [convert(item, typing.get_args(kind)[0]) for item in value]
     if kind is bool:
         return convert(value, Literal[True, False])
-    simple = isinstance(value, (str, int, float)) and not isinstance(value, bool)
-    try:
-        if kind is str and simple:
-            return str(value)
-        if kind is int and simple and float(value) == int(float(value)):
-            return value if isinstance(value, int) else int(float(value))  # a float has no 2**60 + 1
-        if kind is float and simple and math.isfinite(float(value)):
-            return float(value)
-    except (ValueError, OverflowError):
-        pass
+    if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):
+            if kind is str:
+                return str(value)
+            if kind is int and float(value) == int(float(value)):
+                return value if isinstance(value, int) else int(float(value))  # a float has no 2**60 + 1
+            if kind is float and math.isfinite(float(value)):
+                return float(value)
     raise ValueError("expected " + {int: "a whole number", float: "a number", str: "text"}[kind])
 
 
@@ -255,7 +245,7 @@ def build(section, values):
     if complaints:
         return None, complaints
     made = cls(**settings)
-    return made, made.problems() if hasattr(made, "problems") else []
+    return made, list(made.problems()) if hasattr(made, "problems") else []
 
 
 def section_class(name):
@@ -268,9 +258,7 @@ def section_class(name):
 
 def model_config(values):
     """ModelConfig from a checkpoint's dictionary; UserError if it does not describe a model we can build."""
-    config, complaints = None, ["not a dictionary"]
-    if isinstance(values, dict):
-        config, complaints = build("model", values)
+    config, complaints = build("model", values)
     if complaints:
         raise UserError("bad model settings: " + "; ".join(complaints))
     return config
@@ -307,51 +295,51 @@ def load_config(preset=None, overrides=(), path="config.yaml", model=True):
     preset = str(preset or named)
     if preset not in presets:
         raise UserError(f"{path}: preset `{preset}` is unknown; {nearest(preset, presets)}")
+    last_word, complaints = tree_of(overrides)
 
     values = {name: {} for name in SECTIONS}
-    complaints = []
-    for layer, where in ((tree, ""), (presets[preset], f"presets.{preset}.")):
+    for layer in (tree, presets[preset], last_word):
         for name, section in layer.items():
             if name not in SECTIONS:
-                complaints.append(f"{where}{name}: unknown key; {nearest(name, SECTIONS)}")
+                complaints.append(f"{name}: unknown key; {nearest(name, SECTIONS)}")
             elif not isinstance(section, dict):
-                complaints.append(f"{where}{name}: expected settings below it")
+                complaints.append(f"{name}: expected settings below it")
             else:
                 values[name].update(section)
-    for item in overrides:
-        place, equals, text = item.partition("=")
-        name, dot, key = place.partition(".")
-        if not equals or not dot:
-            complaints.append(f"`{item}`: expected section.key=value, such as train.seed=1")
-        elif name not in SECTIONS:
-            complaints.append(f"`{item}`: unknown section; {nearest(name, SECTIONS)}")
-        else:
-            values[name][key] = parse_yaml(text, item)
-    notes = one_length(values["train"], [item.partition("=")[0] for item in overrides])
+    notes = one_length(values["train"], last_word.get("train", {}))
 
     values["model"].setdefault("vocab_size", values["tokenizer"].get("vocab_size"))  # train.py: the prepared data's
-    sections = {}
+    sections = dict(values)
     for name in SECTIONS:
-        if name == "model" and not model:
-            sections[name] = values[name]
-            continue
-        sections[name], found = build(name, values[name])
-        complaints += [f"{name}.{complaint}" for complaint in found]
+        if model or name != "model":
+            sections[name], found = build(name, values[name])
+            complaints += [f"{name}.{complaint}" for complaint in found]
     if len(complaints) == 1:
         raise UserError(f"{path}: {complaints[0]}")
     if complaints:
         raise UserError(f"{path}: {len(complaints)} problems\n" + "\n".join("  - " + line for line in complaints))
     config = Config(preset, **sections)
-    config.arguments = [*arguments, *overrides]
-    config.notes = notes
+    config.arguments, config.notes = [*arguments, *overrides], notes
     return config
 
 
-def one_length(train, overridden):
+def tree_of(overrides):
+    """({section: {key: value}} of section.key=value words, complaints about other words)."""
+    tree, complaints = {}, []
+    for item in overrides:
+        place, equals, text = item.partition("=")
+        section, dot, key = place.partition(".")
+        if equals and dot:
+            tree.setdefault(section, {})[key] = parse_yaml(text, item)
+        else:
+            complaints.append(f"`{item}`: expected section.key=value, such as train.seed=1")
+    return tree, complaints
+
+
+def one_length(train, given):
     """Given alone on the command line, train.epochs takes the place of max_steps, and the other way round: a note."""
     for key, other in (("epochs", "max_steps"), ("max_steps", "epochs")):
-        alone = f"train.{key}" in overridden and f"train.{other}" not in overridden
-        if alone and train.get(key) is not None and train.get(other) is not None:
+        if given.get(key) is not None and other not in given and train.get(other) is not None:
             replaced, train[other] = train[other], None
             return [f"train.{key}: {train[key]} takes the place of train.{other}, {replaced}"]
     return []
