@@ -51,7 +51,7 @@ def test_short_names():
     assert tables.short_names(["/tmp/out/a/ckpt.pt", "/tmp/out/a/last.pt"]) == ["a/ckpt", "a/last"]
     assert tables.short_names(["one/x.pt", "two/x.pt", "two/y.pt"]) == ["one/x", "two/x", "two/y"]
     assert tables.short_names(["ckpt.pt"]) == ["ckpt"] and tables.short_names(["x.pt", "x.pt"]) == ["x", "x"]
-    assert tables.short_names(["/tmp/bert [PLL l2r]"]) == ["bert [PLL l2r]"]
+    assert tables.short_names(["/tmp/bert [PLL l2r]", "ngram:data/pocket"]) == ["bert [PLL l2r]", "ngram:pocket"]
 
 
 def test_no_p_is_zero():

@@ -19,6 +19,7 @@ from lab.files import atomic_write
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.transforms import Bbox
 import yaml
 
 COLOURS = {"2 MB": "tab:blue", "10 MB": "tab:green", "10 M words": "tab:red"}  # of the text, whatever its epochs
@@ -48,16 +49,21 @@ def ours(path="results/final.csv"):
     return found
 
 
-def label(axes, texts, x, y, name):
-    """Writes the name beside the dot at the first of PLACES where it covers no other."""
-    for place in PLACES:
-        side = "left" if place[0] > 0 else "right"
-        text = axes.annotate(name, (x, y), place, textcoords="offset points", ha=side, fontsize=9)
-        box = text.get_window_extent()
-        if place == PLACES[-1] or not any(box.overlaps(other.get_window_extent()) for other in texts):
-            texts.append(text)
-            return
-        text.remove()
+def label(axes, dots):
+    """Writes the name of each dot (x, y, name) at the first of PLACES that is inside the axes and covers nothing."""
+    pixels = axes.transData.transform([(x, y) for x, y, _ in dots])
+    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in pixels]
+    for x, y, name in dots:
+        for place in PLACES:
+            side = "left" if place[0] > 0 else "right"
+            text = axes.annotate(name, (x, y), place, textcoords="offset points", ha=side, fontsize=9)
+            box = text.get_window_extent()
+            inside = axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1
+            if inside and not any(box.overlaps(other) for other in taken):
+                break
+            if place != PLACES[-1]:
+                text.remove()
+        taken.append(box)
 
 
 def draw(path, title, of_row, published=()):
@@ -82,9 +88,7 @@ def draw(path, title, of_row, published=()):
     axes.margins(x=0.25, y=0.15)
     axes.legend(loc="upper left", fontsize=9, title="trained on")
     figure.draw_without_rendering()
-    texts = []
-    for x, y, name in dots:
-        label(axes, texts, x, y, name)
+    label(axes, dots)
     png = io.BytesIO()
     figure.savefig(png, format="png")
     atomic_write(path, png.getvalue())

@@ -27,7 +27,8 @@ def short_names(labels):
     names = []
     for path in paths:
         says_nothing = path.name in ("ckpt", "last") and path.parent.name
-        names.append(path.parent.name if says_nothing else path.name)
+        name = path.parent.name if says_nothing else path.name
+        names.append(f"ngram:{name}" if path.parts[0].startswith("ngram:") else name)
     depth = 2
     while len(set(names)) < len(set(paths)):
         names = ["/".join(path.parts[-depth:]) for path in paths]
