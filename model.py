@@ -1,7 +1,7 @@
-"""LLaMA and SLlama in one file, which needs PyTorch and NumPy only: copy it out and it works.
+"""LLaMA and SLlama in one file that needs only PyTorch and NumPy: copy it out and it works.
 
 A plain LLaMA (RMSNorm, rotary positions, SwiGLU, no biases; Touvron et al. 2023) and the four tricks by which SLlama
-(Omolaoye, Owoyele, de Melo, EMNLP 2025; code ovasoft/sllama) makes it small, each next to its baseline:
+(Omolaoye, Owoyele, de Melo, EMNLP 2025; code ovasoft/sllama) makes it small, each beside its baseline:
 
     setting          baseline   trick                what is saved (h hidden size, V vocabulary, f MLP width, L layers)
     embedding        full       repeat (RRHP)        table V x h/4 instead of V x h, each row tiled four times
@@ -12,14 +12,14 @@ A plain LLaMA (RMSNorm, rotary positions, SwiGLU, no biases; Touvron et al. 2023
     layer_sharing    none       share | reuse        one attention and MLP per group of layers | L/2 layers, run twice
 
 Layers are shared by construction: `attention` and `mlp` are lists with one entry per group and layer i uses group(i),
-so no copy, save, load or compile can untie them. Weight names are Hugging Face's where they have one.
+so copying, saving, loading or compiling cannot untie them. Weight names are Hugging Face's where they have one.
 
     model = Model(ModelConfig(vocab_size=1000, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
                               intermediate_size=128))
     model(ids, targets).backward()                                      # ids, targets: (B, T); targets one token ahead
     for token, probability in model.generate([1], max_tokens=20): ...
 
-A checkpoint that train.py wrote is a dictionary, and so is the model that comes with the project:
+A checkpoint from train.py is a dictionary, and so is the model that comes with the project:
 
     saved = torch.load("models/llama-3m.pt", weights_only=True)
     model = Model(ModelConfig(**saved["model"])).eval()
@@ -68,7 +68,7 @@ class ModelConfig:
     dropout: float = 0.0  # on the embedding and both residual branches
 
     def problems(self) -> list[str]:
-        """What cannot be built, each as `key: reason`; an empty list for a model that can."""
+        """What stands in the way of building it, each as `key: reason`; empty if nothing does."""
         return out_of_range(self) or list(conflicts(self))
 
 
@@ -79,7 +79,7 @@ class ModelConfig:
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight, in float32 (Zhang and Sennrich 2019).
 
-    What comes out goes into matrix products: it has their type, so that not each of them has to convert it.
+    What comes out goes into matrix products, so it has their type already and none of them has to convert it.
     """
 
     def __init__(self, size, eps):
@@ -94,8 +94,8 @@ class RMSNorm(nn.Module):
 def rope_table(positions, head_dim, theta):
     """cos and sin, each (positions, hs): position m turns pair i by m * theta^(-2i/hs) radians (Su et al. 2021).
 
-    Pair i is the numbers a and b at i and i + hs/2 of a head. Both have their cos here, and the sin by which the other
-    is multiplied: (a, b) becomes (a cos - b sin, b cos + a sin).
+    Pair i is the numbers a and b at i and i + hs/2 of a head. Each has its cos here, and the sin that the other is
+    multiplied by: (a, b) becomes (a cos - b sin, b cos + a sin).
     """
     frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)  # (hs/2)
     angles = np.outer(np.arange(positions), frequencies)  # (positions, hs/2)
@@ -104,7 +104,7 @@ def rope_table(positions, head_dim, theta):
 
 
 def apply_rotary_emb(x, cos, sin):
-    """Turns the pairs (a, b) of each head, in float32. x (B, T, nh, hs); cos, sin (B or 1, T, 1, hs)."""
+    """Turns the pairs (a, b) of each head in float32. x (B, T, nh, hs); cos, sin (B or 1, T, 1, hs)."""
     a, b = x.chunk(2, dim=-1)
     return (x * cos + torch.cat((b, a), dim=-1) * sin).to(x.dtype)
 
@@ -116,12 +116,12 @@ def apply_rotary_emb(x, cos, sin):
 def attend(q, k, v, mask=None):
     """softmax(q k^T / sqrt(hs)) v: q (B, nh, T, hs); k (B, nkv, S, hs); v (B, nkv, S, dv) -> (B, nh, T, dv).
 
-    Causal, unless a mask says otherwise: True where a token may look, broadcast to (B, nh, T, S).
+    Causal unless a mask says otherwise: True where a token may look, broadcast to (B, nh, T, S).
     """
     if fused_kernel_is_slow(q, k, mask):
         return attend_written_out(q, k, v, mask)
-    causal = mask is None and q.shape[2] > 1  # a single token sees all that came before
-    grouped = q.shape[1] != k.shape[1]  # several heads of q for each of k and v
+    causal = mask is None and q.shape[2] > 1  # a single token sees everything before it
+    grouped = q.shape[1] != k.shape[1]  # several heads of q share one of k and v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
 
 
@@ -141,11 +141,6 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(h, h_kv, bias=False)
         self.o_proj = nn.Linear(h, h, bias=False)
 
-    @staticmethod
-    def count(h, h_kv):
-        """How many parameters `build` makes."""
-        return 2 * h * h + 2 * h * h_kv
-
     def project(self, x):
         """x (B, T, h) -> q (B, T, h), k and v (B, T, h_kv)"""
         return self.q_proj(x), self.k_proj(x), self.v_proj(x)
@@ -159,11 +154,11 @@ class Attention(nn.Module):
         q = q.view(B, T, self.heads, self.head_dim)  # (B, T, nh, hs)
         k = k.view(B, T, self.kv_heads, self.head_dim)  # (B, T, nkv, hs)
         v = v.view(B, T, self.kv_heads, self.head_dim)  # (B, T, nkv, hs)
-        turned = apply_rotary_emb(torch.cat((q, k), dim=2), *rope)  # (B, T, nh + nkv, hs): at once, in fewer kernels
+        turned = apply_rotary_emb(torch.cat((q, k), dim=2), *rope)  # (B, T, nh + nkv, hs): both at once, fewer kernels
         q, k = turned.split((self.heads, self.kv_heads), dim=2)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, nh or nkv, T, hs)
         if cache is not None:
-            k, v = cache.extend(k, v)  # (B, nkv, S, hs): those of the tokens before as well
+            k, v = cache.extend(k, v)  # (B, nkv, S, hs): with those of the tokens before
         y = attend(q, k, v, mask)  # (B, nh, T, hs)
         y = y.transpose(1, 2).reshape(B, T, h)  # heads side by side
         return self.output(y)
@@ -177,10 +172,6 @@ class SharedQueryKey(Attention):
         self.v_proj = nn.Linear(h, h, bias=False)
         self.o_proj = nn.Linear(h, h, bias=False)
 
-    @staticmethod
-    def count(h, h_kv):
-        return 3 * h * h
-
     def project(self, x):
         q = self.q_proj(x)
         return q, q, self.v_proj(x)
@@ -189,9 +180,9 @@ class SharedQueryKey(Attention):
 class PermutatedWeights(Attention):
     """pwa: the rows of W_q, W_k and W_v are picked from one table of six rows, and there is no output matrix: 6 h.
 
-    The picks are the 360 permutations of (0..5) taken four at a time, in itertools' order, one after the other. The
-    released code ends there (1440 numbers, so 3 h <= 1440 and an unused 4th part keeps it to h <= 360); here they are
-    repeated from the start. All rows come from six, so the three matrices have rank <= 6.
+    The picks are the 360 permutations of (0..5) taken four at a time, in itertools' order, one after another. The
+    released code stops after these 1440 numbers (it needs 4 h of them, a quarter unused, so h <= 360); here they start
+    again. All rows come from six, so the three matrices together have rank <= 6.
     """
 
     def build(self, h, h_kv):
@@ -200,10 +191,6 @@ class PermutatedWeights(Attention):
         picks = numbers[torch.arange(h + 2 * h_kv) % len(numbers)]  # (h + 2 h_kv): which row of the six
         self.register_buffer("picks", picks, persistent=False)
         self.widths = (h, h_kv, h_kv)
-
-    @staticmethod
-    def count(h, h_kv):
-        return 6 * h
 
     def project(self, x):
         weight = self.shared_weights[self.picks]  # (h + 2 h_kv, h)
@@ -214,17 +201,13 @@ class PermutatedWeights(Attention):
 
 
 class RepeatedReducedAttention(Attention):
-    """rra: each of q, k, v, o computes a quarter of its output, with bias, and tiles it four times: about h^2."""
+    """rra: q, k, v and o each compute a quarter of their output, with bias, and tile it four times: about h^2."""
 
     def build(self, h, h_kv):
         self.q_proj = nn.Linear(h, h // 4)
         self.k_proj = nn.Linear(h, h_kv // 4)
         self.v_proj = nn.Linear(h, h_kv // 4)
         self.o_proj = nn.Linear(h, h // 4)
-
-    @staticmethod
-    def count(h, h_kv):
-        return 2 * (h + 1) * (h // 4) + 2 * (h + 1) * (h_kv // 4)
 
     def project(self, x):
         return self.q_proj(x).repeat(1, 1, 4), self.k_proj(x).repeat(1, 1, 4), self.v_proj(x).repeat(1, 1, 4)
@@ -270,7 +253,7 @@ class LinearProjector(nn.Module):
 class AttentionProjector(nn.Module):
     """embedding `attention`: one causal head over the sequence, h/4 -> h, then SiLU.
 
-    The released one sees the whole sequence, future included, which breaks a language model; here it is causal.
+    The released one sees the whole sequence, the future included, which breaks a language model; this one is causal.
     """
 
     def __init__(self, e, h):
@@ -292,7 +275,7 @@ class AttentionProjector(nn.Module):
 
 
 class Block(nn.Module):
-    """What a layer has of its own: its norms. Attention and MLP belong to its group."""
+    """What a layer has to itself: its norms. Attention and MLP belong to its group."""
 
     def __init__(self, config):
         super().__init__()
@@ -305,9 +288,9 @@ class Block(nn.Module):
 
 
 def sharing(config):
-    """(number of layers, number of groups, the (layer, group) to run, in order).
+    """(number of layers, number of groups, the pairs (layer, group) in the order in which they run).
 
-    share: layer i uses group i * num_groups // L, its norms stay its own. reuse: L/2 layers, each twice in a row,
+    share: layer i uses group i * num_groups // L and keeps its own norms. reuse: L/2 layers, each run twice in a row,
     norms included.
     """
     L = config.num_hidden_layers
@@ -328,7 +311,7 @@ class Model(nn.Module):
         h, V, e = config.hidden_size, config.vocab_size, config.hidden_size // config.embedding_factor
         layers, groups, self.order = sharing(config)
         self.lm_head = nn.Linear(h, V, bias=False)
-        if not config.tie_word_embeddings:  # a tied model reads the head's rows
+        if not config.tie_word_embeddings:  # a tied model uses the rows of the head
             self.embed_tokens = nn.Embedding(V, h if config.embedding == "full" else e)
         if config.embedding == "linear":
             self.projector = LinearProjector(e, h)
@@ -344,7 +327,7 @@ class Model(nn.Module):
         self.init_weights()
 
     def init_weights(self):
-        """All matrices from N(0, 0.02), norms 1, biases 0, as LLaMA in Hugging Face's library."""
+        """Matrices from N(0, 0.02), norms 1, biases 0, as for LLaMA in Hugging Face's library."""
         for name, p in self.named_parameters():
             if p.dim() > 1:
                 nn.init.normal_(p, std=0.02)
@@ -365,8 +348,8 @@ class Model(nn.Module):
         """ids (B, T) -> the last layer's output after the final norm, (B, T, h).
 
         positions: (T) or (B, T), default 0, 1, 2, ... after what is in the cache; mask: True where a token may look,
-        broadcast to (B, nh, T, S), default causal; cache: a KVCache of the tokens before; checkpointing: recompute each
-        layer in the backward pass instead of keeping what that needs, which is slower and takes less memory.
+        broadcast to (B, nh, T, S), default causal; cache: a KVCache of the tokens before; checkpointing: compute each
+        layer again in the backward pass instead of keeping what that needs: less memory, more time.
         """
         past = 0 if cache is None else cache.length
         rope = self.rope(ids.shape[1], positions, past)
@@ -392,7 +375,7 @@ class Model(nn.Module):
         return self.projector(x, mask, cache).to(table.dtype)
 
     def rope(self, T, positions=None, past=0):
-        """cos and sin, each (B or 1, T, 1, hs), of positions (T) or (B, T), default the T that follow the `past`."""
+        """cos and sin, each (B or 1, T, 1, hs), of positions (T) or (B, T), default the T after `past` tokens."""
         if positions is None:
             positions = slice(past, past + T)
             if positions.stop > len(self.cos):
@@ -411,10 +394,10 @@ class Model(nn.Module):
     def generate(
         self, ids: list[int], max_tokens: int, seed: int = 0, pick: Callable | None = None
     ) -> Iterator[tuple[int, float]]:
-        """Yields (token, probability the model gave it) for `max_tokens` tokens after `ids`, a list that is not empty.
+        """Yields (token, the probability that the model gave it) for `max_tokens` tokens after `ids`, at least one.
 
         pick(logits (V), ids so far) -> probabilities (V) to draw from; default: the model's own, softmax(logits).
-        A text that outgrows the context goes on from its last half.
+        A text that outgrows the context goes on from the second half of it.
         """
         device, context = self.lm_head.weight.device, self.config.max_position_embeddings
         generator = torch.Generator().manual_seed(seed)
@@ -433,7 +416,7 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def step(self, ids, cache):
-        """Logits (B, V) of the token after ids (B, T), in float32; the cache holds what came before, then these too."""
+        """Logits (B, V) of the token after ids (B, T), in float32; the cache holds what came before, and then these."""
         x = self.hidden(ids, mask=cache.begin(ids), cache=cache)  # (B, T, h)
         cache.length += ids.shape[1]
         return self.lm_head(x[:, -1]).float()
@@ -442,20 +425,20 @@ class Model(nn.Module):
 # ======================================================================================================================
 # Appendix: what a first reader skips
 #
-# The key-value cache, the loss in chunks, what a CPU needs, the counts in closed form, what cannot be built.
+# The key-value cache, the loss in chunks, what a CPU needs, parameters by part, what cannot be built.
 # ======================================================================================================================
 
 
 class KVCache:
-    """Keys and values of the tokens so far, one pair for each attention of a pass, in the order in which they come."""
+    """Keys and values of the tokens so far: a pair for each attention of a pass, in the order in which they run."""
 
     def __init__(self):
         self.pairs = []  # (k, v), each (B, nkv, length, hs)
         self.length = 0  # tokens
-        self.next = 0  # which pair the pass comes to next
+        self.next = 0  # the pair that the pass comes to next
 
     def begin(self, ids):
-        """Starts a pass over ids (B, T); returns its mask (T, length + T), None where causal attention will do."""
+        """Starts a pass over ids (B, T); returns its mask (T, length + T), or None where causal attention will do."""
         self.next = 0
         T = ids.shape[1]
         if self.length == 0 or T == 1:
@@ -463,7 +446,7 @@ class KVCache:
         return torch.ones(T, self.length + T, dtype=torch.bool, device=ids.device).tril(self.length)
 
     def extend(self, k, v):
-        """Appends k, v (B, nkv, T, hs) of the new tokens and returns those of all tokens."""
+        """Appends k and v (B, nkv, T, hs) of the new tokens; returns those of all tokens."""
         if self.next == len(self.pairs):
             self.pairs.append((k, v))
         else:
@@ -474,9 +457,9 @@ class KVCache:
 
 
 def own_line(ids, start):
-    """ids (B, T) -> (B, 1, T, T), True where a token may look: back to the last `start`, and no further.
+    """ids (B, T) -> (B, 1, T, T), True where a token may look: back to the last `start` and no further.
 
-    None, which means all tokens before it, if there is no such start.
+    None, which lets it look at all tokens before it, if `start` is None.
     """
     if start is None:
         return None
@@ -487,7 +470,7 @@ def own_line(ids, start):
 
 
 def product_dtype(x):
-    """The type in which x is multiplied by matrices: autocast's where it is on, else x's own."""
+    """The type in which x is multiplied by matrices: autocast's where that is on, else its own."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
@@ -497,7 +480,7 @@ def product_dtype(x):
 
 
 def linear_cross_entropy(x, weight, targets):
-    """F.cross_entropy(x @ weight.T, targets) in less memory. x (N, h), weight (V, h), targets (N)."""
+    """F.cross_entropy(x @ weight.T, targets) in less memory: x (N, h), weight (V, h), targets (N)."""
     dtype, need_grad = product_dtype(x), torch.is_grad_enabled()
     with torch.autocast(x.device.type, enabled=False):
         return LinearCrossEntropy.apply(x, weight, targets, dtype, need_grad)
@@ -506,8 +489,8 @@ def linear_cross_entropy(x, weight, targets):
 class LinearCrossEntropy(torch.autograd.Function):
     """Mean of -log softmax(x W^T)[target], and its gradients, a chunk of tokens at a time.
 
-    A chunk's logits (n, V) become its probabilities p, are used for the loss and for both gradients while they are in
-    the cache, and are overwritten by the next:
+    A chunk's logits (n, V) become its probabilities p, serve the loss and both gradients while they are still in the
+    processor's cache, and are overwritten by those of the next:
         dx = p W - W[target]        dW = p^T x - onehot^T x
     """
 
@@ -549,12 +532,12 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 
 def chunk_size(tokens, vocab, dtype, device):
-    """Tokens per chunk: logits of about 32 MB on a CPU (its cache); elsewhere equal chunks of at most 512 MB."""
+    """Tokens per chunk: logits of about 32 MB on a CPU, for its cache; elsewhere equal chunks of at most 512 MB."""
     memory = 2**25 if device.type == "cpu" else 2**29
     most = max(64, memory // (vocab * dtype.itemsize))
     if device.type == "cpu":
         return min(tokens, most)
-    return math.ceil(tokens / math.ceil(tokens / most))  # no small chunk is left over at the end
+    return math.ceil(tokens / math.ceil(tokens / most))  # so that no small chunk is left over
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -562,13 +545,13 @@ def chunk_size(tokens, vocab, dtype, device):
 
 
 def fused_kernel_is_slow(q, k, mask):
-    """bfloat16 on a CPU: PyTorch's kernel takes 2 to 3 times as long as what follows (bench/speed/parts.py)."""
+    """bfloat16 on a CPU, where PyTorch's kernel takes 2 to 3 times as long as what follows (bench/speed/parts.py)."""
     slow_there = q.dtype == torch.bfloat16 and q.device.type == "cpu" and 1 < q.shape[2] <= 1024
     return slow_there and q.shape == k.shape and (mask is None or mask.shape[-1] == mask.shape[-2])
 
 
 def attend_written_out(q, k, v, mask):
-    """`attend` as two matrix products and a softmax, some heads at a time: their 8 MB of weights stay in the cache."""
+    """`attend` as two products and a softmax, a few heads at a time: 8 MB of attention weights stay in the cache."""
     B, nh, T, hs = q.shape
     visible = torch.ones(T, T, dtype=torch.bool).tril() if mask is None else mask
     bias = torch.zeros(visible.shape, dtype=q.dtype).masked_fill(~visible, -torch.inf)
@@ -586,9 +569,9 @@ def attend_written_out(q, k, v, mask):
 
 
 def drop(x, p):
-    """Dropout. On a CPU PyTorch draws number after number, one for each element; random bytes are eight at a time.
+    """Dropout. On a CPU PyTorch draws a number for each element, one after another; here each draw gives eight bytes.
 
-    A byte says p in 256ths: 0.1 is 0.1016 there. What would be 0 in 256ths is drawn PyTorch's way.
+    A byte knows p in 256ths, so there 0.1 is 0.1016. A p that rounds to 0 of them is left to PyTorch.
     """
     limit = round(256 * p)  # a byte below it drops
     if limit == 0 or x.device.type != "cpu":
@@ -599,76 +582,59 @@ def drop(x, p):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Counts in closed form, and what cannot be built
+# Parameters by part, and what cannot be built
 
 
 def parameter_counts(config: ModelConfig) -> dict[str, int]:
-    """Parameters by part, in closed form: {"embedding", "attention", "mlp", "norms", "head"}."""
-    h, V, f = config.hidden_size, config.vocab_size, config.intermediate_size
-    e = h // config.embedding_factor
-    head_dim = h // config.num_attention_heads
-    h_kv = (config.num_key_value_heads or config.num_attention_heads) * head_dim
-    layers, groups, _ = sharing(config)
-    embedding = {
-        "full": 0 if config.tie_word_embeddings else V * h,
-        "repeat": V * e,
-        "linear": V * e + (e + 1) * h,
-        "attention": V * e + 2 * (e + 1) * e + (e + 1) * h,
+    """Parameters by part: {"embedding", "attention", "mlp", "norms", "head"}. Takes no memory."""
+    with torch.device("meta"):
+        model = Model(config)
+    parts = {
+        "lm_head": "head",
+        "norm": "norms",
+        "layers": "norms",
+        "embed_tokens": "embedding",
+        "projector": "embedding",
     }
-    per_group = ATTENTION[config.attention].count(h, h_kv)
-    mlp = (3 if config.mlp == "full" else 2) * h * f
-    return {
-        "embedding": embedding[config.embedding],
-        "attention": groups * per_group,
-        "mlp": groups * mlp,
-        "norms": (2 * layers + 1) * h,
-        "head": V * h,
-    }
+    counts = dict.fromkeys(("embedding", "attention", "mlp", "norms", "head"), 0)
+    for name, p in model.named_parameters():
+        module = name.split(".")[0]
+        counts[parts.get(module, module)] += p.numel()
+    return counts
 
 
-LIMITS = {  # smallest and largest, so that no file makes us build what no memory holds
-    "vocab_size": (2, 2**20),
-    "hidden_size": (1, 2**16),
-    "num_hidden_layers": (1, 1024),
-    "num_attention_heads": (1, 1024),
-    "intermediate_size": (1, 2**18),
-    "num_key_value_heads": (1, 1024),
-    "max_position_embeddings": (2, 2**17),
-    "rms_norm_eps": (1e-12, 0.1),
-    "rope_theta": (1e-3, 1e12),
-    "embedding_factor": (1, 1024),
-    "num_groups": (1, 1024),
-    "dropout": (0, 0.9),
-}
+LIMITS = {"rms_norm_eps": (1e-12, 0.1), "rope_theta": (1e-3, 1e12), "dropout": (0, 0.9)}
+WHOLE = (1, 2**20)  # of any whole number: no mistyped or damaged file makes us build what no memory holds
 
 
 def out_of_range(config):
-    """Settings that are not possible by themselves, each as `key: reason`."""
+    """Settings that are impossible by themselves, each as `key: reason`."""
     choices = {field.name: typing.get_args(field.type) for field in dataclasses.fields(config)}
     choices["attention"] = tuple(ATTENTION)
     found = []
     for key, value in vars(config).items():
+        low, high = LIMITS.get(key, WHOLE)
+        if value is None or isinstance(value, bool):
+            continue
         if isinstance(value, str):
             if value not in choices[key]:
                 found.append(f"{key}: {value!r}: expected one of {', '.join(choices[key])}")
-        elif key in LIMITS and value is not None:
-            low, high = LIMITS[key]
-            if value < low:
-                found.append(f"{key}: {value} must be at least {low}")
-            elif not value <= high:  # NaN as well
-                found.append(f"{key}: {value} must be at most {high}")
+        elif value < low:
+            found.append(f"{key}: {value} must be at least {low}")
+        elif not value <= high:  # NaN too
+            found.append(f"{key}: {value} must be at most {high}")
     return found
 
 
 def conflicts(config):
-    """Yields settings that are possible each by itself, but not together, as `key: reason`."""
+    """Yields settings that are possible by themselves but not together, as `key: reason`."""
     h, heads, layers = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
     kv_heads = config.num_key_value_heads or heads
     head_dim = h // heads
     if h % heads:
         yield f"num_attention_heads: {heads} does not divide hidden_size {h}"
     elif head_dim % 2:
-        yield f"num_attention_heads: hidden_size/heads = {head_dim} must be even, RoPE turns pairs of numbers"
+        yield f"num_attention_heads: hidden_size/heads = {head_dim} must be even, as RoPE turns pairs of numbers"
     if heads % kv_heads:
         yield f"num_key_value_heads: {kv_heads} does not divide num_attention_heads {heads}"
     if config.attention == "skqa" and kv_heads != heads:

@@ -5,12 +5,12 @@
 
 Optimisers, schedule, batches, step, validation, loop. What it does:
 - mixed precision (bfloat16; float16 with a gradient scaler), gradient accumulation and checkpointing, torch.compile
-- epochs without replacement: which windows a step sees follows from (seed, step) alone, however many processes
+- epochs without replacement: which windows a step sees follows from (seed, step) alone, however many processes run
 - AdamW, or Muon for the hidden matrices; warm-up, then cosine, linear or constant; clipping
 - ckpt.pt is the best on a fixed set of validation windows; last.pt continues a run to the bits it would have reached
 - Ctrl-C, a scheduler's SIGTERM, a full disk, a NaN: ends with a message and a checkpoint to go on from
 
-What changes no number is `run` (lab/run/): settings, processes, device, data, folder, signals, screen.
+Whatever changes no number is `run` (lab/run/): settings, processes, device, data, folder, signals, screen.
 """
 
 import math
@@ -29,16 +29,16 @@ import torch
 
 
 def make_optimizers(model, s, device):
-    """AdamW, and Muon for the matrices of attention and MLP if asked. Each group remembers its peak learning rate."""
-    hidden, others = [], []
+    """AdamW, with Muon for the matrices of attention and MLP if asked. Each group remembers its peak learning rate."""
+    hidden, matrices, vectors = [], [], []
     for name, p in model.named_parameters():
-        is_hidden = p.dim() == 2 and name.startswith(("attention.", "mlp."))
-        (hidden if is_hidden and s.optimizer == "muon" else others).append(p)
-    groups = [
-        {"params": [p for p in others if p.dim() > 1], "weight_decay": s.weight_decay},
-        {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0},
-    ]  # norms and biases
-    groups = [group for group in groups if group["params"]]
+        if p.dim() == 1:  # norms and biases
+            vectors.append(p)
+        elif s.optimizer == "muon" and name.startswith(("attention.", "mlp.")):
+            hidden.append(p)
+        else:
+            matrices.append(p)
+    groups = [{"params": matrices, "weight_decay": s.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     fused = device.type in ("cuda", "cpu")
     optimizers = [torch.optim.AdamW(groups, lr=s.learning_rate, betas=tuple(s.betas), fused=fused)]
     if hidden:
@@ -51,7 +51,7 @@ def make_optimizers(model, s, device):
 
 
 def schedule(step, s, steps):
-    """Fraction of the peak learning rate in step 0, 1, ...: a linear warm-up, not starting at 0, then the decay."""
+    """The fraction of the peak learning rate in step 0, 1, ...: a linear warm-up from above 0, then the decay."""
     warmup = s.warmup if s.warmup >= 1 else s.warmup * steps
     if step < warmup:
         return min(1.0, (step + 1) / warmup)
@@ -85,13 +85,13 @@ def step_batches(run, step):
 
 
 def seed_dropout(seed, step, rank):
-    """Dropout follows from the step, like everything random in it: there is nothing to save for resume."""
+    """Dropout follows from the step, like everything random in it, so a run that goes on needs no saved state."""
     state = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)
     torch.manual_seed(int(state[0]))
 
 
 def batch_loss(model, hidden, batch, s):
-    """Mean next-token loss; of the windows that have gaps, the loss of filling them. hidden: model.hidden."""
+    """Mean next-token loss; for the windows that have gaps, that of filling them. hidden: model.hidden, or compiled."""
     ids, targets, mask, gaps = batch
     if gaps is not None:
         return mntp.loss(model, hidden, batch, s)
@@ -99,7 +99,7 @@ def batch_loss(model, hidden, batch, s):
 
 
 def compute_gradients(model, hidden, batches, scaler, run):
-    """Forward and backward over a step's batches; returns the mean loss, a tensor that may not be computed yet."""
+    """Forward and backward over a step's batches; returns the mean loss, a tensor that the device may still compute."""
     model.train()
     total = 0.0
     for batch in batches:
@@ -113,7 +113,7 @@ def compute_gradients(model, hidden, batches, scaler, run):
 def update_weights(model, optimizers, scaler, loss, rate, run):
     """One step of the optimisers at `rate` times their peak; returns (loss, gradient norm, whether it was skipped).
 
-    A step is skipped where float16 overflowed; the next has half the scale.
+    Where float16 overflowed the step is skipped, and the next has half the scale.
     """
     params = [p for p in model.parameters() if p.grad is not None]
     loss, stop = run.distributed.mean_gradients(params, loss)
@@ -122,7 +122,7 @@ def update_weights(model, optimizers, scaler, loss, rate, run):
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * rate
     norm = torch.nn.utils.clip_grad_norm_(params, run.config.train.grad_clip or math.inf)
-    loss, norm, stop = torch.stack((loss, norm, stop)).tolist()  # here, and only here, we wait for the device
+    loss, norm, stop = torch.stack((loss, norm, stop)).tolist()  # the one place where we wait for the device
     run.distributed.stop = stop > 0
 
     skipped = scaler.is_enabled() and math.isfinite(loss) and not math.isfinite(norm)
@@ -142,7 +142,7 @@ def update_weights(model, optimizers, scaler, loss, rate, run):
 
 @torch.no_grad()
 def validate(model, run):
-    """Mean loss over at most `eval_windows` fixed windows, which are spread evenly over the held-out text."""
+    """Mean loss over at most `eval_windows` windows, always the same, spread evenly over the held-out text."""
     s, rank, size = run.config.train, run.distributed.rank, run.distributed.size
     model.eval()
     mine = run.val_data.spread(s.eval_windows)[rank::size]
@@ -153,8 +153,8 @@ def validate(model, run):
         with run.autocast():
             loss = batch_loss(model, model.hidden, (ids, targets, own_line(ids, run.line_start), None), s)
         total += loss.item() * len(ids)
-    total, windows = run.distributed.total(total, len(mine))
-    return total / windows
+    total, count = run.distributed.total(total, len(mine))
+    return total / count
 
 
 def score_blimp(model, run):
@@ -181,7 +181,7 @@ def main(argv=None):
         state = run.restore(model, optimizers, scaler)  # a new one, or last.pt's
         batches = step_batches(run, state.step)
 
-        while True:  # one round more than steps: the end is evaluated and saved
+        while True:  # one round more than there are steps: the end is evaluated and saved
             # evaluate
             if run.evaluation_is_due(state):
                 val_loss = validate(model, run)

@@ -119,17 +119,31 @@ def test_released_sizes():
         assert sum(parameter_counts(config).values()) == count
 
 
-@each_attention
-def test_parameter_counts_in_closed_form(attention):
+ATTENTION_SIZES = {
+    "mha": lambda h, h_kv: 2 * h * h + 2 * h * h_kv,
+    "skqa": lambda h, h_kv: 3 * h * h,
+    "pwa": lambda h, h_kv: 6 * h,
+    "rra": lambda h, h_kv: 2 * (h + 1) * (h // 4) + 2 * (h + 1) * (h_kv // 4),
+}
+
+
+@pytest.mark.parametrize("attention", ATTENTION_SIZES)
+def test_parameter_counts_are_the_closed_forms(attention):
     """Part by part, for every combination with 1, 2 and all key-value heads."""
-    key = dict(embed_tokens="embedding", projector="embedding", layers="norms", norm="norms", lm_head="head")
-    for config in combinations(attention=(attention,), num_key_value_heads=(None, 1, 2)):
-        counted = dict.fromkeys(("embedding", "attention", "mlp", "norms", "head"), 0)
-        with torch.device("meta"):
-            for name, p in Model(config).named_parameters():
-                part = name.split(".")[0]
-                counted[key.get(part, part)] += p.numel()
-        assert parameter_counts(config) == counted, config
+    V, h, f, L = 61, 16, 24, 4
+    e = h // 4
+    for c in combinations(attention=(attention,), num_key_value_heads=(None, 1, 2)):
+        embedding = {"full": V * h, "repeat": V * e, "linear": V * e + (e + 1) * h}
+        embedding["attention"] = V * e + 2 * (e + 1) * e + (e + 1) * h
+        groups = {"none": L, "share": c.num_groups, "reuse": L // 2}[c.layer_sharing]
+        layers = L // 2 if c.layer_sharing == "reuse" else L
+        assert parameter_counts(c) == {
+            "embedding": 0 if c.tie_word_embeddings else embedding[c.embedding],
+            "attention": groups * ATTENTION_SIZES[attention](h, h * (c.num_key_value_heads or 4) // 4),
+            "mlp": groups * {"full": 3, "shared_projection": 2}[c.mlp] * h * f,
+            "norms": (2 * layers + 1) * h,
+            "head": V * h,
+        }, c
 
 
 @pytest.mark.parametrize("h", [64, 360, 384])
