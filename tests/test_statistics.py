@@ -1,5 +1,7 @@
 """Intervals, tests and accuracies against values worked out by hand."""
 
+import os
+
 from lab.report import tables
 from lab.score import statistics
 
@@ -50,7 +52,10 @@ def test_short_names():
     assert tables.short_names(["/a/b/pythia-1.4b/", "EleutherAI/pythia-70m"]) == ["pythia-1.4b", "pythia-70m"]
     assert tables.short_names(["/tmp/out/a/ckpt.pt", "/tmp/out/a/last.pt"]) == ["a/ckpt", "a/last"]
     assert tables.short_names(["one/x.pt", "two/x.pt", "two/y.pt"]) == ["one/x", "two/x", "two/y"]
-    assert tables.short_names(["ckpt.pt"]) == ["ckpt"] and tables.short_names(["x.pt", "x.pt"]) == ["x", "x"]
+    assert tables.short_names(["."]) == [os.path.basename(os.getcwd())] and tables.short_names(["x.pt", "x.pt"]) == [
+        "x",
+        "x",
+    ]
     assert tables.short_names(["/tmp/bert [PLL l2r]", "ngram:data/pocket"]) == ["bert [PLL l2r]", "ngram:pocket"]
 
 

@@ -38,7 +38,8 @@ def bars(axes, groups, accuracy, references):
     """A bar for each {name: Group}, with its interval; lines for the mean and for what others reach."""
     values = 100 * np.array([[g.accuracy, *g.interval] for g in groups.values()])  # (groups, 3)
     errors = np.abs(values[:, 1:] - values[:, :1]).T  # (2, groups)
-    axes.barh(list(groups), values[:, 0], xerr=errors, color="tab:blue", alpha=0.8, error_kw={"capsize": 2, "lw": 1})
+    names = [name.replace("_", " ") for name in groups]
+    axes.barh(names, values[:, 0], xerr=errors, color="tab:blue", alpha=0.8, error_kw={"capsize": 2, "lw": 1})
     axes.axvline(100 * accuracy, color="black", lw=1.5)
     for name, value in references.items():
         axes.axvline(value, color="gray", lw=1, ls=":")
@@ -58,7 +59,8 @@ def learning_curves(axes, results, kind, references):
     for name, value in references.items():
         axes.axhline(value, color="gray", lw=1, ls=":")
         place = {"xy": (1, value), "xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
-        axes.annotate(name, fontsize=7, color="gray", bbox={"fc": "white", "ec": "none", "pad": 0.5}, **place)
+        axes.annotate(name, fontsize=7, color="gray", **place)
+    axes.margins(x=0.12)  # room for these names
     axes.set(xlabel="words seen in training, millions", ylabel="accuracy in %")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import pathlib
 
 from lab.score.statistics import DRAWS
@@ -23,12 +24,12 @@ VIEWS = {
 def short_names(labels):
     """What tells models apart, instead of their paths: the file's or folder's name; for a file that is only called ckpt
     or last, its folder's; for those that would be called the same, as much of the paths as it takes."""
-    paths = [pathlib.PurePath(label.removesuffix(".pt")) for label in labels]
+    paths = [pathlib.PurePath(os.path.abspath(label.removesuffix(".pt"))) for label in labels]  # of "." too
     names = []
-    for path in paths:
+    for label, path in zip(labels, paths):
         says_nothing = path.name in ("ckpt", "last") and path.parent.name
         name = path.parent.name if says_nothing else path.name
-        names.append(f"ngram:{name}" if path.parts[0].startswith("ngram:") else name)
+        names.append(f"ngram:{name}" if label.startswith("ngram:") else name)
     depth = 2
     while len(set(names)) < len(set(paths)):
         names = ["/".join(path.parts[-depth:]) for path in paths]
