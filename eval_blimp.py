@@ -1,9 +1,10 @@
-"""Scores a checkpoint on BLiMP (Warstadt et al. 2020), or on any other folder of minimal pairs.
+"""Scores language models on BLiMP (Warstadt et al. 2020), or on any other folder of minimal pairs.
 
     python eval_blimp.py out/sllama/ckpt.pt                     # table, and a block of `key: value` at the end
     python eval_blimp.py out/sllama/ckpt.pt --json scores.json --csv pairs.csv --plot blimp.png
     python eval_blimp.py out/llama-26m/ckpt.pt --compare out/sllama/ckpt.pt
     python eval_blimp.py out/llama-26m/ckpt.pt out/sllama/ckpt.pt --html report.html            # a page to browse
+    python eval_blimp.py gpt2 --data multiblimp/eng --good sen --bad wrong_sen --group phenomenon
     python eval_blimp.py out/sllama/ckpt.pt --surprisal sentences.txt --csv words.csv           # word by word, in bits
 
 The rule. A model is correct on a pair if it gives the grammatical sentence the higher probability:
@@ -132,81 +133,54 @@ COMPAT = {
     "lm-eval": {"ties_correct": True, "leading_space": True},
 }
 NEWEST = "babylm-2026"
+OUTPUTS = ("json", "csv", "predictions", "plot", "html")
+
+
+MODEL_HELP = """a checkpoint, a Hugging Face folder or a name on the Hub, causal or masked, or ngram:FOLDER of a
+prepared text; several give a learning curve; default: ckpt.pt of the preset's run. section.key=value settings may
+follow"""
+PLL_HELP = "a masked model's tokens are given all others (original, default) or all but the rest of their word (l2r)"
+COMPAT_HELP = """another evaluator's rule. babylm-2025: a tie is correct; babylm-2026 (also: babylm): a coin decides a
+tie, it counts as half; lm-eval: a tie is correct, and " " + sentence is scored"""
+DATA_HELP = "folder of *.jsonl, *.csv or *.tsv (default: eval.data, else the pairs of the model's own corpus)"
 
 
 def parse_arguments(argv):
-    p = argparse.ArgumentParser(description="Score checkpoints on minimal pairs.")
-    p.add_argument(
-        "checkpoints",
-        nargs="*",
-        metavar="MODEL",
-        help="a checkpoint, a Hugging Face folder or a name on the Hub, causal or masked; several give a learning "
-        "curve; default: ckpt.pt of the preset's run. "
-        "section.key=value settings may follow",
-    )
-    p.add_argument(
-        "--pll",
-        choices=PLL,
-        help="of a masked model, each token given all the others, or given all but what follows in its word: l2r "
-        "(default: original)",
-    )
+    p = argparse.ArgumentParser(description="Score language models on minimal pairs, or word by word.")
+    p.add_argument("models", nargs="*", metavar="MODEL", help=MODEL_HELP)
+    p.add_argument("--compare", metavar="MODEL2", help="another model, on the same pairs")
+    p.add_argument("--pll", choices=PLL, help=PLL_HELP)
     p.add_argument("--trust-remote-code", action="store_true", help="run the code that a model on the Hub brings")
+    p.add_argument("--compat", choices=[*COMPAT, "babylm"], help=COMPAT_HELP)
+    p.add_argument("--device", default="auto", help="auto | cpu | cuda | mps")
+    p.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the matrix products")
     p.add_argument("--preset", help="a preset of config.yaml")
     p.add_argument("--config", default="config.yaml", help="settings file (default: config.yaml)")
-    p.add_argument(
-        "--data",
-        metavar="DIR",
-        help="folder of *.jsonl with sentence_good and sentence_bad (default: eval.data, else the corpus's own pairs)",
-    )
-    p.add_argument("--max-pairs-per-paradigm", type=int, metavar="N", help="only the first N pairs of each")
-    p.add_argument(
-        "--allow-incomplete",
-        action="store_true",
-        help="score a BLiMP of which paradigms or pairs are missing; the JSON then says incomplete",
-    )
-    p.add_argument(
-        "--split",
-        choices=["all", "dev", "test"],
-        default="all",
-        help="dev: pairID a multiple of 10, for choosing recipes; test: the others",
-    )
-    p.add_argument(
-        "--compat",
-        choices=[*COMPAT, "babylm"],
-        help="another evaluator's rule. babylm-2025: a tie is correct; babylm-2026 (also: babylm): a coin "
-        "decides a tie, it counts as half; lm-eval: a tie is correct, ' ' + sentence is scored",
-    )
-    p.add_argument("--compare", metavar="MODEL2", help="another model, on the same pairs")
-    p.add_argument(
-        "--surprisal",
-        metavar="FILE",
-        help="no pairs: the surprisal of each word of FILE, which holds a sentence a line, goes to --csv",
-    )
-    p.add_argument(
-        "--whitespace",
-        choices=["leading", "trailing"],
-        default="leading",
-        help="of --surprisal: whether the space before a word is part of it, as tokens have it, or the one after it",
-    )
-    p.add_argument("--paradigms", action="store_true", help="print every paradigm")
-    p.add_argument("--device", default="auto", help="auto | cpu | cuda | mps")
-    p.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], default="float32", help="of the matrix products (default: float32)"
-    )
-    files = p.add_argument_group("files")
+
+    pairs = p.add_argument_group("pairs")
+    pairs.add_argument("--data", metavar="DIR", help=DATA_HELP)
+    pairs.add_argument("--good", metavar="COL", help="key or column of the grammatical sentence, if not sentence_good")
+    pairs.add_argument("--bad", metavar="COL", help="of the ungrammatical one, if not sentence_bad")
+    pairs.add_argument("--group", metavar="COL", help="of the paradigm, if neither UID nor the file's name")
+    pairs.add_argument("--max-pairs-per-paradigm", type=int, metavar="N", help="only the first N pairs of each")
+    split_help = "dev: pairID a multiple of 10, for choosing recipes; test: the others"
+    pairs.add_argument("--split", choices=["all", "dev", "test"], default="all", help=split_help)
+    pairs.add_argument("--allow-incomplete", action="store_true", help="score what is there of BLiMP, and say so")
+    pairs.add_argument("--paradigms", action="store_true", help="print every paradigm")
+
+    words = p.add_argument_group("words, instead of pairs")
+    words.add_argument("--surprisal", metavar="FILE", help="a sentence a line; each word's surprisal goes to --csv")
+    space_help = "which space is part of a word: the one before it, as in tokens, or the one after it"
+    words.add_argument("--whitespace", choices=["leading", "trailing"], default="leading", help=space_help)
+
+    files = p.add_argument_group("files to write")
     files.add_argument("--json", metavar="FILE", help="all results")
     files.add_argument("--csv", metavar="FILE", help="sentences, scores and decision of every pair; or the words")
     files.add_argument("--predictions", metavar="FILE", help="decisions, in the BabyLM challenge's submission format")
-    files.add_argument(
-        "--plot",
-        metavar="FILE",
-        help="bars by phenomenon (.png, .svg or .pdf); of several models, accuracy against words seen",
-    )
-    files.add_argument(
-        "--html",
-        metavar="FILE.html",
-        help="a page that compares the checkpoints with the first one, or with that of --compare",
-    )
+    plot_help = "a .png, .svg or .pdf: accuracy by phenomenon; of several models against words seen"
+    files.add_argument("--plot", metavar="FILE", help=plot_help)
+    files.add_argument("--html", metavar="FILE", help="a page: the models against --compare's, else the first of them")
+    files.add_argument("--replace", action="store_true", help="replace those of these files that exist")
     args = p.parse_args(argv)
     if args.max_pairs_per_paradigm is not None and args.max_pairs_per_paradigm < 1:
         raise UserError("--max-pairs-per-paradigm: must be at least 1")
@@ -224,8 +198,8 @@ def require_only_words(args):
     """UserError unless --surprisal comes with what it needs and nothing that it would ignore."""
     if not args.csv:
         raise UserError("--surprisal: give --csv FILE for the words")
-    for name in ("data", "max_pairs_per_paradigm", "compat", "compare", "json", "predictions", "plot", "html"):
-        if getattr(args, name):
+    for name in ("data", "good", "bad", "group", "max_pairs_per_paradigm", "compat", "compare", *OUTPUTS):
+        if name != "csv" and getattr(args, name):
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"{flag}: is for pairs, and --surprisal scores words; leave out one of them")
 
@@ -233,21 +207,23 @@ def require_only_words(args):
 def main(argv=None):
     began = time.perf_counter()
     args = parse_arguments(argv)
-    overrides = [word for word in args.checkpoints if "=" in word and not os.path.exists(word)]
-    paths = [word for word in args.checkpoints if word not in overrides]
+    overrides = [word for word in args.models if "=" in word and not os.path.exists(word)]
+    names = [word for word in args.models if word not in overrides]
     settings = None  # needed only where something is left to them
-    if overrides or not (args.data or args.surprisal) or not paths:
+    if overrides or not (args.data or args.surprisal) or not names:
         settings = configuration.load_config(args.preset, overrides, args.config)
-    paths = paths or [os.path.join(settings.out_dir, "ckpt.pt")]
-    for path in (args.json, args.csv, args.predictions, args.plot, args.html):
+    names = names or [os.path.join(settings.out_dir, "ckpt.pt")]
+    for path in [getattr(args, output) for output in OUTPUTS]:
         if path:
             require_writable(path)
+        if path and os.path.exists(path) and not args.replace:
+            raise UserError(f"{path}: exists; choose another name, or --replace to overwrite it")
     device = devices.pick_device(args.device)
     if args.surprisal:
-        write_surprisals(args, paths, device)
+        write_surprisals(args, names, device)
         return
 
-    results, other = evaluate_models(args, paths, settings, device)
+    results, other = evaluate_models(args, names, settings, device)
     result = results[-1]
     if other:
         require_same_pairs([other, result], "--compare")
@@ -262,6 +238,11 @@ def main(argv=None):
 
     print("\n" + tables.table(results, args.paradigms))
     print("\n" + tables.block(result))
+    write_files(args, results, on_page)
+
+
+def write_files(args, results, on_page):
+    result = results[-1]
     if args.json:
         everything = result.as_json()
         if len(results) > 1:
@@ -283,13 +264,13 @@ def main(argv=None):
         atomic_write(args.html, page.page(on_page))
 
 
-def evaluate_models(args, paths, settings, device):
+def evaluate_models(args, names, settings, device):
     """(Results of the models, that of --compare or None), all of the same pairs."""
     pairs, results = None, []
-    for path in [*paths, args.compare] if args.compare else paths:
-        model = load_scorer(path, device, args.pll, args.trust_remote_code)
-        if args.pll and not model.masked and len(paths) == 1 and not args.compare:
-            raise UserError(f"--pll: is for masked models, and {path} is a causal one")
+    for name in [*names, args.compare] if args.compare else names:
+        model = load_scorer(name, device, args.pll, args.trust_remote_code)
+        if args.pll and not model.masked and len(names) == 1 and not args.compare:
+            raise UserError(f"--pll: is for masked models, and {name} is a causal one")
         if pairs is None:
             pairs, data = read_data(args, settings, model.origin)
         results.append(evaluate_model(model, pairs, data, args))
@@ -299,11 +280,10 @@ def evaluate_models(args, paths, settings, device):
 
 def read_data(args, settings, origin):
     """(pairs, info) of --data, or of what settings and the first model's corpus say."""
-    if args.data:
-        folder, why = args.data, "--data"
-    else:
+    folder, why = args.data, "--data"
+    if not folder:
         folder, why = find_data(settings.eval.data, origin.get("data") or {})
-    pairs, data = read_pairs(folder, args.max_pairs_per_paradigm, args.split)
+    pairs, data = read_pairs(folder, args.max_pairs_per_paradigm, args.split, args.good, args.bad, args.group)
     if data["incomplete"] and not args.allow_incomplete:
         raise UserError(
             f"{folder}: {'; '.join(data['warnings'])}. Mend the folder, or score what is there with --allow-incomplete"
@@ -323,20 +303,26 @@ def evaluate_model(model, pairs, data, args):
     result.incomplete = data["incomplete"] or result.incomplete
     if not data["benchmark"].startswith("BLiMP"):  # the parts are by BLiMP's pairIDs
         result.views["dev"] = result.views["test"] = None
-    known = {key: model.origin.get(key) for key in ("corpus", "words", "steps", "parameters", "bits_per_byte")}
-    asked = {key: getattr(args, key) for key in ("compat", "dtype", "split", "max_pairs_per_paradigm")}
+    asked = ("compat", "dtype", "split", "max_pairs_per_paradigm", "good", "bad", "group")
+    known = ("corpus", "words", "steps", "parameters", "bits_per_byte")
     result.origin = statistics.Origin(
         checkpoint=model.name,
         method=model.method,
         before_first_token=model.before,
         benchmark=data["benchmark"],
         data=data["data"],
-        conventions={**RULE, "method": model.method, "bos": model.before.startswith("BOS"), **changes, **asked},
+        conventions={
+            **RULE,
+            "method": model.method,
+            "bos": model.before.startswith("BOS"),
+            **changes,
+            **{option: getattr(args, option) for option in asked},
+        },
         sha256={**model.sha256, "data": data["sha256"]},
         device=str(model.device),
         torch=torch.__version__,
         scoring_seconds=time.perf_counter() - start,
-        **known,
+        **{key: model.origin.get(key) for key in known},
     )
     return result
 
@@ -347,28 +333,20 @@ def require_same_pairs(results, flag):
         raise UserError(f"{flag}: the models have different contexts, and so scored different pairs")
 
 
-def write_surprisals(args, paths, device):
+def write_surprisals(args, names, device):
     """--surprisal: no pairs, but the words of a file."""
     from lab.score import surprisal
 
-    if len(paths) > 1:
+    if len(names) > 1:
         raise UserError("--surprisal: takes one model; run the command once for each")
     lines = surprisal.read_lines(args.surprisal)
-    model = load_scorer(paths[0], device, args.pll, args.trust_remote_code)
+    model = load_scorer(names[0], device, args.pll, args.trust_remote_code)
     how = {"dtype": args.dtype, "progress": True}
     rows = surprisal.word_surprisals(model, lines, score_tokens, args.whitespace, where=args.surprisal, **how)
     atomic_write(args.csv, surprisal.words_csv(rows))
-    print(f"sentences: {len({row[0] for row in rows})}")
-    print(f"words: {len(rows)}")
-    print(f"tokens: {sum(row[3] for row in rows)}")
-    known = [row[4] for row in rows if row[4] is not None]
-    print(f"bits_per_word: {sum(known) / max(1, len(known)):.6f}")
-    if rows and max(row[5] for row in rows) > 1:
-        print(f"windows: lines longer than the context of {model.context} tokens, see the column `window`")
-    print(f"rule: method={model.method} whitespace={args.whitespace}")
-    print(f"before_first_token: {model.before}")
+    print(surprisal.block(rows, model, args.whitespace))
     print(f"csv: {args.csv}")
-    print(f"checkpoint: {paths[0]}")
+    print(f"checkpoint: {names[0]}")
 
 
 if __name__ == "__main__":

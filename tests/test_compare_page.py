@@ -71,7 +71,7 @@ class Page(html.parser.HTMLParser):
 
 def shown(*arguments):
     """The page that the command writes, as text and parsed."""
-    eval_blimp.main([*arguments, "--html", "page.html"])
+    eval_blimp.main([*arguments, "--html", "page.html", "--replace"])
     text = pathlib.Path("page.html").read_text(encoding="utf-8")
     return text, Page(text)
 

@@ -87,6 +87,8 @@ def run(line, folder, monkeypatch, capsys):
     name = words[0]
     if "--surprisal" not in words:  # which takes no setting of pairs
         words += SMALL[name].split()
+    if name == "eval_blimp.py":
+        words.append("--replace")  # the pages share a folder
     if name == "prepare.py" and not any(word.startswith("data.source=") for word in words):
         words.append("data.source=pocket")  # instead of the network
     monkeypatch.setattr(sys, "argv", words)

@@ -1,6 +1,5 @@
 """Surprisal of words: by hand, as transformers computes it from an exported model, as minicons does; the command."""
 
-import csv
 import math
 import pathlib
 import re
@@ -10,9 +9,10 @@ import export
 from lab import checkpoint
 from lab.files import UserError
 from lab.score import scoring, surprisal
-from lab.score.scorers import Ours
+from lab.score.scorers import Ours, load_scorer
 from stand_ins import History, Words, by_hand, plainly, uniform
-from test_eval_blimp import workplace  # noqa: F401  (a fixture)
+from test_eval_blimp import blimp, load_csv, workplace  # noqa: F401  (a fixture)
+from test_scorers import folders  # noqa: F401  (a fixture)
 
 import numpy as np
 import pytest
@@ -68,30 +68,41 @@ def test_transformers_computes_the_same(workplace):  # noqa: F811
         assert [row[4] for row in rows] == pytest.approx(bits, abs=1e-3)
 
 
-def test_minicons_computes_the_same(workplace):  # noqa: F811
-    """Token by token. (Its words are split by encoding each one alone, which a tokenizer with a space in front of every
-    text does differently.)"""
+@pytest.mark.parametrize("whitespace", ["leading", "trailing"])
+@pytest.mark.parametrize("kind", ["gpt2", "pythia", "opt", "export of ours"])
+def test_minicons_computes_the_same(workplace, folders, kind, whitespace):  # noqa: F811
+    """Its figures of a word's tokens add up to ours, corrected ones (its bow_correction) to those of `trailing`.
+
+    (Not by its words: it encodes each of them alone, which a tokenizer with a space in front of every text does
+    differently. It adds no BOS that the tokenizer adds by itself.)
+    """
     minicons = pytest.importorskip("minicons.scorer")
-    export.export_folder("0.pt", "hf")
-    scorer = minicons.IncrementalLMScorer("hf", "cpu")
-    model, ckpt = checkpoint.load_model("0.pt")
-    lines = [line for line in LINES if line]
-    theirs = scorer.token_score(lines, surprisal=True, base_two=True)
-    for line, tokens in zip(lines, theirs):
-        bits = [value for _, value in tokens][1:]  # BOS comes first, with a 0
-        rows = words_of(model, ckpt.tokenizer, [line])
-        ends = np.cumsum([row[3] for row in rows])
+    if kind == "export of ours":
+        export.export_folder("0.pt", "hf")
+    folder = folders.get(kind, "hf")
+    lines = ["The old dog sees a cup.", "the cats sleep", "Who did Ella rescue near the singers?", "a", "naïve girls"]
+    rows = surprisal.word_surprisals(load_scorer(folder), lines, eval_blimp.score_tokens, whitespace)
+    theirs = minicons.IncrementalLMScorer(folder, "cpu").token_score(
+        lines,
+        bos_token=kind in ("gpt2", "pythia"),
+        surprisal=True,
+        base_two=True,
+        bow_correction=whitespace == "trailing",
+    )
+    for number, tokens in enumerate(theirs, 1):
+        of_line = [row for row in rows if row[0] == number]
+        bits = [value for _, value in tokens][1:]  # the first is BOS, with a 0
+        ends = np.cumsum([row[3] for row in of_line])
         assert ends[-1] == len(bits)
         sums = [sum(part) for part in np.split(bits, ends[:-1])]
-        assert [row[4] for row in rows] == pytest.approx(sums, abs=1e-3)
+        assert [row[4] for row in of_line] == pytest.approx(sums, abs=1e-4)
 
 
 def test_the_command(workplace, capsys):  # noqa: F811
     pathlib.Path("text.txt").write_bytes("\r\n".join(LINES).encode("utf-8-sig"))
-    eval_blimp.main(["0.pt", "--surprisal", "text.txt", "--csv", "o/words.csv"])
+    blimp("0.pt --surprisal text.txt --csv o/words.csv")
     out = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
-    with open("o/words.csv", encoding="utf-8", newline="") as f:
-        rows = list(csv.DictReader(f))
+    rows = load_csv("o/words.csv")
     assert list(rows[0]) == ["sentence", "position", "word", "tokens", "surprisal", "window"]
     assert [row["word"] for row in rows] == " ".join(LINES).split() and rows[-1]["sentence"] == "5"
     assert out["words"] == str(len(rows)) and out["sentences"] == "4" and out["checkpoint"] == "0.pt"
@@ -99,23 +110,24 @@ def test_the_command(workplace, capsys):  # noqa: F811
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    "line, reason",
     [
-        (["--surprisal", "text.txt"], ["--surprisal", "--csv"]),
-        (["--surprisal", "text.txt", "--csv", "o.csv", "--json", "r.json"], ["--json"]),
-        (["--surprisal", "no.txt", "--csv", "o.csv"], ["no.txt", "No such file"]),
-        (["--surprisal", "empty.txt", "--csv", "o.csv"], ["empty.txt", "no sentence"]),
-        (["--surprisal", "latin.txt", "--csv", "o.csv"], ["latin.txt", "not UTF-8"]),
-        (["1.pt", "--surprisal", "text.txt", "--csv", "o.csv"], ["one model"]),
+        ("0.pt --surprisal text.txt", "--surprisal: give --csv"),
+        ("0.pt --surprisal text.txt --csv o.csv --json r.json", "--json: is for pairs"),
+        ("0.pt --surprisal text.txt --csv o.csv --good sen", "--good: is for pairs"),
+        ("0.pt --surprisal no.txt --csv o.csv", "no.txt.*No such file"),
+        ("0.pt --surprisal empty.txt --csv o.csv", "empty.txt: no sentence"),
+        ("0.pt --surprisal latin.txt --csv o.csv", "latin.txt.*not UTF-8"),
+        ("0.pt 1.pt --surprisal text.txt --csv o.csv", "takes one model"),
     ],
 )
-def test_mistakes(workplace, arguments, words):  # noqa: F811
+def test_mistakes(workplace, line, reason):  # noqa: F811
     pathlib.Path("text.txt").write_text("the boy\n")
     pathlib.Path("empty.txt").write_text("\n \n")
     pathlib.Path("latin.txt").write_bytes("naïve".encode("latin-1"))
-    with pytest.raises(UserError) as e:
-        eval_blimp.main(["0.pt", *arguments])
-    assert all(word in str(e.value) for word in words) and not pathlib.Path("o.csv").exists()
+    with pytest.raises(UserError, match=reason):
+        blimp(line)
+    assert not pathlib.Path("o.csv").exists()
 
 
 def test_a_token_that_ends_in_the_next_word():
@@ -168,3 +180,6 @@ def test_the_space_after_a_word(workplace):  # noqa: F811
         start, at = at, at + one[3]
         expected = one[4] - math.log2(p[at]) + (math.log2(p[start]) if number else 0)
         assert other[4] == pytest.approx(expected, abs=1e-3)
+    export.export_folder("0.pt", "hf")  # which spells spaces as they are
+    exported = surprisal.word_surprisals(load_scorer("hf"), [line], eval_blimp.score_tokens, "trailing")
+    assert [row[4] for row in exported] == pytest.approx([row[4] for row in after], abs=1e-4)

@@ -27,7 +27,7 @@ from lab.files import UserError, atomic_write, file_sha256, read_json
 from lab.hub.submission import TRACKS, check, revisions
 from lab.report.tables import predictions
 from lab.score import scoring
-from lab.score.pairs import jsonl_files, parse_json, read_bytes
+from lab.score.pairs import data_files, parse_json, read_bytes
 
 import numpy as np
 
@@ -98,7 +98,7 @@ READERS = {
 def read_items(task, folder):
     """(Items of the *.jsonl files in a folder, sha256 of the files). Raises UserError naming file and line."""
     items, digest = [], hashlib.sha256()
-    for file in jsonl_files(folder):
+    for file in data_files(folder, (".jsonl",)):
         content = read_bytes(file)
         digest.update(content)
         stem = os.path.splitext(os.path.basename(file))[0]

@@ -1,6 +1,4 @@
-"""An n-gram model of a prepared text, as a row to compare with: eval_blimp.py ngram:data/NAME.
-
-Interpolated Kneser-Ney (Chen and Goodman 1999, section 3) over the text's own tokens, line by line from BOS:
+"""Interpolated Kneser-Ney n-grams (Chen and Goodman 1999, section 3) of lines of tokens, each from BOS:
 
     p(w | h) = (max(c(h w) - D, 0) + D t(h) p(w | h without its first token)) / c(h)
 
@@ -9,49 +7,9 @@ often); c(h): the sum of c(h w) over w; t(h): over how many w; D = n1 / (n1 + 2 
 c = 1 and c = 2. Where h was never seen, p(w | h) is p(w | h without its first token); below one token 1 / V.
 """
 
-import os
-
-from lab.files import UserError, read_json
-from lab.score.scorers import WithOurTokenizer
-import tokenizer
-
 import numpy as np
-import torch
 
 ORDER = 5
-
-
-class Ngram(WithOurTokenizer):
-    def __init__(self, folder):
-        meta, path = read_json(os.path.join(folder, "meta.json")), os.path.join(folder, "train.bin")
-        if not meta or not os.path.isfile(path):
-            raise UserError(f"{folder}: no prepared text; give a folder that prepare.py made, such as data/pocket")
-        tok = tokenizer.load(os.path.join(folder, "tokenizer.model"))
-        self.counts = KneserNey(np.fromfile(path, "<u2").astype(np.int64), tok.bos_id, tok.vocab_size)
-        super().__init__(
-            name=f"ngram:{folder}",
-            model=torch.nn.Identity(),
-            tokenizer=tok,
-            before="BOS <s>",
-            vocab_size=tok.vocab_size,
-            origin={
-                "corpus": meta.get("corpus"),
-                "words": meta.get("train", {}).get("words"),
-                "data": {"name": meta.get("name")},
-                "parameters": sum(len(keys) for keys, *_ in self.counts.levels),
-            },
-            sha256={"checkpoint": meta.get("train", {}).get("sha256", ""), "tokenizer": tok.sha256},
-        )
-
-    @property
-    def device(self):
-        return torch.device("cpu")
-
-    def rule(self, _, batch):
-        lengths = [len(tokens.ids) for tokens in batch]
-        logp = self.counts.log_probabilities(np.concatenate([tokens.ids for tokens in batch]))
-        of_each = np.split(logp, np.cumsum(lengths)[:-1])
-        return [row[tokens.first : tokens.end] for row, tokens in zip(of_each, batch)]
 
 
 class KneserNey:

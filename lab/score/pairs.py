@@ -1,10 +1,18 @@
-"""Minimal pairs: folders of *.jsonl files, each line an object with sentence_good and sentence_bad, as BLiMP's are."""
+"""Minimal pairs: folders of *.jsonl, *.csv and *.tsv files with a pair in each line.
 
+Their keys or columns are BLiMP's, sentence_good and sentence_bad, or what --good, --bad and --group say; docs/pairs.md
+has examples.
+"""
+
+import csv
 import hashlib
+import io
 import json
 import os
 
 from lab.files import UserError, read_json
+
+ENDINGS = (".jsonl", ".csv", ".tsv")
 
 # BLiMP's 67 paradigms have 1000 pairs each. Beside each name: how many the BabyLM challenge's vocabulary filter keeps.
 SIZES = """
@@ -41,25 +49,26 @@ def find_data(wanted, meta):
     """(folder, why): `wanted`, config.yaml's eval.data, if it holds pairs, else the folder of the corpus in `meta`."""
     own = os.path.join("data", str(meta.get("name")), "pairs")
     for folder, why in ((wanted, "eval.data"), (own, "the corpus's own")):
-        if os.path.isdir(folder) and any(name.endswith(".jsonl") for name in os.listdir(folder)):
+        if os.path.isdir(folder) and any(name.endswith(ENDINGS) for name in os.listdir(folder)):
             return folder, why
     raise UserError(
         f"{wanted}: no minimal pairs there, nor in {own}; `python prepare.py` provides them, or give --data DIR"
     )
 
 
-def read_pairs(path, limit=None, split="all"):
-    """(pairs, info) of a folder of *.jsonl, or of one such file.
+def read_pairs(path, limit=None, split="all", good=None, bad=None, group=None):
+    """(pairs, info) of a folder of files of pairs, or of one such file.
 
     A pair is {good, bad, uid, phenomenon, field, id, dev, filtered}, see read_pair. limit: the first so many of each
-    paradigm; split: all | dev | test. info: {benchmark, data (the path), sha256, warnings, incomplete}.
-    Raises UserError naming file and line.
+    paradigm; split: all | dev | test. good, bad, group: the keys or columns of both sentences and of the paradigm,
+    default sentence_good, sentence_bad, and UID or else the file's name. info: {benchmark, data (the path), sha256,
+    warnings, incomplete}. Raises UserError naming file and line.
     """
     everything, digest = [], hashlib.sha256()
-    for file in jsonl_files(path):
+    for file in data_files(path):
         content = read_bytes(file)
         digest.update(os.path.basename(file).encode() + b"\0" + content + b"\0")
-        pairs = read_file(file, content)
+        pairs = read_file(file, content, good or "sentence_good", bad or "sentence_bad", group)
         if not pairs:
             raise UserError(f"{file}: empty; fetch it again or remove it")
         everything += pairs
@@ -82,15 +91,16 @@ def read_pairs(path, limit=None, split="all"):
     }
 
 
-def jsonl_files(path):
+def data_files(path, endings=ENDINGS):
+    """The files with one of these endings in a folder, sorted by name, or the one file that `path` is."""
     if os.path.isfile(path):
         return [path]
     advice = "give a folder of minimal pairs, such as `python prepare.py` provides"
     if not os.path.isdir(path):
         raise UserError(f"{path}: no such folder; {advice}")
-    files = [os.path.join(path, name) for name in sorted(os.listdir(path)) if name.endswith(".jsonl")]
+    files = [os.path.join(path, name) for name in sorted(os.listdir(path)) if name.endswith(endings)]
     if not files:
-        raise UserError(f"{path}: no *.jsonl file in it; {advice}")
+        raise UserError(f"{path}: no {' or '.join('*' + ending for ending in endings)} file in it; {advice}")
     return files
 
 
@@ -102,18 +112,32 @@ def read_bytes(file):
         raise UserError(f"{file}: cannot be read ({e.strerror})") from None
 
 
-def read_file(file, content):
-    """The pairs in the bytes of one file; blank lines are skipped."""
+def read_file(file, content, good, bad, group):
+    """The pairs in the bytes of one file."""
+    rows = table_rows if file.endswith((".csv", ".tsv")) else json_rows
     stem = os.path.splitext(os.path.basename(file))[0]
     pairs = []
-    for index, line in enumerate(content.splitlines()):
-        if not line.strip():
-            continue
+    for index, (number, row) in enumerate(rows(file, content)):
         try:
-            pairs.append(read_pair(parse_json(line), stem, index))
+            pairs.append(read_pair(row, stem, index, good, bad, group))
         except ValueError as e:
-            raise UserError(f"{file}:{index + 1}: {e}; mend the line or fetch the file again") from None
+            raise bad_line(file, number, e) from None
     return pairs
+
+
+def bad_line(file, number, reason):
+    return UserError(f"{file}:{number}: {reason}; mend the line or fetch the file again")
+
+
+def json_rows(file, content):
+    """(number of the line, what it holds) of each line of a JSONL file that is not blank."""
+    for number, line in enumerate(content.splitlines(), 1):
+        if line.strip():
+            try:
+                row = parse_json(line)
+            except ValueError as e:
+                raise bad_line(file, number, e) from None
+            yield number, row
 
 
 def parse_json(line):
@@ -128,18 +152,45 @@ def parse_json(line):
         raise ValueError("not valid JSON, or cut short") from None
 
 
-def read_pair(row, stem, index):
-    """A line of a file as a pair; ValueError if it is none.
+def table_rows(file, content):
+    """(number of the first line, {column: text}) of each row of a CSV or TSV file that is not blank.
+
+    The first row names the columns. They are separated by tabs, commas or semicolons, whichever it has most of.
+    """
+    try:
+        table = content.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise bad_line(file, content.count(b"\n", 0, e.start) + 1, "not UTF-8 text") from None
+    separator = max("\t,;", key=table.partition("\n")[0].count)
+    reader = csv.reader(io.StringIO(table, newline=""), delimiter=separator, strict=True)
+    columns, number = None, 1
+    try:
+        for row in reader:
+            if columns is None:
+                columns = row
+            elif any(row):
+                if len(row) != len(columns):
+                    raise csv.Error(f"{len(row)} fields where {len(columns)} columns have a name")
+                yield number, dict(zip(columns, row))
+            number = reader.line_num + 1
+    except csv.Error as e:
+        raise bad_line(file, number, e) from None
+
+
+def read_pair(row, stem, index, good, bad, group):
+    """A row of a file as a pair; ValueError if it is none.
 
     uid: its paradigm; phenomenon, field: None if the file has none; dev: whether it belongs to the tenth that recipes
-    may be chosen on; filtered: whether it comes from the BabyLM challenge's files, which write pair_id for pairID.
+    may be chosen on; filtered: whether it is numbered by pair_id, as in the BabyLM challenge's files, not by pairID.
     """
     if not isinstance(row, dict):
-        raise ValueError("not an object with sentence_good and sentence_bad")
-    for key in ("sentence_good", "sentence_bad"):
+        raise ValueError(f"not an object with {good} and {bad}")
+    for key in (good, bad, group):
+        if key is None:
+            continue
         if key not in row:
-            found = ", ".join(list(map(str, row))[:8]) or "none"
-            raise ValueError(f"no `{key}`: its keys are {found}; wanted are sentence_good and sentence_bad")
+            found = ", ".join(list(map(str, row))[:40]) or "nothing"
+            raise ValueError(f"no `{key}`, but {found}: name what to take with --good, --bad and --group")
         if not isinstance(row[key], str) or not row[key].strip():
             raise ValueError(f"`{key}` is empty or not text")
     number = row.get("pairID", row.get("pair_id", index))
@@ -148,11 +199,11 @@ def read_pair(row, stem, index):
     except (TypeError, ValueError, OverflowError):
         dev = index % 10 == 0
     pair = {
-        "good": row["sentence_good"],
-        "bad": row["sentence_bad"],
-        "uid": text(row, "UID") or stem,
-        "phenomenon": text(row, "linguistics_term") or text(row, "phenomenon"),
-        "field": text(row, "field"),
+        "good": row[good],
+        "bad": row[bad],
+        "uid": row[group] if group else named(row, "UID") or stem,
+        "phenomenon": named(row, "linguistics_term", "phenomenon", "linguistic_phenomenon"),
+        "field": named(row, "field"),
         "id": str(number),
         "dev": dev,
         "filtered": "pair_id" in row,
@@ -164,12 +215,13 @@ def read_pair(row, stem, index):
     return pair
 
 
-def text(row, key):
-    """The text under that key, in the spelling that is used here; None if there is none."""
-    value = row.get(key)
-    if not isinstance(value, str) or not value:
-        return None
-    return SAME.get(value, value)
+def named(row, *keys):
+    """The text under the first of these keys that has one, in the spelling that is used here; None if none has."""
+    for key in keys:
+        value = row.get(key)
+        if isinstance(value, str) and value:
+            return SAME.get(value, value)
+    return None
 
 
 def first_of_each(pairs, limit):
@@ -194,7 +246,7 @@ def recognise(pairs, path):
             return "POCKET ENGLISH PAIRS, NOT BLiMP", []
         return f"pairs of {os.path.basename(os.path.abspath(path))}, not BLiMP", []
 
-    filtered = any(pair["filtered"] for pair in pairs)
+    filtered = any(pair["filtered"] for pair in pairs) and max(counts.values()) < 1000  # the whole one may say pair_id
     wrong = []
     for uid, count in counts.items():
         expected = BLIMP.get(uid) if filtered else 1000

@@ -1,6 +1,6 @@
-"""What eval_blimp.py can score: our checkpoints, and models of others (a Hugging Face folder or a name on the Hub).
+"""What eval_blimp.py can score: our checkpoints, n-grams, and models of others (a Hugging Face folder or Hub name).
 
-    model = load_scorer("out/sllama/ckpt.pt")       # or "hf-folder/", "gpt2", "bert-base-uncased"
+    model = load_scorer("out/sllama/ckpt.pt")       # or "ngram:data/pocket", "hf-folder/", "gpt2", "bert-base-uncased"
     (tokens,) = model.encode(["The cat sleeps."])
     model.logits(torch.tensor([tokens.ids]))        # (1, T, V)
 
@@ -15,9 +15,9 @@ import pathlib
 import re
 
 from lab import checkpoint
-from lab.files import UserError, first_line
-from lab.run.devices import pick_device
+from lab.files import UserError, first_line, load_tokenizer, read_json
 from lab.score import scoring
+from lab.score.ngram import KneserNey
 
 import numpy as np
 import torch
@@ -90,7 +90,7 @@ class Scorer:
         return max(1, len(tokens.ids))
 
     def pieces(self):
-        """The vocabulary as it is spelled in the tokenizer's file, a list of V texts; a space is Ġ or ▁."""
+        """The vocabulary as it is spelled in the tokenizer's file, a list of V texts; a space is " ", Ġ or ▁."""
         raise NotImplementedError
 
     def decode(self, ids):
@@ -136,6 +136,42 @@ class Ours(WithOurTokenizer):
 
     def logits(self, ids, attention_mask=None):
         return self.model(ids).float()
+
+
+class Ngram(WithOurTokenizer):
+    """Kneser-Ney n-grams of a text that prepare.py made, as a row to compare with."""
+
+    def __init__(self, folder):
+        meta, path = read_json(os.path.join(folder, "meta.json")), os.path.join(folder, "train.bin")
+        if not meta or not os.path.isfile(path):
+            raise UserError(f"{folder}: no prepared text; give a folder that prepare.py made, such as data/pocket")
+        tokenizer = load_tokenizer(os.path.join(folder, "tokenizer.model"))
+        self.counts = KneserNey(np.fromfile(path, "<u2").astype(np.int64), tokenizer.bos_id, tokenizer.vocab_size)
+        train = meta.get("train", {})
+        super().__init__(
+            name=f"ngram:{folder}",
+            model=torch.nn.Identity(),
+            tokenizer=tokenizer,
+            before="BOS <s>",
+            vocab_size=tokenizer.vocab_size,
+            origin={
+                "corpus": meta.get("corpus"),
+                "words": train.get("words"),
+                "data": {"name": meta.get("name")},
+                "parameters": sum(len(grams) for grams, *_ in self.counts.levels),
+            },
+            sha256={"checkpoint": train.get("sha256", ""), "tokenizer": tokenizer.sha256},
+        )
+
+    @property
+    def device(self):
+        return torch.device("cpu")
+
+    def rule(self, _, batch):
+        lengths = [len(tokens.ids) for tokens in batch]
+        logp = self.counts.log_probabilities(np.concatenate([tokens.ids for tokens in batch]))
+        of_each = np.split(logp, np.cumsum(lengths)[:-1])
+        return [row[tokens.first : tokens.end] for row, tokens in zip(of_each, batch)]
 
 
 class Causal(Scorer):
@@ -254,8 +290,6 @@ def load_scorer(name, device="cpu", pll=None, trust_remote_code=False):
     """
     name = str(name)
     if name.startswith("ngram:"):
-        from lab.score.ngram import Ngram
-
         return Ngram(name.removeprefix("ngram:"))
     if os.path.isdir(name):
         if not os.path.isfile(os.path.join(name, "config.json")):
@@ -298,7 +332,7 @@ def load_foreign(name, device, pll, trust_remote_code):
         )
     common = {
         "name": name,
-        "model": model.to(pick_device(str(device))).eval(),
+        "model": model.to(device).eval(),
         "tokenizer": tokenizer,
         "context": context_of(model, tokenizer),
         "vocab_size": model.get_input_embeddings().weight.shape[0],

@@ -125,7 +125,7 @@ def windows(model, tokens, n, room_for_next):
 
 def begin_with_a_space(model):
     """Whether each token of the vocabulary does: bool (V). Raises UserError for models of which none does."""
-    begins = np.array([str(piece).startswith(("Ġ", "▁")) for piece in model.pieces()])
+    begins = np.array([str(piece).startswith((" ", "Ġ", "▁")) for piece in model.pieces()])
     if model.masked or not begins.any():
         raise UserError(
             f"--whitespace trailing: {model.name} is no causal model whose tokens begin with the space before a word"
@@ -165,3 +165,19 @@ def words_csv(rows):
     writer.writerow(COLUMNS)
     writer.writerows(rows)
     return out.getvalue()
+
+
+def block(rows, model, whitespace):
+    """The `key: value` lines that scripts read."""
+    known = [row[4] for row in rows if row[4] is not None]
+    lines = [
+        f"sentences: {len({row[0] for row in rows})}",
+        f"words: {len(rows)}",
+        f"tokens: {sum(row[3] for row in rows)}",
+        f"bits_per_word: {sum(known) / max(1, len(known)):.6f}",
+    ]
+    if rows and max(row[5] for row in rows) > 1:
+        lines.append(f"windows: lines longer than the context of {model.context} tokens, see the column `window`")
+    lines.append(f"rule: method={model.method} whitespace={whitespace}")
+    lines.append(f"before_first_token: {model.before}")
+    return "\n".join(lines)
