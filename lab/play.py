@@ -14,8 +14,7 @@ from lab import cli
 from lab.files import UserError
 from lab.report.tables import short_names
 from lab.run.devices import pick_device
-from lab.score.ngram import Ngram
-from lab.score.scorers import PLL, load_scorer
+from lab.score.scorers import PLL, Ngram, load_scorer
 from lab.text import pocket_english
 import sample
 

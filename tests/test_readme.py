@@ -61,6 +61,7 @@ def walk(tmp_path, monkeypatch, handlers):
         lines = [line for line in pocket_english.text(8000, seed=seed) if line]
         (tmp_path / "FOLDER" / f"{name}.train").write_text("\n".join(lines) + "\n")
     (tmp_path / "tokenizer.model").write_bytes(tokenizer.train(lines, 400).model_bytes)
+    (tmp_path / "sentences.txt").write_text("The cats run.\nA dog sleeps.\n")
     (tmp_path / "data/blimp").mkdir(parents=True)
     pair = {"sentence_good": "The cats run.", "sentence_bad": "The cats runs."}
     (tmp_path / "data/blimp/mine.jsonl").write_text(json.dumps(pair) + "\n")
