@@ -9,7 +9,9 @@ readable. Prints kills, differences, unreadable checkpoints.
 """
 
 import argparse
+import collections
 import csv
+import itertools
 import os
 import pathlib
 import random
@@ -27,21 +29,11 @@ import train
 import torch
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SMALL = [
-    "--config",
-    str(ROOT / "config.yaml"),
-    "--preset",
-    "quick",
-    "data.name=kill",
-    "data.pocket_words=5000",
-    "data.validation_kb=2",
-    "tokenizer.vocab_size=400",
-    "model.hidden_size=16",
-    "model.num_hidden_layers=2",
-    "model.num_attention_heads=2",
-    "model.intermediate_size=24",
-    "model.max_position_embeddings=256",
-]
+SMALL = ["--config", str(ROOT / "config.yaml")]
+SMALL += """
+--preset quick data.name=kill data.pocket_words=5000 data.validation_kb=2 tokenizer.vocab_size=400
+model.hidden_size=16 model.num_hidden_layers=2 model.num_attention_heads=2 model.intermediate_size=24
+model.max_position_embeddings=256""".split()
 RUN = ["train.batch_size=4", "train.eval_every=3", "train.save_every=1", "train.eval_windows=4", "train.device=cpu"]
 MUON = ["train.dtype=float32", "train.optimizer=muon", "model.dropout=0.1"]
 KINDS = {  # name: (processes, settings)
@@ -69,13 +61,8 @@ def start(main, args, processes=1):
         else:
             os.dup2(output, 1)
             os.dup2(output, 2)
-            os.environ.update(
-                RANK=str(rank),
-                WORLD_SIZE=str(processes),
-                LOCAL_RANK=str(rank),
-                MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=str(port),
-            )
+            os.environ.update(RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_RANK=str(rank))
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
             child(main, args)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     os.close(output)
@@ -141,12 +128,8 @@ def differences(one, other):
     """What differs between two finished runs."""
     last = [checkpoint.read(os.path.join(folder, "last.pt")) for folder in (one, other)]
     best = [checkpoint.read(os.path.join(folder, "ckpt.pt"))["weights"] for folder in (one, other)]
-    equal = {
-        "weights": same(*(tree["weights"] for tree in last)),
-        "training state": same(*(tree["training"] for tree in last)),
-        "losses.csv": losses(one) == losses(other),
-        "ckpt.pt": same(*best),
-    }
+    equal = {part: same(last[0][part], last[1][part]) for part in ("weights", "training")}
+    equal |= {"losses.csv": losses(one) == losses(other), "ckpt.pt": same(*best)}
     return [what for what, is_equal in equal.items() if not is_equal]
 
 
@@ -154,19 +137,19 @@ class Tally:
     """What was done and what was found."""
 
     def __init__(self):
-        self.kills = self.interrupts = self.in_write = self.runs = 0
-        self.different, self.unreadable = [], []
+        self.counts, self.different, self.unreadable = collections.Counter(), [], []
 
-    def look_into(self, folder):
+    def look_into(self, folder, status):
         """After a kill: leftovers of a write, and whether the checkpoints can be read."""
         left = os.listdir(folder) if os.path.isdir(folder) else []
-        self.in_write += any(name.endswith(".tmp") for name in left)
-        for name in ("last.pt", "ckpt.pt"):
-            if name in left:
-                try:
-                    checkpoint.load(os.path.join(folder, name))
-                except files.UserError as e:
-                    self.unreadable.append(str(e))
+        self.counts["kills"] += 1
+        self.counts["of_them_ctrl_c_twice"] += status > 0
+        self.counts["kills_during_a_write"] += any(name.endswith(".tmp") for name in left)
+        for name in {"last.pt", "ckpt.pt"}.intersection(left):
+            try:
+                checkpoint.load(os.path.join(folder, name))
+            except files.UserError as e:
+                self.unreadable.append(str(e))
 
 
 def run_in_parts(command, processes, folder, longest, kills, rng, tally):
@@ -176,7 +159,7 @@ def run_in_parts(command, processes, folder, longest, kills, rng, tally):
     """
     while True:
         pids = start(train.main, [*command, f"train.out={folder}"], processes)
-        if tally.kills < kills:
+        if tally.counts["kills"] < kills:
             time.sleep(rng.uniform(0, longest))
             kill(pids, rng)
         status = wait(pids)
@@ -186,9 +169,7 @@ def run_in_parts(command, processes, folder, longest, kills, rng, tally):
             with open(OUTPUT) as f:
                 tally.different.append(f"ended with status {status}: {f.read()[-2000:]}")
             return False
-        tally.kills += 1
-        tally.interrupts += status > 0
-        tally.look_into(folder)
+        tally.look_into(folder, status)
 
 
 def main(argv=None):
@@ -197,32 +178,31 @@ def main(argv=None):
     parser.add_argument("--steps", type=int, default=25, help="length of a run")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    rng, tally, began = random.Random(args.seed), Tally(), time.time()
+    rng, tally = random.Random(args.seed), Tally()
     lengths = {}  # seconds that a kind of run takes undisturbed
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         assert wait(start(prepare.main, SMALL)) == 0, "prepare.py failed"
-        while tally.kills < args.kills:
-            number = tally.runs % len(KINDS)
-            kind, (processes, options) = list(KINDS.items())[number]
-            whole, parts = f"whole{number}", f"parts{tally.runs}"
+        for number, kind in enumerate(itertools.cycle(KINDS)):
+            if tally.counts["kills"] >= args.kills:
+                break
+            processes, options = KINDS[kind]
             command = [*SMALL, *RUN, *options, f"train.max_steps={args.steps}"]
             if kind not in lengths:
-                start_time = time.time()
-                status = wait(start(train.main, [*command, f"train.out={whole}"], processes))
-                assert status == 0, "the undisturbed run failed"
-                lengths[kind] = time.time() - start_time
+                began = time.time()
+                assert wait(start(train.main, [*command, f"train.out={kind}"], processes)) == 0, (
+                    "undisturbed, it failed"
+                )
+                lengths[kind] = time.time() - began
+            parts = f"parts{number}"
             if run_in_parts(command, processes, parts, lengths[kind] / 2, args.kills, rng, tally):
-                tally.different += [f"{kind}: {what}" for what in differences(whole, parts)]
-            tally.runs += 1
+                tally.different += [f"{kind}: {what}" for what in differences(kind, parts)]
+            tally.counts["runs"] += 1
         os.chdir(ROOT)
-    print(f"kills: {tally.kills}")
-    print(f"of_them_ctrl_c_twice: {tally.interrupts}")
-    print(f"kills_during_a_write: {tally.in_write}")
-    print(f"runs: {tally.runs}")
+    for name, count in tally.counts.items():
+        print(f"{name}: {count}")
     print(f"differences: {len(tally.different)}")
     print(f"unreadable_checkpoints: {len(tally.unreadable)}")
-    print(f"seconds: {time.time() - began:.0f}")
     for line in tally.different + tally.unreadable:
         print(line)
     return 1 if tally.different or tally.unreadable else 0

@@ -1,12 +1,11 @@
-"""A checkpoint is read whole and right, or refused in one line; nothing in it is executed."""
+"""lab/checkpoint.py: read whole and right, or refused in one line, and nothing in it is executed; lab/files.py."""
 
 import io
 import os
 import pickle
 import random
 
-from conftest import command, refused
-from lab import checkpoint
+from lab import checkpoint, files
 from lab.files import UserError
 from lab.text import pocket_english
 from model import Model, ModelConfig
@@ -16,15 +15,8 @@ import pytest
 import safetensors.torch
 import torch
 
-SHAPE = ModelConfig(
-    vocab_size=400,
-    hidden_size=16,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    intermediate_size=24,
-    max_position_embeddings=32,
-    layer_sharing="share",
-)
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+SHAPE = ModelConfig(vocab_size=400, max_position_embeddings=32, layer_sharing="share", **SIZES)
 
 
 def train_tokenizer(pieces):
@@ -143,7 +135,6 @@ def test_what_else_a_user_gives_is_called_by_its_name(good, tmp_path):
     refuses(weights, f"holds weights alone (safetensors), not a checkpoint; convert the folder first: {convert}")
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs permissions as POSIX has them")
 def test_a_file_without_permission_is_not_called_damaged(good):
     path, _ = good
     os.chmod(path, 0)
@@ -154,6 +145,9 @@ def test_a_file_without_permission_is_not_called_damaged(good):
         refuses(path, "cannot be read (Permission denied)")
     finally:
         os.seteuid(me)
+
+
+# --- files
 
 
 @pytest.mark.parametrize(
@@ -179,7 +173,9 @@ def test_a_fault_in_the_middle_of_a_write_is_called_by_its_name(good, fault, exp
     assert open(path, "rb").read() == before and os.listdir(os.path.dirname(path)) == ["ckpt.pt"]
 
 
-def test_on_the_command_line(tmp_path):
-    open(tmp_path / "bad.pt", "wb").write(b"nonsense")
-    refused(command("sample.py", tmp_path / "none.pt", cwd=tmp_path), "none.pt", "no such file")
-    refused(command("eval_blimp.py", tmp_path / "bad.pt", cwd=tmp_path), "bad.pt", "not a readable checkpoint")
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    events, replace = [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: events.append(f"{os.fstat(handle).st_size} bytes"))
+    monkeypatch.setattr(os, "replace", lambda a, b: events.append("rename") or replace(a, b))
+    files.atomic_write(tmp_path / "file", "12345")
+    assert events == ["5 bytes", "rename"]

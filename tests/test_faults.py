@@ -53,19 +53,8 @@ def test_ctrl_c_while_scoring_leaves_no_scores(ckpt):
         for i in range(30_000):
             pair = {"sentence_good": f"The cats see {i} dogs.", "sentence_bad": f"The cats sees {i} dogs."}
             f.write(json.dumps({**pair, "UID": "x", "pairID": str(i)}) + "\n")
-    interrupted_after(
-        "30,000 pairs",
-        "eval_blimp.py",
-        ckpt,
-        "--data",
-        "pairs",
-        "--json",
-        "s.json",
-        "--csv",
-        "s.csv",
-        "--device",
-        "cpu",
-    )
+    files = ["--data", "pairs", "--json", "s.json", "--csv", "s.csv"]
+    interrupted_after("30,000 pairs", "eval_blimp.py", ckpt, "--device", "cpu", *files)
     assert sorted(os.listdir()) == ["ckpt.pt", "config.yaml", "data", "pairs"]
 
 
@@ -83,16 +72,15 @@ def test_a_disk_that_is_full(project):
         subprocess.run(["umount", "disk"], check=True)
 
 
-def test_parts_of_another_corpus_are_refused(project):
+@pytest.mark.parametrize("name, other", [("train.bin", "val.bin"), ("tokenizer.model", "val.bin"), ("meta.json", None)])
+def test_parts_of_another_corpus_are_refused(project, name, other):
     """Every file is whole, but they do not belong together."""
-    config = settings.load_config("sllama", [*TINY, "data.name=mixed"])
-    for name, other, words in (
-        ("train.bin", "val.bin", "train.bin: damaged"),
-        ("val.bin", "train.bin", "val.bin: damaged"),
-        ("tokenizer.model", "val.bin", "tokenizer.model"),
-    ):
-        shutil.copytree(os.path.realpath("data/tiny"), "data/mixed")
+    shutil.copytree(os.path.realpath("data/tiny"), "data/mixed")
+    if other:
         shutil.copy(f"data/mixed/{other}", f"data/mixed/{name}")
-        with pytest.raises(UserError, match=words):
-            load_data(config)
-        shutil.rmtree("data/mixed")
+    else:  # an edited one
+        meta = json.loads(open("data/mixed/meta.json").read())
+        meta["train"]["words"] = 1
+        open("data/mixed/meta.json", "w").write(json.dumps(meta))
+    with pytest.raises(UserError, match=f"data/mixed/{name}: "):
+        load_data(settings.load_config("sllama", [*TINY, "data.name=mixed"]))
