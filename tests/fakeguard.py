@@ -19,35 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 HERE = pathlib.Path(__file__).resolve().parent
-NO_KERNEL = {
-    "_reshape_alias",
-    "_unsafe_view",
-    "alias",
-    "as_strided",
-    "detach",
-    "device",
-    "empty",
-    "empty_like",
-    "empty_permuted",
-    "empty_strided",
-    "expand",
-    "narrow",
-    "new_empty",
-    "new_empty_strided",
-    "permute",
-    "reshape",
-    "scalar_tensor",
-    "select",
-    "slice",
-    "split",
-    "split_with_sizes",
-    "squeeze",
-    "t",
-    "transpose",
-    "unbind",
-    "unsqueeze",
-    "view",
-}
+NO_KERNEL = set(
+    """_reshape_alias _unsafe_view alias as_strided detach device empty empty_like empty_permuted empty_strided expand
+    narrow new_empty new_empty_strided permute reshape scalar_tensor select slice split split_with_sizes squeeze t
+    transpose unbind unsqueeze view""".split()
+)
 
 
 def why_not():
@@ -67,22 +43,8 @@ def start(arguments, folder, **kwargs):
         guard = pathlib.Path(folder) / "fakeguard.so"
         if not guard.exists():
             include = pathlib.Path(torch.__file__).parent / "include"
-            subprocess.run(
-                [
-                    "g++",
-                    "-shared",
-                    "-fPIC",
-                    "-std=c++20",
-                    f"-I{include}",
-                    HERE / "fakeguard.cpp",
-                    f"-L{libraries}",
-                    "-lc10",
-                    "-ltorch_cpu",
-                    "-o",
-                    guard,
-                ],
-                check=True,
-            )
+            compiler = ["g++", "-shared", "-fPIC", "-std=c++20", f"-I{include}", HERE / "fakeguard.cpp"]
+            subprocess.run([*compiler, f"-L{libraries}", "-lc10", "-ltorch_cpu", "-o", guard], check=True)
         environment["LD_PRELOAD"] = f"{libraries}/libc10.so {libraries}/libtorch_cpu.so {guard}"
     return subprocess.run([sys.executable, *arguments], env=environment, **{"cwd": HERE.parent, **kwargs})
 

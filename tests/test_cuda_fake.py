@@ -17,14 +17,8 @@ from tests import fakeguard
 import pytest
 import torch
 
-SHAPE = {
-    "vocab_size": 61,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 24,
-    "max_position_embeddings": 8,
-}
+SHAPE = {"vocab_size": 61, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+SHAPE |= {"intermediate_size": 24, "max_position_embeddings": 8}
 SLLAMA = {"embedding": "repeat", "attention": "pwa", "mlp": "shared_projection", "layer_sharing": "share"}
 CASES = {  # name: (model settings, training settings)
     "plain": ({}, {}),
@@ -135,28 +129,25 @@ def report(dtype):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("guard")
+def python(tmp_path_factory):
+    """python(arguments): such a process that has ended, with its output."""
+    folder = tmp_path_factory.mktemp("guard")
+    return lambda *arguments: fakeguard.start(arguments, folder, capture_output=True, text=True)
 
 
 @possible
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_trick(dtype, folder):
-    done = fakeguard.start(["-m", "tests.test_cuda_fake", dtype], folder, capture_output=True, text=True)
+def test_every_trick(dtype, python):
+    done = python("-m", "tests.test_cuda_fake", dtype)
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout.splitlines()[-1])
     assert len(results) == len(CASES) and not any(results.values()), {k: v for k, v in results.items() if v}
 
 
 @possible
-def test_kernels_and_waits_of_a_step(folder):
+def test_kernels_and_waits_of_a_step(python):
     """Of the released model at its full size, and of Muon's launches; counted by bench/speed/kernels.py."""
-    done = fakeguard.start(
-        ["-m", "bench.speed.kernels", "--inside", "--preset", "sllama", "--preset", "2mb-3m"],
-        folder,
-        capture_output=True,
-        text=True,
-    )
+    done = python("-m", "bench.speed.kernels", "--inside", "--preset", "sllama", "--preset", "2mb-3m")
     assert done.returncode == 0, done.stderr
     sllama, tuned = done.stdout.splitlines()
     assert int(re.search(r"(\d+) kernels a micro-batch", sllama)[1]) <= 460
@@ -165,22 +156,24 @@ def test_kernels_and_waits_of_a_step(folder):
         assert int(re.search(r"(\d+) syncs a step", line)[1]) <= 3  # loss, norm, stop: read at once
 
 
+MISTAKES = """if True:
+    import torch
+    from tests import fakeguard
+    with fakeguard.fake_cuda() as device, fakeguard.Watch() as watch:
+        x = torch.ones(3, 3, device=device, requires_grad=True)
+        x[torch.zeros(2, dtype=torch.long)].sum().backward()
+        assert watch.strays and not watch.syncs
+        assert x.sum() > 0 and watch.syncs.total() == 1
+        x.detach().cpu()
+        assert watch.syncs.total() == 2
+        x @ torch.ones(3, 3)
+"""
+
+
 @possible
-def test_the_device_refuses_what_a_gpu_would(folder):
+def test_the_device_refuses_what_a_gpu_would(python):
     """A tensor of the CPU in a product, and as an index, and a number that is read: each is noticed."""
-    code = """if True:
-        import torch
-        from tests import fakeguard
-        with fakeguard.fake_cuda() as device, fakeguard.Watch() as watch:
-            x = torch.ones(3, 3, device=device, requires_grad=True)
-            x[torch.zeros(2, dtype=torch.long)].sum().backward()
-            assert watch.strays and not watch.syncs
-            assert x.sum() > 0 and watch.syncs.total() == 1
-            x.detach().cpu()
-            assert watch.syncs.total() == 2
-            x @ torch.ones(3, 3)
-    """
-    done = fakeguard.start(["-c", code], folder, capture_output=True, text=True)
+    done = python("-c", MISTAKES)
     assert done.returncode == 1 and "two devices, cuda:0 and cpu" in done.stderr, done.stderr
 
 

@@ -1,4 +1,7 @@
-"""lab/run/devices.py: which device, precision and compiler a run takes, on simulated cards and compilers."""
+"""lab/run/devices.py: which device, precision and compiler a run takes, on simulated cards and compilers; and what
+its processes tell each other (whole runs under torchrun are in test_train.py)."""
+
+import socket
 
 from lab.files import UserError
 from lab.run import devices
@@ -6,6 +9,7 @@ from lab.run.devices import Distributed
 
 import pytest
 import torch
+import torch.distributed as dist
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 OLD_CARD = "CUDA error: no kernel image is available for execution on the device"
@@ -87,6 +91,54 @@ def test_a_driver_too_old_is_said(monkeypatch, tmp_path, capsys):
 def test_a_device_that_does_not_exist():
     with pytest.raises(UserError, match="train.device toaster: cannot be used here"):
         devices.pick_device("toaster", "train.device")
+
+
+# --- processes
+
+
+def params_with_gradients():
+    params = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((3, 2), (4,))]
+    for p, value in zip(params, (2.0, 4.0)):
+        p.grad = torch.full_like(p, value)
+    return params
+
+
+def test_gradients_travel_in_one_message_and_are_not_copied_back(monkeypatch):
+    """Two processes, the other one simulated: its gradients are 10, its loss is 5, and it was told to stop."""
+    messages = []
+
+    def all_reduce(tensor, operation):
+        messages.append(tensor)
+        tensor += torch.tensor([10.0] * 6 + [10.0] * 4 + [5.0, 1.0])
+
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    distributed = of_processes(2, 0)
+    distributed.launched, params = True, params_with_gradients()
+    loss, stop = distributed.mean_gradients(params, torch.tensor(1.0))
+    assert torch.equal(params[0].grad, torch.full((3, 2), 6.0)) and torch.equal(params[1].grad, torch.full((4,), 7.0))
+    assert loss == 3 and stop > 0
+    (message,) = messages
+    assert all(p.grad.untyped_storage().data_ptr() == message.untyped_storage().data_ptr() for p in params)
+
+
+def test_a_process_that_torchrun_starts_alone_makes_a_group_and_changes_nothing(monkeypatch):
+    """So that what is planned on one GPU meets nccl; without torchrun, nothing is sent."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(s.getsockname()[1]))
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    distributed, params = Distributed(), params_with_gradients()
+    distributed.connect(CPU)
+    try:
+        assert dist.get_world_size() == 1
+        loss, stop = distributed.mean_gradients(params, torch.tensor(1.0))
+    finally:
+        dist.destroy_process_group()
+    monkeypatch.delenv("RANK")
+    alone = params_with_gradients()
+    assert Distributed().mean_gradients(alone, torch.tensor(1.0)) == (loss, stop) == (1, 0)
+    assert all(torch.equal(p.grad, q.grad) for p, q in zip(params, alone))
 
 
 # --- precision
