@@ -96,8 +96,8 @@ def test_a_device_that_does_not_exist():
 # --- processes
 
 
-def params_with_gradients():
-    params = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((3, 2), (4,))]
+def params_with_gradients(device="cpu"):
+    params = [torch.nn.Parameter(torch.zeros(shape, device=device)) for shape in ((3, 2), (4,))]
     for p, value in zip(params, (2.0, 4.0)):
         p.grad = torch.full_like(p, value)
     return params
@@ -121,23 +121,29 @@ def test_gradients_travel_in_one_message_and_are_not_copied_back(monkeypatch):
     assert all(p.grad.untyped_storage().data_ptr() == message.untyped_storage().data_ptr() for p in params)
 
 
-def test_a_process_that_torchrun_starts_alone_makes_a_group_and_changes_nothing(monkeypatch):
+NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+
+
+@pytest.mark.parametrize("device, backend", [("cpu", "gloo"), pytest.param("cuda:0", "nccl", marks=NO_CUDA)])
+def test_a_process_that_torchrun_starts_alone_makes_a_group_and_changes_nothing(device, backend, monkeypatch):
     """So that what is planned on one GPU meets nccl; without torchrun, nothing is sent."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         monkeypatch.setenv("MASTER_PORT", str(s.getsockname()[1]))
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)
-    distributed, params = Distributed(), params_with_gradients()
-    distributed.connect(CPU)
+    params, alone = params_with_gradients(device), params_with_gradients(device)
+    loss = torch.tensor(1.0, device=device)
+    distributed = Distributed()
+    distributed.connect(torch.device(device))
     try:
-        assert dist.get_world_size() == 1
-        loss, stop = distributed.mean_gradients(params, torch.tensor(1.0))
+        assert dist.get_world_size() == 1 and dist.get_backend() == backend
+        assert distributed.any(True) and not distributed.any(False) and distributed.total(1.5, 2) == [1.5, 2]
+        sent = distributed.mean_gradients(params, loss)
     finally:
         dist.destroy_process_group()
     monkeypatch.delenv("RANK")
-    alone = params_with_gradients()
-    assert Distributed().mean_gradients(alone, torch.tensor(1.0)) == (loss, stop) == (1, 0)
+    assert Distributed().mean_gradients(alone, loss) == sent == (1, 0)
     assert all(torch.equal(p.grad, q.grad) for p, q in zip(params, alone))
 
 

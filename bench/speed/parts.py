@@ -53,7 +53,7 @@ def losses(N, h, V, dtype):
         return lambda: torch.autograd.grad(loss(), (x, w))
 
     ways = {
-        "ours": both(lambda: LinearCrossEntropy.apply(x, w, targets, 0.0, dtype, True)),
+        "ours": both(lambda: LinearCrossEntropy.apply(x, w, targets, dtype, True)),
         "all logits": both(lambda: F.cross_entropy((x.to(dtype) @ w.to(dtype).T).float(), targets)),
     }
     if hasattr(F, "linear_cross_entropy"):  # from torch 2.13 on
