@@ -1,7 +1,7 @@
 """A page to play with: python -m lab.play models/llama-3m.pt
 
 Two sentences side by side, each token coloured by its surprisal, the sums, and which one wins by the rule of
-eval_blimp.py. A click on a token shows what the model expected in its place, and how it would have gone on from there.
+eval_blimp.py. A click on a token shows what the model expected in its place, and how it would have continued.
 MODEL is what eval_blimp.py takes: a checkpoint, a Hugging Face folder or a name on the Hub.
 """
 
@@ -20,16 +20,16 @@ import sample
 
 import torch
 
-MOST_BITS = 20  # of the deepest colour
+MOST_BITS = 20  # have the deepest colour
 STYLE = """.textfield { background: white; color: black; padding: 0 4px }
-.token.highlighted .label { color: black }"""  # on whatever colour, by day and by night
+.token.highlighted .label { color: black }"""  # readable on every colour, light and dark
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What the page shows
 
 
 def surprisals(model, sentence):
-    """[(text, bits)] of a sentence's tokens; bits are None for a first token without a score. Raises UserError."""
+    """[(text, bits)] of a sentence's tokens; bits are None for a first token that has no score. Raises UserError."""
     if not sentence.strip():
         raise UserError("there is no sentence; write one, or click on an example")
     (tokens,) = model.encode([sentence])
@@ -38,12 +38,12 @@ def surprisals(model, sentence):
     ends = model.ends(sentence).tolist()
     (logp,) = eval_blimp.score_tokens(model, [tokens])
     bits = [None] * (len(ends) - len(logp)) + [-nats / math.log(2) for nats in logp.tolist()]
-    texts = [sentence[start:end] or "·" for start, end in zip([0, *ends], ends)]  # ·: a character of several tokens
+    texts = [sentence[start:end] or "·" for start, end in zip([0, *ends], ends)]  # ·: part of a character
     return list(zip(texts, bits))
 
 
 def verdict(model, first, second):
-    """A line that says which of two sentences wins, given their surprisals."""
+    """Which of two sentences wins, given their surprisals, as a line of Markdown."""
     sums = [sum(bits for _, bits in tokens if bits is not None) for tokens in (first, second)]
     numbers = f"{sums[0]:.2f} and {sums[1]:.2f} bits" + (f" ({model.method})" if model.masked else " in all")
     if sums[0] == sums[1]:
@@ -54,12 +54,12 @@ def verdict(model, first, second):
 
 @torch.no_grad()
 def look(model, sentence, place, likeliest=10, longest=40):
-    """At the place of a token in a sentence: ({text: probability} of the likeliest tokens there, the sentence as the
-    model goes on from there). A text such as -s goes on a word. Raises UserError."""
+    """At the place of a token in a sentence: ({text: probability} of the likeliest tokens, the sentence up to there as
+    the model continues it). Raises UserError."""
     if model.masked:
-        raise UserError("a masked model also reads what follows: it has no next word, and cannot go on from here")
+        raise UserError("a masked model also reads what follows: it predicts no next word and cannot continue a text")
     if isinstance(model, Ngram):
-        raise UserError("n-grams only score sentences here")
+        raise UserError("n-grams only score sentences here; for the rest give a checkpoint or a Hugging Face model")
     (tokens,) = model.encode([sentence])
     start = tokens.end - len(model.ends(sentence))  # of the sentence itself
     ids = list(tokens.ids[: start + place])
@@ -70,7 +70,9 @@ def look(model, sentence, place, likeliest=10, longest=40):
         return model.logits(torch.tensor([ids], device=model.device))[0, -1]
 
     top = logits().softmax(-1).topk(likeliest)
-    expected = {spelled(model, ids[start:], token): p for p, token in zip(top.values.tolist(), top.indices.tolist())}
+    expected = {}
+    for p, token in zip(top.values.tolist(), top.indices.tolist()):
+        expected[spelled(model, ids[start:], token)] = p
     special = getattr(model.tokenizer, "all_special_ids", None) or (model.tokenizer.bos_id, model.tokenizer.eos_id)
     for _ in range(longest):
         p = sample.adjust(logits(), ids, temperature=0.8, top_p=0.95)
@@ -82,13 +84,13 @@ def look(model, sentence, place, likeliest=10, longest=40):
 
 
 def spelled(model, before, token):
-    """A token's text after the tokens before it: "cat", or "-s" where it goes on a word."""
+    """A token's text after the tokens before it: "cat", or "-s" where it continues a word."""
     text = model.decode(before)
     new = model.decode([*before, token])[len(text) :]
     if not new.strip() or "\ufffd" in new:  # a special token, or less than a character
         return model.pieces()[token]
-    goes_on = text[-1:].isalnum() and new[0].isalnum()
-    return "-" + new if goes_on else new.strip()
+    inside_a_word = text[-1:].isalnum() and new[0].isalnum()
+    return "-" + new if inside_a_word else new.strip()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -128,9 +130,9 @@ def build(model, gr):
         with gr.Row():
             views = [gr.HighlightedText(label=f"Sentence {i}: click on a token", min_width=300) for i in (1, 2)]
         with gr.Row():
-            expected = gr.Label(label="Likeliest there", show_heading=False, min_width=300)
-            text = gr.Textbox(label="The model goes on", lines=6, min_width=300)
-        compared = [gr.State(), gr.State()]  # the sentences that are shown, whatever is in the boxes by now
+            expected = gr.Label(label="Likeliest here", show_heading=False, min_width=300)
+            text = gr.Textbox(label="The model continues", lines=6, min_width=300)
+        compared = [gr.State(), gr.State()]  # the sentences shown, whatever the boxes hold by now
         outputs = [result, *views, *compared]
         gr.Examples(examples, sentences, outputs, compare, run_on_click=True, label="Examples: Pocket English")
         gr.on([page.load, button.click, *(box.submit for box in sentences)], compare, sentences, outputs)
@@ -140,7 +142,7 @@ def build(model, gr):
 
 
 def colored(tokens, gr):
-    """The view of a sentence: the deeper the colour of a token, the more bits."""
+    """The view of a sentence: the more bits a token has, the deeper its colour."""
     value, colors = [], {}
     for text, bits in tokens:
         label = None if bits is None else f"{bits:.1f}"
@@ -151,7 +153,7 @@ def colored(tokens, gr):
 
 
 def launch(page, gr, **how):
-    """With the fonts of the browser: nothing is fetched from elsewhere."""
+    """Serves the page, in the browser's own fonts, so that nothing is fetched from elsewhere."""
     return page.launch(theme=gr.themes.Default(font="sans-serif", font_mono="monospace"), css=STYLE, **how)
 
 

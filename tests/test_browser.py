@@ -156,8 +156,8 @@ def test_the_page_to_play_with(visit, playground):
     assert page.locator(".token .text").all_inner_texts()[:4] == ["The", " do", "gs", " sleep"]
     page.get_by_label("Sentence 1", exact=True).fill("")  # a click is about the sentences that are shown
     page.locator(".token").nth(3).click()
-    goes_on = page.get_by_label("The model goes on")
-    playwright.expect(goes_on).to_have_value(re.compile("^The dogs"))
+    continued = page.get_by_label("The model continues")
+    playwright.expect(continued).to_have_value(re.compile("^The dogs"))
     assert page.get_by_text("%").count() == 10
 
     page.get_by_role("button", name="Compare").click()

@@ -22,8 +22,8 @@ VIEWS = {
 
 
 def short_names(labels):
-    """What tells models apart, instead of their paths: the file's or folder's name; for a file that is only called ckpt
-    or last, its folder's; for those that would be called the same, as much of the paths as it takes."""
+    """Names that tell models apart, in place of their paths: the name of the file or folder, or of the folder around a
+    file that is only called ckpt or last; where two models would share a name, as much of the paths as it takes."""
     paths = [pathlib.PurePath(os.path.abspath(label.removesuffix(".pt"))) for label in labels]  # of "." too
     names = []
     for label, path in zip(labels, paths):
@@ -95,7 +95,7 @@ def learning_curve(results, names):
 
 
 def p_value(p, least):
-    """p as a text; one as small as the least that can be told is only an upper bound."""
+    """p as a text; the least that can be told is only an upper bound."""
     return f"p < {least:.2g}" if p <= least else f"p = {p:.2g}"
 
 
@@ -118,7 +118,7 @@ def comparison(c, other):
 
 
 def rule(origin):
-    """What departs from the paper's rule in float32 on all pairs; without any, `BLiMP`, or `strict` on other pairs."""
+    """How the rule departs from the paper's, in float32 on all pairs; if not at all, `BLiMP`, or else `strict`."""
     usual = {"method": "full", "bos": True, "dtype": "float32", "split": "all"}
     departures = []
     for key, value in origin.conventions.items():
@@ -155,8 +155,8 @@ COLUMNS = (
 
 
 def pairs_csv(result):
-    """A line per pair: what it is, both sentences, both scores in nats (all digits), both lengths in tokens, the
-    decision (column `right`); whose, and by which rule."""
+    """A line for each pair: what it is, both sentences, both scores in nats (all digits), both lengths in tokens, the
+    decision (column `right`), whose it is and by which rule."""
     origin = result.origin
     whose = [origin.sha256["checkpoint"][:16], rule(origin)]
     out = io.StringIO()
