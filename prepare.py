@@ -4,8 +4,8 @@
     python prepare.py --preset llama-26m data.source=texts/  # a folder of *.train / *.txt
     python prepare.py --preset quick                         # Pocket English, no network
 
-1. find:  download (retried, checked), a local folder, or the built-in grammar
-2. clean: the steps of lab/text/cleaning.py that data.clean names
+1. find:  download (retried, checked), a local folder, or the built-in grammar (lab/text/sources.py)
+2. clean: the steps that data.clean names (lab/text/cleaning.py)
 3. split: each source into blocks of a few kB of consecutive lines, shuffled by (data.seed, source); the first ones are
    validation
 4. mix:   round robin over the sources, equally many bytes of each, so that any stretch of the stream holds all of them
@@ -19,9 +19,8 @@ bytes.
 import argparse
 import collections
 import functools
-import glob
+import hashlib
 import heapq
-import itertools
 import json
 import os
 import random
@@ -33,22 +32,16 @@ from lab import cli
 from lab.files import UserError, load_tokenizer
 from lab.settings import parse_args
 from lab.text import corpus, pocket_english
-from lab.text.cleaning import CLEANING, clean
-from lab.text.cores import Cores
-from lab.text.download import DownloadError, download, unpack
-from lab.text.sources import BABYLM, DOWNLOADS, PART, babylm_source, folder_source, pocket_source, sha256
+from lab.text.cleaning import CLEANING, clean, in_parts
+from lab.text.cores import PART, Cores
+from lab.text.sources import BABYLM, DOWNLOADS, DownloadError, find, get_blimp
 import tokenizer
 
 FORMAT = 1  # of meta.json
 BLOCK = 4000  # bytes of consecutive lines that stay together: some windows of context
-SENTENCE_END = re.compile(r"(?<=[.!?]) (?=[\"'A-Z])")  # rough: it also cuts after "Mr."
 PROBE = "  Two  spaces,\ta tab, ▁ and 🙂\n"
-BLIMP_COMMIT = "3e56b06fcabca9b30822fc66435fca6b1aa40bb1"
-BLIMP_URL = f"https://raw.githubusercontent.com/alexwarstadt/blimp/{BLIMP_COMMIT}/BLiMP.zip"
-BLIMP_SHA256 = "172a1a714d72e72a89e8384dd531483f3d0f8a9aee3d33dccaf7992d8cecbb73"
 
 
-# 1. find is lab/text/sources.py, 2. clean is lab/text/cleaning.py.
 # ---------------------------------------------------------------------------------------------------- 3. split
 
 
@@ -74,27 +67,22 @@ def line_size(line):
 
 
 def blocks(parts):
-    """Cuts a text into Blocks: at the first boundary after BLOCK bytes, or without one at twice that.
+    """A text, in parts of whole lines -> Blocks: cut at the first boundary after BLOCK bytes, or else at twice that.
 
     Short texts get smaller blocks, so that a twentieth of any text can be put aside.
     """
-    parts = iter(parts)
-    first, total = [], 0
-    while total < 200 * BLOCK and (part := next(parts, None)) is not None:
-        first.append(part)
-        total += sum(map(line_size, part.split(b"\n")))
-    goal = min(BLOCK, total // 200)
-    done, lines, size = [], [], 0
-    for part in itertools.chain(first, parts):
-        for line in part.removesuffix(b"\n").split(b"\n"):
-            if line or (lines and lines[-1]):  # no boundary at the start or after another
-                lines.append(line)
-                size += line_size(line)
-            if size and (size >= 2 * goal or (size >= goal and not line)):
-                done.append(Block(b"\n".join(lines), size))
-                lines, size = [], 0
+    lines = b"".join(parts).removesuffix(b"\n").split(b"\n")
+    goal = min(BLOCK, sum(map(line_size, lines)) // 200)
+    done, block, size = [], [], 0
+    for line in lines:
+        if line or (block and block[-1]):  # no boundary at the start or after another
+            block.append(line)
+            size += line_size(line)
+        if size and (size >= 2 * goal or (size >= goal and not line)):
+            done.append(Block.of(block))
+            block, size = [], 0
     if size:
-        done.append(Block(b"\n".join(lines), size))
+        done.append(Block.of(block))
     return done
 
 
@@ -116,13 +104,12 @@ def split(text_blocks, kb, seed, name):
     return held_out, rest
 
 
-def seen_lines(held_out, pools):
-    """The lines of held-out blocks that are also in training text: validation must be new, and "Yeah." is not."""
+def seen_lines(held_out, train):
+    """The lines of held-out blocks that training blocks hold too: validation must be new, and "Yeah." is not."""
     candidates = {line for block in held_out for line in block.lines() if line}
     seen = set()
-    for pool in pools:
-        for block in pool:
-            seen |= candidates.intersection(block.lines())
+    for block in train:
+        seen |= candidates.intersection(block.lines())
     return seen
 
 
@@ -185,18 +172,6 @@ def interleave(sources):
 # ---------------------------------------------------------------------------------------------------- 5. tokenise
 
 
-def documents(text, boundary):
-    """A block's text -> the texts that get a BOS each: its lines, the sentences of its lines, or the lines between two
-    boundaries together."""
-    if boundary == "document":
-        texts = [group.strip("\n") for group in text.split("\n\n")]
-    elif boundary == "sentence":
-        texts = [sentence for line in text.split("\n") for sentence in SENTENCE_END.split(line)]
-    else:
-        texts = text.split("\n")
-    return [text for text in texts if text]
-
-
 def batches(text_blocks):
     """The texts of the blocks, in lists of about PART bytes: what one process works on at a time."""
     batch, size = [], 0
@@ -211,8 +186,7 @@ def batches(text_blocks):
 
 
 def count_words(texts):
-    lines = b"\n".join(texts).decode().split("\n")
-    return tokenizer.count_words(lines)
+    return tokenizer.count_words(b"\n".join(texts).decode().split("\n"))
 
 
 def train_tokenizer(text_blocks, vocab_size, fallback, each):
@@ -236,12 +210,15 @@ encoder = functools.lru_cache(1)(tokenizer.CorpusEncoder)  # one for all batches
 
 
 def encode_batch(model_bytes, boundary, seed, texts):
-    """The texts of some blocks -> BOS and the tokens of each document, as bytes of a .bin file.
+    """The texts of some blocks -> BOS and the tokens of each line or document, as bytes of a .bin file.
 
     seed: of BPE dropout, or None for the usual tokens.
     """
-    every = [document for text in texts for document in documents(text.decode(), boundary)]
-    return encoder(model_bytes).encode(every, seed and random.Random(seed))
+    separator = "\n\n" if boundary == "document" else "\n"
+    beginnings = []  # what gets a BOS each
+    for text in texts:
+        beginnings += [part.strip("\n") for part in text.decode().split(separator)]
+    return encoder(model_bytes).encode(filter(None, beginnings), seed and random.Random(seed))
 
 
 def encode(tok, text_blocks, data, each, copies=1):
@@ -254,7 +231,91 @@ def encode(tok, text_blocks, data, each, copies=1):
     return tokens
 
 
-# ---------------------------------------------------------------------------------------------------- all of it
+# ---------------------------------------------------------------------------------------------------- all five
+
+
+class Text(NamedTuple):
+    """A source after its cleaning: `val` and `train` are its blocks, `sha256` is of what it was before."""
+
+    name: str
+    sha256: str
+    val: list
+    train: list
+
+
+def clean_and_split(name, raw, data, each):
+    text_blocks = blocks(clean(in_parts(raw), data.clean, each))
+    if not text_blocks:
+        raise UserError(f"data.source: cleaning leaves nothing of `{name}`; change data.clean or data.sources")
+    return Text(name, sha256(raw), *split(text_blocks, data.validation_kb, data.seed, name))
+
+
+def validation(texts):
+    """The held-out blocks of all texts, mixed, without what is also trained on."""
+    held_out = [block for text in texts for block in text.val]
+    seen = seen_lines(held_out, [block for text in texts for block in text.train])
+    val = interleave([without(text.val, seen) for text in texts])
+    if not val:
+        raise UserError("data.source: too little text: a twentieth of it holds no line that is not in the rest too")
+    return val
+
+
+def training(texts, budget_mb):
+    """(the training blocks of all texts, mixed, within the budget; a row of meta.json for each text)"""
+    budget = None if budget_mb is None else int(1e6 * budget_mb / len(texts))
+    taken, rows = [], []
+    for text in texts:
+        part, short = take(text.train, budget)
+        if not part:
+            raise UserError(f"data.budget_mb: the first line of `{text.name}` has more than its {budget} bytes")
+        taken.append(part)
+        rows.append({"name": text.name, "budget_bytes": budget, **count(part), "short": short, "sha256": text.sha256})
+    return interleave(taken), rows
+
+
+def build(config, texts, tok=None, fallback=False):
+    """({file name: bytes}, meta) of a corpus from `texts`, a Source's.
+
+    tok: a Tokenizer, or None to train one; fallback: as in train_tokenizer.
+    """
+    data = config.data
+    with Cores() as cores:
+        print("reading and cleaning", flush=True)
+        texts = [clean_and_split(name, read(), data, cores.map) for name, read in texts.items()]
+        require_different(texts)
+        val = validation(texts)
+        train, rows = training(texts, data.budget_mb)
+        tok = tok or train_tokenizer(train, config.tokenizer.vocab_size, fallback, cores.map)
+        print("tokenising", flush=True)
+        files = {
+            "tokenizer.model": tok.model_bytes,
+            "train.bin": encode(tok, train, data, cores.map, data.copies),
+            "val.bin": encode(tok, val, data, cores.map),
+        }
+    sums = {key: sum(row[key] for row in rows) for key in ("bytes", "words", "lines")}
+    meta = {
+        "format": FORMAT,
+        "name": data.name,
+        "sources": rows,
+        "train": {**sums, **stored(files["train.bin"])},
+        "val": {**count(val), **stored(files["val.bin"])},
+        "vocab_size": tok.vocab_size,
+        "tokenizer_sha256": tok.sha256,
+        "copies": data.copies,
+        "seed": data.seed,
+        "boundary": data.boundary,
+        "clean": data.clean,
+    }
+    meta["tokens_per_word"] = meta["train"]["tokens"] / (data.copies * sums["words"])
+    return files, meta
+
+
+def require_different(texts):
+    names = {}
+    for text in texts:
+        if text.sha256 in names:
+            raise UserError(f"data.source: `{names[text.sha256]}` and `{text.name}` are the same text; remove one")
+        names[text.sha256] = text.name
 
 
 def count(text_blocks):
@@ -265,81 +326,25 @@ def count(text_blocks):
     }
 
 
-def build(config, tok, texts, fallback=False):
-    """({file name: bytes}, meta) of a corpus from `texts`, a Source's.
-
-    tok: a Tokenizer, or None to train one; fallback: as in train_tokenizer.
-    """
-    with Cores() as cores:
-        held_out, pools, hashes = clean_and_split(config.data, texts, cores.map)
-        seen = seen_lines(sum(held_out, []), pools.values())
-        val = interleave([without(text_blocks, seen) for text_blocks in held_out])
-        if not val:
-            raise UserError(
-                "data.source: too little text, a twentieth of it (or data.validation_kb) holds no line "
-                "that the rest does not have; nothing is left to validate on"
-            )
-        parts, rows = budgeted(config.data, pools, hashes)
-        train = interleave(parts)
-        if tok is None:
-            tok = train_tokenizer(train, config.tokenizer.vocab_size, fallback, cores.map)
-
-        print("tokenising", flush=True)
-        files = {"tokenizer.model": tok.model_bytes}
-        meta = {"format": FORMAT, "name": config.data.name, "sources": rows}
-        sizes = {key: sum(row[key] for row in rows) for key in ("bytes", "words", "lines")}
-        copies = config.data.copies
-        files["train.bin"] = encode(tok, train, config.data, cores.map, copies)
-        files["val.bin"] = encode(tok, val, config.data, cores.map)
-        for name, counts in (("train", sizes), ("val", count(val))):
-            tokens = files[f"{name}.bin"]
-            meta[name] = {**counts, "tokens": len(tokens) // 2, "sha256": sha256(tokens)}
-    meta |= {
-        "vocab_size": tok.vocab_size,
-        "tokenizer_sha256": tok.sha256,
-        "copies": copies,
-        "tokens_per_word": meta["train"]["tokens"] / (copies * meta["train"]["words"]),
-        "seed": config.data.seed,
-        "boundary": config.data.boundary,
-        "clean": config.data.clean,
-    }
-    return files, meta
+def stored(tokens):
+    return {"tokens": len(tokens) // 2, "sha256": sha256(tokens)}
 
 
-def clean_and_split(data, texts, each):
-    """(validation blocks of each source, {name: training blocks}, {name: sha256})"""
-    print("reading and cleaning", flush=True)
-    held_out, pools, hashes = [], {}, {}
-    for name, read in texts.items():
-        parts, digest = read()
-        for other in hashes:
-            if hashes[other] == digest:
-                raise UserError(
-                    f"data.source: `{other}` and `{name}` are the same text; remove one or leave it out of data.sources"
-                )
-        hashes[name] = digest
-        text_blocks = blocks(clean(parts, data.clean, each))
-        if not text_blocks:
-            raise UserError(
-                f"data.source: nothing of `{name}` is left after cleaning; "
-                "leave it out of data.sources or change data.clean"
-            )
-        held, pools[name] = split(text_blocks, data.validation_kb, data.seed, name)
-        held_out.append(held)
-    return held_out, pools, hashes
+def sha256(data):
+    return hashlib.sha256(data).hexdigest()
 
 
-def budgeted(data, pools, hashes):
-    """(blocks of each source that fit its share of data.budget_mb, a row of meta.json for each)"""
-    budget = None if data.budget_mb is None else int(1e6 * data.budget_mb / len(pools))
-    parts, rows = [], []
-    for name, pool in pools.items():
-        part, short = take(pool, budget)
-        if not part:
-            raise UserError(f"data.budget_mb: `{name}` may give {budget} bytes, and its first line is longer; set more")
-        parts.append(part)
-        rows.append({"name": name, "budget_bytes": budget, **count(part), "short": short, "sha256": hashes[name]})
-    return parts, rows
+def existing_tokenizer(config):
+    """The Tokenizer that tokenizer.model names, or None."""
+    path = config.tokenizer.model
+    if not path:
+        return None
+    tok = load_tokenizer(path)
+    if tok.decode(tok.encode(PROBE)) != PROBE:
+        print(f"NOTICE: {path} DOES NOT GIVE BACK EVERY TEXT IT IS GIVEN; bits per byte are of the text it keeps")
+    if config.data.copies > 1 and not tok.cuts_at_spaces:
+        raise UserError("data.copies: must be 1, as this tokenizer.model is not one of BPE within words")
+    return tok
 
 
 def prepare(config, source, replace=False, fallback=False):
@@ -349,27 +354,12 @@ def prepare(config, source, replace=False, fallback=False):
     """
     start = time.time()
     data, folder = config.data, config.data_dir
-    tok = load_tokenizer(config.tokenizer.model) if config.tokenizer.model else None
-    if tok and tok.decode(tok.encode(PROBE)) != PROBE:
-        print(
-            f"NOTICE: {config.tokenizer.model} DOES NOT GIVE BACK EVERY TEXT IT IS GIVEN; "
-            "bits per byte are of the text it keeps"
-        )
-    if tok and data.copies > 1 and not tok.cuts_at_spaces:
-        raise UserError(
-            "data.copies: the other copies are cut by BPE within words, and this tokenizer.model works "
-            "differently; leave tokenizer.model at null or data.copies at 1"
-        )
-    settings = {
+    tok = existing_tokenizer(config)
+    names = "name budget_mb validation_kb clean boundary copies seed".split()
+    settings = {f"data.{name}": getattr(data, name) for name in names}
+    settings |= {
         "format": FORMAT,
-        "data.name": data.name,
         "data.source": source.name,
-        "data.budget_mb": data.budget_mb,
-        "data.validation_kb": data.validation_kb,
-        "data.clean": data.clean,
-        "data.boundary": data.boundary,
-        "data.copies": data.copies,
-        "data.seed": data.seed,
         "tokenizer.vocab_size": None if tok else config.tokenizer.vocab_size,
         "tokenizer.model": tok and f"sha256 {tok.sha256}",
         **source.inputs,
@@ -380,11 +370,11 @@ def prepare(config, source, replace=False, fallback=False):
         return
     if fallback and corpus.read_meta(folder).get("source") in BABYLM:
         raise UserError(
-            f"{folder}: made from BabyLM, which cannot be downloaded now; "
-            "Pocket English does not replace it: set another data.name, or data.source=pocket"
+            f"{folder}: made from BabyLM, which cannot be downloaded now, and Pocket English does not replace it; "
+            "choose another data.name, or data.source=pocket"
         )
 
-    files, meta = build(config, tok, source.texts, fallback)
+    files, meta = build(config, source.texts, tok, fallback)
     pocket = source.name == "pocket"
     if pocket:
         for uid, pairs in pocket_english.pairs(data.seed).items():
@@ -395,57 +385,31 @@ def prepare(config, source, replace=False, fallback=False):
 
 def report(meta, seconds):
     print(f"{'source':<16}{'MB':>8}{'words':>12}{'lines':>10}")
-    for row in meta["sources"]:
-        note = f"  SHORT: its budget is {row['budget_bytes'] / 1e6:.2f} MB" if row["short"] else ""
-        print(f"{row['name']:<16}{row['bytes'] / 1e6:>8.2f}{row['words']:>12,}{row['lines']:>10,}{note}")
-    for part in ("train", "val"):
-        row = meta[part]
-        copies = f" in {meta['copies']} copies" if part == "train" and meta["copies"] > 1 else ""
-        print(
-            f"{part:<16}{row['bytes'] / 1e6:>8.2f}{row['words']:>12,}{row['lines']:>10,}  {row['tokens']:,} tokens"
-            f"{copies}"
-        )
+    for row in [*meta["sources"], {"name": "train", **meta["train"]}, {"name": "val", **meta["val"]}]:
+        line = f"{row['name']:<16}{row['bytes'] / 1e6:>8.2f}{row['words']:>12,}{row['lines']:>10,}"
+        if row.get("short"):
+            line += f"  SHORT: its budget is {row['budget_bytes'] / 1e6:.2f} MB"
+        if "tokens" in row:
+            line += f"  {row['tokens']:,} tokens"
+        if row["name"] == "train" and meta["copies"] > 1:
+            line += f" in {meta['copies']} copies"
+        print(line)
     print(f"corpus: {meta['corpus']}")
     print(f"vocab_size: {meta['vocab_size']}")
     print(f"tokens_per_word: {meta['tokens_per_word']:.3f}")
     print(f"seconds: {seconds:.1f}")
 
 
-def get_blimp(folder):
-    """BLiMP into `folder` if no *.jsonl is there. Training works without it, so failure is a notice.
-
-    SLLAMA_LAB_BLIMP_URL in the environment is the address of a mirror.
-    """
-    if glob.glob(os.path.join(glob.escape(folder), "*.jsonl")):
-        return
-    archive = os.path.join(DOWNLOADS, "BLiMP.zip")
-    try:
-        download(os.environ.get("SLLAMA_LAB_BLIMP_URL", BLIMP_URL), archive, BLIMP_SHA256)
-        unpack(archive, folder)
-    except UserError as e:
-        print(
-            f"NOTICE: THERE IS NO BLIMP IN {folder}, AND EVAL_BLIMP.PY NEEDS IT.\n  {e}\n"
-            f"  Run prepare.py again, or put the archive's data/*.jsonl into {folder} yourself: {BLIMP_URL}"
-        )
-
-
 def find_and_prepare(config, replace=False):
     """data.source -> a prepared folder, and BLiMP but for Pocket English, which never asks the network."""
     name = config.data.source
-    if name == "pocket":
-        prepare(config, pocket_source(config), replace)
-        return
-    if name == "auto" and not replace and corpus.read_meta(config.data_dir).get("source") == "pocket":
+    there = corpus.read_meta(config.data_dir).get("source")
+    if name == "auto" and there == "pocket" and not replace:
         print("NOTICE: POCKET ENGLISH IS THERE IN PLACE OF BABYLM; --replace tries to download BabyLM again.")
-        prepare(config, pocket_source(config), fallback=True)
+        prepare(config, find(config, "pocket"), fallback=True)
         return
     try:
-        if name == "auto":
-            prepare(config, babylm_source(config, "babylm"), replace)
-        elif name in BABYLM:
-            prepare(config, babylm_source(config, name), replace)
-        else:
-            prepare(config, folder_source(config), replace)
+        prepare(config, find(config, "babylm" if name == "auto" else name), replace)
     except DownloadError as e:
         if name != "auto":
             raise UserError(f"{e}. Without a network: data.source=pocket, or a folder of text") from None
@@ -453,9 +417,10 @@ def find_and_prepare(config, replace=False):
             f"{e}\n\nNOTICE: BABYLM CANNOT BE DOWNLOADED. "
             f"POCKET ENGLISH, A SYNTHETIC LANGUAGE, TAKES ITS PLACE IN {config.data_dir}.\n"
         )
-        prepare(config, pocket_source(config), replace, fallback=True)
+        prepare(config, find(config, "pocket"), replace, fallback=True)
         return
-    get_blimp(config.eval.data)
+    if name != "pocket":
+        get_blimp(config.eval.data)
 
 
 def main(argv=None):

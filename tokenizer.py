@@ -40,12 +40,9 @@ class Tokenizer:
         self.sha256 = hashlib.sha256(self.model_bytes).hexdigest()
         self.sp = sentencepiece.SentencePieceProcessor()
         try:
-            good = bool(self.model_bytes) and self.sp.LoadFromSerializedProto(self.model_bytes)
-        except (RuntimeError, OSError, ValueError):
-            good = False
-        if not good or self.sp.vocab_size() < 1:
-            raise ValueError(f"{where}: not a SentencePiece model; give the tokenizer.model file of one")
-
+            self.sp.LoadFromSerializedProto(self.model_bytes)
+        except Exception:  # RuntimeError, as a rule
+            raise ValueError(f"{where}: not a SentencePiece model; give the tokenizer.model file of one") from None
         self.vocab_size = self.sp.vocab_size()
         self.bos_id = self.sp.bos_id()
         self.eos_id = self.sp.eos_id()
@@ -55,10 +52,7 @@ class Tokenizer:
                 "use a model trained with bos_id >= 0"
             )
         if self.vocab_size > MOST_PIECES:
-            raise ValueError(
-                f"{where}: {self.vocab_size} pieces do not fit the 16 bits of a token; "
-                f"use a tokenizer of at most {MOST_PIECES}"
-            )
+            raise ValueError(f"{where}: {self.vocab_size} pieces, and 16 bits a token hold at most {MOST_PIECES}")
         self.bytes_of_space = self.byte_ids(SPACE)
         self.has_bytes = all(self.sp.is_byte(i) for i in self.bytes_of_space)
 
@@ -115,30 +109,20 @@ class Tokenizer:
         """
         return self.sp.decode([int(i) for i in ids])
 
-    # What kind of tokenizer it is, seen from what it does to a text
-
-    @property
-    def adds_space(self):
-        """Does it put a space in front of a text?"""
-        return self.sp.normalize("x") == SPACE + "x"
-
-    @property
-    def is_plain_bpe(self):
-        """Is it byte-pair encoding of the text as it is?
-
-        BPE scores a piece by its rank, the others by how likely it is; one defined by hand gets 0, as the first rank.
-        """
-        text = "  Ａ\t  ﬁ\u200b e\u0301 "  # all that Unicode's compatibility forms and SentencePiece's rules replace
-        as_it_is = self.sp.normalize(text).removeprefix(SPACE * self.adds_space) == text.replace(" ", SPACE)
-        scores = [self.sp.get_score(i) for i in range(self.vocab_size) if self.is_text(i)]
-        return as_it_is and all(score.is_integer() for score in scores) and scores.count(0) <= 1
-
     @functools.cached_property
     def cuts_at_spaces(self):
-        """Is the encoding of a text that of its words, one after the other?"""
-        pieces = map(self.sp.id_to_piece, range(self.vocab_size))
-        past_spaces = any(SPACE in piece.lstrip(SPACE) for piece in pieces)
-        return self.is_plain_bpe and self.adds_space and not past_spaces
+        """Is it byte-pair encoding of the text as it is, word by word?
+
+        Seen from what it does: BPE scores a piece by its rank, a whole number, the others by how likely it is; a piece
+        defined by hand gets 0, as the first rank.
+        """
+        text = "  Ａ\t  ﬁ\u200b e\u0301 "  # all that Unicode's compatibility forms and SentencePiece's rules replace
+        if self.sp.normalize(text) != SPACE + text.replace(" ", SPACE):
+            return False
+        ids = [i for i in range(self.vocab_size) if self.is_text(i)]
+        scores = [self.sp.get_score(i) for i in ids]
+        past_spaces = any(SPACE in self.sp.id_to_piece(i).lstrip(SPACE) for i in ids)
+        return not past_spaces and all(score.is_integer() for score in scores) and scores.count(0) <= 1
 
 
 def load(path):
@@ -232,8 +216,9 @@ def id_bytes(ids):
 class VocabularyError(ValueError):
     """A vocabulary that the text does not support; `possible` is the nearest size that it does."""
 
-    def __init__(self, message, possible):
-        super().__init__(message)
+    def __init__(self, vocab_size, possible):
+        limit = "largest" if possible < vocab_size else "smallest"
+        super().__init__(f"vocab_size: this text does not support {vocab_size}; the {limit} possible is {possible}")
         self.possible = possible
 
 
@@ -294,22 +279,9 @@ def train_on_counts(counts, vocab_size):
             minloglevel=2,
         )
     except (RuntimeError, OSError) as e:
-        raise training_error(str(e), vocab_size) from None
+        if "KeyboardInterrupt" in str(e):  # Ctrl-C while it was asking for the next line comes back as its own error
+            raise KeyboardInterrupt from None
+        if limit := re.search(r"(too high .*<= |smaller than required_chars. \d+ vs )(\d+)", str(e)):
+            raise VocabularyError(vocab_size, int(limit[2])) from None
+        raise ValueError(f"SentencePiece cannot train on this text: {e}") from None
     return Tokenizer(model.getvalue())
-
-
-def training_error(message, vocab_size):
-    """What to raise for an error of SentencePiece's trainer."""
-    if "KeyboardInterrupt" in message:  # Ctrl-C while it was asking for the next line comes back as its own error
-        return KeyboardInterrupt()
-    if most := re.search(r"too high .*<= (\d+)", message):
-        return VocabularyError(
-            f"vocab_size: {vocab_size} is more than this text supports; the largest possible is {most[1]}", int(most[1])
-        )
-    if least := re.search(r"smaller than required_chars. \d+ vs (\d+)", message):
-        return VocabularyError(
-            f"vocab_size: {vocab_size} is less than bytes and characters alone need; "
-            f"the smallest possible is {least[1]}",
-            int(least[1]),
-        )
-    return ValueError(f"SentencePiece cannot train on this text: {message}")

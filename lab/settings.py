@@ -43,7 +43,7 @@ class DataConfig:
     budget_mb: float | None = number(above=0)
     validation_kb: float = number(above=0)
     clean: list[str]
-    boundary: Literal["line", "sentence", "document"]
+    boundary: Literal["line", "document"]
     copies: int = number(at_least=1)
     pocket_words: int = number(at_least=1000)
     seed: int = number(at_least=0, at_most=2**60)
@@ -138,6 +138,7 @@ REMOVED = {
     "model": {"hidden_act": ("silu", "b92dfc8"), "qk_norm": (False, "b92dfc8")},
     "train": {"z_loss": (0, "b92dfc8"), "ema": (0, "b92dfc8")},
 }
+REMOVED_VALUES = {"boundary=sentence": "b92dfc8"}
 
 SECTIONS = {field.name: field.type for field in dataclasses.fields(Config) if field.name != "preset"}
 
@@ -235,7 +236,10 @@ def build(section, values):
             try:
                 settings[name] = value = convert(values[name], field.type)
             except ValueError as e:
-                complaints.append(f"{name}: {reprlib.repr(values[name])[:80]}: {e}")
+                complaint = f"{name}: {reprlib.repr(values[name])[:80]}: {e}"
+                if commit := REMOVED_VALUES.get(f"{name}={values[name]}"):
+                    complaint += f"; {commit} is the last commit that has this one"
+                complaints.append(complaint)
                 continue
             for rule, limit in field.metadata.items():
                 if value is not None and not RULES[rule](value, limit):

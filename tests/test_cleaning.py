@@ -1,18 +1,15 @@
 """What cleaning takes away and what it leaves; the same in parts as in one piece."""
 
-import os
 import random
 import time
 
-from conftest import ROOT
-from lab.text import pocket_english
-from lab.text.cleaning import CLEANING, clean
+from lab.text import cleaning, pocket_english
+from lab.text.cleaning import CLEANING, clean, in_parts
 import tokenizer
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import pytest
-import yaml
 
 STEPS = list(CLEANING)
 WRAPPED = (
@@ -118,11 +115,6 @@ def test_cleaning_takes_linear_time(unit):
     assert time.process_time() - start < 10
 
 
-def test_every_default_step_exists():
-    tree = yaml.safe_load(open(os.path.join(ROOT, "config.yaml"), encoding="utf-8"))
-    assert set(tree["data"]["clean"]) <= set(CLEANING)
-
-
 def test_long_lines_are_cut_at_spaces():
     longest = tokenizer.LONGEST_LINE
     words = "word " * longest + "x" * (2 * longest + 1)
@@ -160,3 +152,15 @@ def test_parts_are_cleaned_like_the_whole(seed):
     assert len(parts) > 3 and cleaned_in_parts(parts, STEPS) == cleaned("".join(parts))
     without = [step for step in STEPS if step != "unwrap"]
     assert cleaned_in_parts(pieces, without) == cleaned("".join(pieces), without)
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+def test_any_newline_any_part(monkeypatch, newline):
+    """The parts are the text, each of whole lines and if possible of whole documents."""
+    monkeypatch.setattr(cleaning, "PART", 40)
+    lines = [f"Line number {i}" if i % 4 else "" for i in range(1, 40)] + ["x" * 500]
+    parts = list(in_parts(("\ufeff" + newline.join(lines)).encode()))
+    assert b"".join(parts).decode() == "\n".join(lines) + "\n"
+    assert all(part.endswith(b"\n") for part in parts)
+    if newline != "\r":  # with which no line ends, so that there is nowhere to cut
+        assert len(parts) > 5 and all(part.endswith(b"\n\n") for part in parts[:-1])

@@ -14,43 +14,26 @@ import pytest
 
 
 def test_the_same_as_map_and_in_order():
-    items = [str(i) for i in range(50)]
     with Cores(2) as cores:
-        assert list(cores.map(int, iter(items))) == list(range(50))
+        assert list(cores.map(int, map(str, range(50)))) == list(range(50))
         assert cores.executor
         assert list(cores.map(len, [])) == []
 
 
-def test_few_parts_need_no_processes():
-    with Cores(2) as cores:
-        assert list(cores.map(str.upper, ["a"] * (WORTH - 1))) == ["A"] * (WORTH - 1)
-        assert not cores.executor
-    with Cores(1) as cores:
-        assert list(cores.map(str.upper, ["a"] * 99)) == ["A"] * 99
+@pytest.mark.parametrize("count, parts", [(2, WORTH - 1), (1, 99)])
+def test_few_parts_or_one_core_need_no_processes(count, parts):
+    with Cores(count) as cores:
+        assert list(cores.map(str.upper, ["a"] * parts)) == ["A"] * parts
         assert not cores.executor
 
 
-def test_only_a_few_parts_are_under_way():
-    taken = []
-
-    def items():
-        for i in range(60):
-            taken.append(i)
-            yield i
-
-    with Cores(2) as cores:
-        for done, _ in enumerate(cores.map(abs, items())):
-            assert len(taken) <= done + WORTH + 6
-
-
-def test_errors_come_through():
-    with Cores(2) as cores, pytest.raises(ValueError, match="invalid literal"):
-        list(cores.map(int, ["1"] * 20 + ["x"]))
-
-
-def test_a_process_that_is_killed_is_one_line():
-    with Cores(2) as cores, pytest.raises(UserError, match="ended from outside"):
-        list(cores.map(os._exit, [1] * 20))
+@pytest.mark.parametrize(
+    "function, last, error, words",
+    [(int, "x", ValueError, "invalid literal"), (os._exit, 1, UserError, "ended from outside")],
+)
+def test_what_goes_wrong_in_a_process_is_one_error(function, last, error, words):
+    with Cores(2) as cores, pytest.raises(error, match=words):
+        list(cores.map(function, [1] * 20 + [last]))
 
 
 PARENT = """
@@ -74,15 +57,9 @@ if __name__ == "__main__":
 def test_they_end_with_their_parent(tmp_path, how):
     """Ctrl-C goes to all processes of a terminal at once; only the parent may speak of it."""
     (tmp_path / "parent.py").write_text(PARENT)
-    parent = subprocess.Popen(
-        [sys.executable, "parent.py"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    parent = subprocess.Popen([sys.executable, "parent.py"], cwd=tmp_path, env=env, **pipes)
     children = parent.stdout.readline().split()
     assert len(children) == 2
     if how == signal.SIGINT:

@@ -5,12 +5,8 @@ import collections
 import hashlib
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 
-from conftest import ROOT
 from lab import files
 from lab.text import pocket_english as pocket
 
@@ -66,14 +62,6 @@ def test_text_is_the_same_everywhere():
     assert sha256(pairs) == "9104749a7ae554c95166e03a38bc7db962ea2b567df13a489a05d8fe240f7142"
 
 
-@pytest.mark.parametrize("hash_seed", ["0", "1"])
-def test_text_does_not_depend_on_the_hash_seed(hash_seed):
-    command = [sys.executable, "-m", "lab.text.pocket_english", "500", "--seed", "3"]
-    env = {**os.environ, "PYTHONHASHSEED": hash_seed}
-    out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=env)
-    assert out.stdout == "".join(line + "\n" for line in pocket.text(500, seed=3))
-
-
 @pytest.mark.parametrize("words", [1, 77, 1000])
 def test_text_stops_after_the_line_that_reaches_the_words(words):
     lines = list(pocket.text(words, seed=5))
@@ -113,39 +101,6 @@ def test_agreement_holds(lines):
     assert not re.search(r"\ba [aeiou]|\ban [^aeiou]", text)
 
 
-@pytest.mark.parametrize(
-    "word, form",
-    [
-        ("cup", "cups"),
-        ("box", "boxes"),
-        ("carry", "carries"),
-        ("boy", "boys"),
-        ("witch", "witches"),
-        ("potato", "potatoes"),
-    ],
-)
-def test_regular_s(word, form):
-    assert pocket.s_form(word) == form
-
-
-@pytest.mark.parametrize(
-    "entry, past, part, ing",
-    [
-        ("hug", "hugged", "hugged", "hugging"),
-        ("dance", "danced", "danced", "dancing"),
-        ("carry", "carried", "carried", "carrying"),
-        ("annoy", "annoyed", "annoyed", "annoying"),
-        ("visit", "visited", "visited", "visiting"),
-        ("take:took:taken", "took", "taken", "taking"),
-        ("swim:swam:swum", "swam", "swum", "swimming"),
-        ("say:said", "said", "said", "saying"),
-    ],
-)
-def test_verb_forms(entry, past, part, ing):
-    v = pocket.verb(entry)
-    assert (v["past"][0], v["part"], v["ing"]) == (past, part, ing)
-
-
 # Pairs
 
 
@@ -174,7 +129,7 @@ def test_pairs_have_blimps_fields(pairs):
     assert json.loads(json.dumps(pairs)) == pairs
 
 
-def test_pairs_are_deterministic_and_follow_their_seed(pairs):
+def test_pairs_follow_their_seed(pairs):
     assert pocket.pairs(seed=0, per_paradigm=5) == {uid: found[:5] for uid, found in pairs.items()}
     assert pocket.pairs(seed=1, per_paradigm=5) != pocket.pairs(seed=0, per_paradigm=5)
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 import math
 import os
 
-from lab.files import UserError, file_sha256, load_tokenizer, read_json, sealed
+from lab.files import UserError, file_sha256, load_tokenizer
+from lab.text.corpus import read_meta
 
 import numpy as np
 import torch
@@ -64,12 +65,13 @@ class TokenDataset:
 def load_data(config):
     """(train, validation, meta, tokenizer) of data/NAME/; UserError if a part is missing or does not fit the others."""
     folder = config.data_dir
-    path = os.path.join(folder, "meta.json")
-    if not os.path.exists(path):
+    meta = read_meta(folder)
+    if not meta:
         raise UserError(f"{folder}: no prepared corpus; run: {config.command('prepare.py')}")
-    meta = read_json(path, required=True)
-    if sealed(meta) != meta:
-        raise UserError(f"{path}: damaged: not as prepare.py wrote it; delete the folder and run prepare.py again")
+    if meta.get("boundary") == "sentence":
+        raise UserError(
+            f"{folder}: made with data.boundary=sentence, which is gone; b92dfc8 is the last commit that has it"
+        )
     require_as_asked(config, meta)
     tokenizer = load_tokenizer(os.path.join(folder, "tokenizer.model"))
     if tokenizer.sha256 != meta["tokenizer_sha256"]:
@@ -88,10 +90,12 @@ def require_as_asked(config, meta):
     for word in config.arguments:
         key = word.partition("=")[0]
         section, _, name = key.partition(".")
-        if section != "data" or name in ("name", "source") or key not in then:
+        if section != "data" or name == "name" or key not in then:
             continue
         now = getattr(config.data, name)
-        if now != then[key]:
+        if name == "source":
+            now = os.path.basename(os.path.abspath(now))  # of a folder, which may have moved, its name
+        if now not in (then[key], "auto"):  # auto: whichever could be had
             raise UserError(
                 f"{config.data_dir}: was prepared with {key}={then[key]}, and not {now}; leave {key} out, or prepare "
                 f"another corpus: {config.command('prepare.py')} data.name=NAME"

@@ -4,13 +4,14 @@ A step is a function of text that looks at one line at a time, so a large text i
 `unwrap` depends on the whole: it is for texts most of whose lines belong to hard-wrapped paragraphs.
 """
 
-import collections
+import codecs
 import functools
 import html
 import itertools
 import re
 import unicodedata
 
+from lab.text.cores import PART
 from tokenizer import LONGEST_LINE
 
 
@@ -142,9 +143,27 @@ CLEANING = {
     ),
 }
 
+EMPTY_LINE = re.compile(rb"\n\r?\n")
+NEWLINE = re.compile(rb"\n")
 ONLY_SPACES = re.compile(r"^[^\S\n]+$", re.MULTILINE)
 TOO_LONG = re.compile(rf"^.{{{LONGEST_LINE + 1},}}", re.MULTILINE)
 PIECE = re.compile(rf"\S.{{0,{LONGEST_LINE - 2}}}(?!\S)|\S{{1,{LONGEST_LINE}}}")  # cut at spaces if there are any
+
+
+def in_parts(text):
+    """The bytes of a text, in parts of about PART, each ending after an empty line, or after any line if none is near.
+
+    Newlines become "\n", and a byte order mark goes.
+    """
+    start = 0
+    while start < len(text):
+        found = EMPTY_LINE.search(text, start + PART, start + 2 * PART) or NEWLINE.search(text, start + 2 * PART)
+        end = found.end() if found else len(text)
+        part = text[start:end].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        if start == 0:
+            part = part.removeprefix(codecs.BOM_UTF8)
+        yield part if part.endswith(b"\n") else part + b"\n"
+        start = end
 
 
 def apply(steps, part):
@@ -169,8 +188,7 @@ def clean(parts, steps, each=map):
     """
     if "unwrap" in steps:
         at = steps.index("unwrap")
-        begun = collections.deque(each(functools.partial(apply, steps[:at]), parts))
-        wrapped, total = map(sum, zip(*each(count_wrapped, begun)))
+        parts = list(each(functools.partial(apply, steps[:at]), parts))
+        wrapped, total = map(sum, zip(*each(count_wrapped, parts)))
         steps = steps[at:] if 2 * wrapped >= total else steps[at + 1 :]
-        parts = (begun.popleft() for _ in range(len(begun)))  # a large text is not kept twice
     return each(functools.partial(finish, steps), parts)

@@ -1,8 +1,6 @@
 """All cores for what is done to a text in parts."""
 
-import collections
-import concurrent.futures
-import contextlib
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 import itertools
 import multiprocessing
 import os
@@ -11,6 +9,7 @@ import threading
 
 from lab.files import UserError
 
+PART = 1_000_000  # bytes of text in a part, about
 WORTH = 8  # parts from which on starting processes takes less time than it saves
 
 
@@ -21,7 +20,7 @@ class Cores:
     """
 
     def __init__(self, count=None):
-        self.count = min(count or os.cpu_count() or 1, 16)
+        self.count = count or min(os.cpu_count() or 1, 16)
         self.executor = None
 
     def __enter__(self):
@@ -32,14 +31,16 @@ class Cores:
             self.executor.shutdown(cancel_futures=True)
 
     def start(self):
+        """Starts the processes. Ctrl-C is not for them: the one that starts them ends them."""
         context = multiprocessing.get_context("spawn")
-        self.executor = concurrent.futures.ProcessPoolExecutor(self.count, context, end_with_parent)
-        with deaf_to_ctrl_c():
-            for _ in range(self.count):
-                self.executor.submit(int)
+        self.executor = ProcessPoolExecutor(self.count, context, end_with_parent)
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which they inherit
+        for _ in range(self.count):
+            self.executor.submit(int)
+        signal.signal(signal.SIGINT, before)
 
     def map(self, function, parts):
-        """Yields function(part) for each part, in order. Never more than a few parts are under way."""
+        """Yields function(part) for each part, in order."""
         parts = iter(parts)
         first = list(itertools.islice(parts, WORTH))
         parts = itertools.chain(first, parts)
@@ -48,34 +49,14 @@ class Cores:
             return
         if not self.executor:
             self.start()
-        under_way = collections.deque()
         try:
-            for part in parts:
-                under_way.append(self.executor.submit(function, part))
-                if len(under_way) > 2 * self.count:
-                    yield under_way.popleft().result()
-            while under_way:
-                yield under_way.popleft().result()
-        except concurrent.futures.BrokenExecutor:
+            yield from self.executor.map(function, parts)
+        except BrokenExecutor:
             raise UserError("a process was ended from outside, perhaps for want of memory; run again") from None
-
-
-@contextlib.contextmanager
-def deaf_to_ctrl_c():
-    """Processes started in here do not hear Ctrl-C, not even while they start: the one that started them ends them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def end_with_parent():
     """In a new process: ends it when the one that started it is gone, however that ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait():
         multiprocessing.parent_process().join()

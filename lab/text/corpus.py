@@ -8,20 +8,18 @@ import hashlib
 import json
 import os
 
-from lab.files import UserError, atomic_write, file_sha256, sealed
+from lab.files import UserError, atomic_write, file_sha256, read_json, sealed
 
 
 def read_meta(folder):
-    """What meta.json holds; {} if there is none, or one that is no dictionary. UserError if it cannot be read."""
+    """What meta.json holds, {} if there is none. UserError if it cannot be read, or is not as it was written."""
     path = os.path.join(folder, "meta.json")
-    try:
-        with open(path, encoding="utf-8") as f:
-            meta = json.load(f)
-    except (FileNotFoundError, ValueError, RecursionError):
+    if not os.path.exists(path):
         return {}
-    except OSError as e:
-        raise UserError(f"{path}: cannot be read ({e.strerror})") from None
-    return meta if isinstance(meta, dict) else {}
+    meta = read_json(path, required=True)
+    if sealed(meta) != meta:
+        raise UserError(f"{path}: damaged: not as prepare.py wrote it; delete the folder and run prepare.py again")
+    return meta
 
 
 def up_to_date(folder, settings, replace=False):
@@ -32,7 +30,7 @@ def up_to_date(folder, settings, replace=False):
     meta = read_meta(folder)
     if not meta:
         return None
-    there = meta.get("settings")
+    there = meta.get("settings") or {}
     if there != settings:
         if replace:
             return None
@@ -40,25 +38,22 @@ def up_to_date(folder, settings, replace=False):
             f"{folder}: holds a corpus made with other settings, which is kept; "
             "add --replace, or choose another name with data.name=NAME" + differences(there, settings)
         )
-    try:
-        intact = sealed(meta) == meta and meta["pairs_sha256"] == pairs_sha256(folder)
-        for name in ("train", "val"):
-            intact = intact and file_sha256(os.path.join(folder, f"{name}.bin")) == meta[name]["sha256"]
-        intact = intact and file_sha256(os.path.join(folder, "tokenizer.model")) == meta["tokenizer_sha256"]
-    except FileNotFoundError:
-        intact = False
-    except OSError as e:
-        raise UserError(f"{e.filename}: cannot be read ({e.strerror})") from None
-    if not intact:
-        print(f"{folder}: a file is missing or damaged; all of it is made again")
-        return None
-    return meta
+    intact = pairs_sha256(folder) == meta["pairs_sha256"]
+    for name, sha256 in (
+        ("train.bin", meta["train"]["sha256"]),
+        ("val.bin", meta["val"]["sha256"]),
+        ("tokenizer.model", meta["tokenizer_sha256"]),
+    ):
+        path = os.path.join(folder, name)
+        intact = intact and os.path.exists(path) and file_sha256(path) == sha256
+    if intact:
+        return meta
+    print(f"{folder}: a file is missing or damaged; all of it is made again")
+    return None
 
 
 def differences(there, settings):
     """A line for each setting that differs, with both values."""
-    if not isinstance(there, dict):
-        return "\n  - an earlier version made it, which did not note its settings"
     names = [name for name in settings if name in there]
     if there.get("data.source") == settings["data.source"]:  # else the other inputs have nothing in common
         names = list(there | settings)
@@ -81,14 +76,11 @@ def pairs_sha256(folder):
 
 def write(folder, files, meta):
     """{file name: bytes or text} and meta.json, in place of what the folder held. Returns meta as it was written."""
-    path = os.path.join(folder, "meta.json")
-    if os.path.exists(path):
-        os.unlink(path)
-    for pattern in ("pairs/*.jsonl", "*.tmp", "pairs/*.tmp"):  # .tmp: left by a kill in the middle of a write
+    for pattern in ("meta.json", "pairs/*.jsonl", "*.tmp", "pairs/*.tmp"):  # .tmp: left by a kill during a write
         for old in glob.glob(os.path.join(glob.escape(folder), pattern)):
             os.unlink(old)
     for name, content in files.items():
         atomic_write(os.path.join(folder, name), content)
     meta = sealed({**meta, "pairs_sha256": pairs_sha256(folder)})
-    atomic_write(path, json.dumps(meta, indent=1) + "\n")
+    atomic_write(os.path.join(folder, "meta.json"), json.dumps(meta, indent=1) + "\n")
     return meta

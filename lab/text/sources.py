@@ -1,22 +1,26 @@
-"""Where text comes from: BabyLM on the Hugging Face Hub, a folder of text files, or Pocket English.
+"""Where text comes from: BabyLM on the Hugging Face Hub, a folder of text files, or Pocket English. And BLiMP.
 
-A file is read in parts of about PART bytes, for lab/text/cores.py. A mirror is the address of a folder of BabyLM's six
-files, in the environment variable SLLAMA_LAB_BABYLM_URL or SLLAMA_LAB_BABYLM_100M_URL.
+Mirrors are named in the environment: SLLAMA_LAB_BABYLM_URL and SLLAMA_LAB_BABYLM_100M_URL, each a folder that holds
+BabyLM's six files, and SLLAMA_LAB_BLIMP_URL, the archive of BLiMP.
 """
 
-import difflib
+import codecs
 import functools
-import hashlib
+import glob
 import os
 import re
+import shutil
+import sys
+import tempfile
 from typing import NamedTuple
 
 from lab.files import UserError, file_sha256
+from lab.settings import nearest
 from lab.text import pocket_english
-from lab.text.download import download
 
-PART = 1_000_000  # bytes of text that are cleaned or tokenised at a time
 DOWNLOADS = os.path.join("data", "downloads")
+TIMEOUT = 9  # seconds without an answer
+TRIES = 4  # per file
 HUB = "https://huggingface.co/datasets/BabyLM-community"
 BABYLM = {  # data.source: title, environment variable of a mirror, address
     "babylm": (
@@ -24,44 +28,47 @@ BABYLM = {  # data.source: title, environment variable of a mirror, address
         "SLLAMA_LAB_BABYLM_URL",
         f"{HUB}/BabyLM-2026-Strict-Small/resolve/c92ab16b4f08858304b0815706065b3354d8fc0a",
     ),
-    "babylm-100m": (  # its revision is not pinned; checksums.json holds its files to what came first
+    "babylm-100m": (  # its revision is not pinned
         "BabyLM 2026 strict",
         "SLLAMA_LAB_BABYLM_100M_URL",
         f"{HUB}/BabyLM-2026-Strict/resolve/main",
     ),
 }
 BABYLM_FILES = ["bnc_spoken", "childes", "gutenberg", "open_subtitles", "simple_wiki", "switchboard"]
-BYTE_ORDER_MARK = "\ufeff".encode()
+BLIMP_COMMIT = "3e56b06fcabca9b30822fc66435fca6b1aa40bb1"
+BLIMP_URL = f"https://raw.githubusercontent.com/alexwarstadt/blimp/{BLIMP_COMMIT}/BLiMP.zip"
+BLIMP_SHA256 = "172a1a714d72e72a89e8384dd531483f3d0f8a9aee3d33dccaf7992d8cecbb73"
 CONTROL = bytes(set(range(32)) - set(b"\t\n\v\f\r\x1b")) + b"\x7f"
-EMPTY_LINE = re.compile(rb"\n\r?\n")
-NEWLINE = re.compile(rb"\n")
 
 
 class Source(NamedTuple):
-    """Where a corpus comes from. texts: {name: function that gives its parts and sha256, as read_text does}."""
+    """Where a corpus comes from."""
 
-    name: str
+    name: str  # in meta.json
     title: str
     inputs: dict  # what the texts depend on, by the name that a user knows it by
-    texts: dict
+    texts: dict  # {name: function that returns its bytes, which are UTF-8}
 
 
-def sha256(data):
-    return hashlib.sha256(data).hexdigest()
+def find(config, name) -> Source:
+    """The Source that `name` stands for in data.source. UserError if it has no text, or not what data.sources asks."""
+    if name == "pocket":
+        return pocket_source(config)
+    if name in BABYLM:
+        return babylm_source(config, name)
+    return folder_source(config)
 
 
 def folder_source(config):
-    folder = config.data.source
-    paths = text_files(folder)
+    paths = text_files(config.data.source)
     names = choose(config.data.sources, list(paths))
-    title = os.path.basename(os.path.abspath(folder))
+    title = os.path.basename(os.path.abspath(config.data.source))
     texts = {name: functools.partial(read_text, paths[name]) for name in names}
-    inputs = {f"the text of `{name}`": f"sha256 {read_hash(paths[name])}" for name in names}
+    inputs = {f"the text of `{name}`": f"sha256 {file_sha256(paths[name])}" for name in names}
     return Source(title, f"folder {title}", inputs, texts)
 
 
 def babylm_source(config, name):
-    """name: one of BABYLM."""
     title, variable, address = BABYLM[name]
     url = os.environ.get(variable, address)
     files = choose(config.data.sources, BABYLM_FILES)
@@ -71,9 +78,8 @@ def babylm_source(config, name):
         download(f"{url}/{file}.train.txt", path)
         return read_text(path)
 
-    return Source(
-        name, title, {"address": url, "data.sources": files}, {file: functools.partial(text, file) for file in files}
-    )
+    inputs = {"address": url, "data.sources": files}
+    return Source(name, title, inputs, {file: functools.partial(text, file) for file in files})
 
 
 def pocket_source(config):
@@ -82,12 +88,14 @@ def pocket_source(config):
         print("data.sources: Pocket English has only one; the setting is ignored")
 
     def text():
-        made = "".join(line + "\n" for line in pocket_english.text(words, seed)).encode()
-        return [made], sha256(made)
+        return "".join(line + "\n" for line in pocket_english.text(words, seed)).encode()
 
     title = f"Pocket English (synthetic, seed {seed}, {words} words)"
     grammar = f"sha256 {file_sha256(pocket_english.__file__)}"
     return Source("pocket", title, {"data.pocket_words": words, "pocket_english.py": grammar}, {"pocket": text})
+
+
+# ---------------------------------------------------------------------------------------------------- files of text
 
 
 def text_files(folder):
@@ -120,59 +128,76 @@ def choose(wanted, known):
         raise UserError("data.sources: empty; name some or give null for all")
     for name in wanted:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(known)}"
-            raise UserError(f"data.sources: `{name}` is not there; {hint}")
+            raise UserError(f"data.sources: `{name}` is not there; {nearest(name, known)}")
         if wanted.count(name) > 1:
             raise UserError(f"data.sources: `{name}` is given twice")
     return wanted
 
 
-def read_hash(path):
-    try:
-        return file_sha256(path)
-    except OSError as e:
-        raise UserError(f"{path}: cannot be read ({e.strerror})") from None
-
-
 def read_text(path):
-    """A file's text as an iterator over UTF-8 parts of about PART bytes, with "\n" as newline, and the file's sha256.
-
-    UserError for what is empty, binary or not UTF-8.
-    """
-    try:
-        with open(path, "rb") as f:
-            raw = f.read()
-    except OSError as e:
-        raise UserError(f"{path}: cannot be read ({e.strerror})") from None
+    """A file's bytes. UserError if they are not text in UTF-8."""
+    with open(path, "rb") as f:
+        raw = f.read()
     out = "remove it from the folder or data.sources"
-    if not raw.strip(BYTE_ORDER_MARK + b" \t\r\n"):
+    if not raw.strip(codecs.BOM_UTF8 + b" \t\r\n"):
         raise UserError(f"{path}: empty; {out}")
-    for start, end in cuts(raw):
-        try:
-            raw[start:end].decode()
-        except UnicodeDecodeError as e:
-            raise UserError(
-                f"{path}: not UTF-8 text at byte {start + e.start}; convert it (iconv -f LATIN1 -t UTF-8), or {out}"
-            ) from None
+    try:
+        raw.decode()
+    except UnicodeDecodeError as e:
+        raise UserError(
+            f"{path}: not UTF-8 text at byte {e.start}; convert it (iconv -f LATIN1 -t UTF-8), or {out}"
+        ) from None
     if len(raw.translate(None, CONTROL)) < 0.99 * len(raw):
         raise UserError(f"{path}: a binary file (over 1 % control characters); {out}")
-    return parts(raw), sha256(raw)
+    return raw
 
 
-def parts(raw):
-    for start, end in cuts(raw):
-        part = raw[start:end].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        if start == 0:
-            part = part.removeprefix(BYTE_ORDER_MARK)
-        yield part if part.endswith(b"\n") else part + b"\n"
+# ---------------------------------------------------------------------------------------------------- downloads
 
 
-def cuts(raw):
-    """(start, end) of parts of about PART bytes, each ending after an empty line, or after any line if none is near."""
-    start = 0
-    while start < len(raw):
-        found = EMPTY_LINE.search(raw, start + PART, start + 2 * PART) or NEWLINE.search(raw, start + 2 * PART)
-        end = found.end() if found else len(raw)
-        yield start, end
-        start = end
+class DownloadError(UserError):
+    """A file that cannot be had."""
+
+
+def download(url, path, sha256=None):
+    """Gets `url` into `path`, unless it is there, with this checksum if one is known.
+
+    DownloadError: nobody answers, the server says no, or after TRIES tries the file is still cut off or another one.
+    `path` is then as it was.
+    """
+    import pooch  # here, because it takes a while and most runs download nothing
+    import requests
+
+    pooch.get_logger().setLevel("ERROR")
+    folder, name = os.path.split(path)
+    cache = pooch.create(folder, "", registry={name: sha256}, urls={name: url}, retry_if_failed=TRIES - 1)
+    try:
+        if not os.path.exists(path):
+            print(f"downloading {url}")
+            requests.head(url, timeout=TIMEOUT)  # where nobody answers, one try is enough
+        cache.fetch(name, downloader=pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=TIMEOUT))
+    except requests.HTTPError as e:
+        raise DownloadError(f"{url}: the server answers {e.response.status_code} {e.response.reason}") from None
+    except requests.RequestException as e:
+        raise DownloadError(f"{url}: no connection ({type(e).__name__})") from None
+    except ValueError as e:  # pooch's, for a wrong checksum
+        raise DownloadError(f"{url}: {e}") from None
+
+
+def get_blimp(folder):
+    """BLiMP into `folder` if no *.jsonl is there. Training works without it, so failure is a notice."""
+    if glob.glob(os.path.join(glob.escape(folder), "*.jsonl")):
+        return
+    archive = os.path.join(DOWNLOADS, "BLiMP.zip")
+    parent = os.path.dirname(os.path.abspath(folder))
+    try:
+        download(os.environ.get("SLLAMA_LAB_BLIMP_URL", BLIMP_URL), archive, BLIMP_SHA256)
+        os.makedirs(parent, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=parent) as temporary:  # all of the files or none
+            shutil.unpack_archive(archive, temporary)
+            os.rename(os.path.join(temporary, "data"), folder)
+    except (UserError, OSError) as e:
+        print(
+            f"NOTICE: THERE IS NO BLIMP IN {folder}, AND EVAL_BLIMP.PY NEEDS IT.\n  {e}\n"
+            f"  Run prepare.py again, or put the archive's data/*.jsonl into {folder} yourself: {BLIMP_URL}"
+        )
