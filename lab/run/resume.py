@@ -9,6 +9,7 @@ import platform
 import subprocess
 
 from lab import checkpoint
+from lab.cli import ROOT
 from lab.files import UserError, first_line
 from lab.run.devices import device_name
 from lab.settings import take_out_removed
@@ -52,11 +53,9 @@ class State:
 
 def code_version():
     """The commit of this code, -dirty if it was changed since; empty outside a git checkout."""
-    here = os.path.dirname(os.path.abspath(__file__))
+    command = ["git", "describe", "--always", "--dirty"]
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, encoding="utf-8"
-        )
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
     except OSError:
         return ""
     return done.stdout.strip()
@@ -135,21 +134,14 @@ def decisive(provenance):
 
 def differences(then, now):
     """`key: value then, value now` of each key whose values differ; a setting that is missing is one that is off."""
-    keys = [*now, *(key for key in then if key not in now)]
-    return [
-        f"{key}: {then.get(key)} then, {now.get(key)} now"
-        for key in keys
-        if (then.get(key) or None) != (now.get(key) or None)
-    ]
+    changed = [key for key in now | then if (then.get(key) or None) != (now.get(key) or None)]
+    return [f"{key}: {then.get(key)} then, {now.get(key)} now" for key in changed]
 
 
 def training_state(state, optimizers, scaler):
     """What last.pt holds under "training", beside the weights."""
-    return {
-        **dataclasses.asdict(state),
-        "optimizers": [o.state_dict() for o in optimizers],
-        "scaler": scaler.state_dict(),
-    }
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    return {**dataclasses.asdict(state), "optimizers": states, "scaler": scaler.state_dict()}
 
 
 def find_last(run):
@@ -163,17 +155,12 @@ def find_last(run):
     path = own if setting in ("auto", "changed", "never") else setting
     anew = setting == "never" or (path == own and (run.replace or not os.path.exists(own)))
     if run.distributed.any(not anew) and anew:
-        raise UserError(
-            f"{folder}: another process of this run finds a last.pt there, this one does not; all machines "
-            "must share the folder"
-        )
+        raise UserError(f"{folder}: another process finds a last.pt there, this one does not; share the folder")
     here = not anew and os.path.realpath(path) == os.path.realpath(own)
     left = sorted(glob.glob("*.pt", root_dir=folder))
     if left and run.main and not here and not run.replace:
-        raise UserError(
-            f"{folder}: holds {', '.join(left)} of another run; --replace starts anew and replaces it, "
-            "train.out=FOLDER keeps both"
-        )
+        left = ", ".join(left)
+        raise UserError(f"{folder}: holds {left} of another run; --replace replaces it, train.out=FOLDER keeps both")
     if anew:
         return None, None
     tree = checkpoint.read(path)
@@ -200,10 +187,8 @@ def changes(run, then, step, own):
     if any(line.startswith("tokenizer.model") for line in different):
         raise UserError("learned the pieces of another tokenizer, so it cannot go on; train.out=FOLDER")
     if run.steps < step:
-        raise UserError(
-            f"{step} steps are trained already, {run.steps} are asked for; train.out=FOLDER for a shorter run, or "
-            "--replace to start anew here"
-        )
+        ways_out = "train.out=FOLDER for a shorter run, or --replace to start anew here"
+        raise UserError(f"{step} steps are trained already, {run.steps} are asked for; {ways_out}")
     if different and run.steps == step:
         raise UserError(
             f"this run has finished, so nothing is left to train with other settings: {'; '.join(different)}. "

@@ -42,30 +42,15 @@ class Run:
         self.replace = args.replace or "train.resume=never" in args.overrides
         self.distributed = Distributed()
         self.main = self.distributed.main  # the process that writes and speaks
-        self.out = self.config.out_dir
-        self.state = resume.State()
-        self.exits = contextlib.ExitStack()
+        self.out, s, processes = self.config.out_dir, self.config.train, self.distributed.size
+        self.state, self.exits = resume.State(), contextlib.ExitStack()
         self.skipped_in_a_row = self.status = 0
 
-    def __enter__(self):
-        with contextlib.ExitStack() as exits:
-            self.set_up()
-            if self.main:
-                exits.enter_context(own_folder(self.out))
-            exits.enter_context(explained(self))
-            self.exits = exits.pop_all()
-        return self
-
-    def set_up(self):
-        s = self.config.train
         self.device = devices.pick_device(s.device, "train.device", self.distributed)
         self.dtype = devices.pick_precision(self.device, s.dtype)
         self.distributed.connect(self.device)
-        if s.batch_size % self.distributed.size:
-            raise UserError(
-                f"train.batch_size: {s.batch_size} windows cannot be shared equally by "
-                f"{self.distributed.size} processes"
-            )
+        if s.batch_size % processes:
+            raise UserError(f"train.batch_size: {s.batch_size} windows cannot be shared by {processes} processes")
         if self.device.type == "cpu":
             devices.keep_freed_memory(12 if s.gradient_checkpointing else None)  # MB: holes of larger ones add up
         if s.deterministic:
@@ -77,6 +62,12 @@ class Run:
         self.steps = self.plan.steps
         self.provenance = resume.provenance(self)
         self.last_path, self.last = resume.find_last(self)
+
+    def __enter__(self):
+        if self.main:
+            self.exits.enter_context(own_folder(self.out))
+        self.exits.enter_context(explained(self))
+        return self
 
     def __exit__(self, kind, error, trace):
         self.exits.__exit__(kind, error, trace)
@@ -176,10 +167,7 @@ class Run:
         try:
             checkpoint.check_finite(weights)
         except UserError as e:
-            raise UserError(
-                f"{self.path(name)}: not written at step {state.step}, {e}; what was there before is untouched. "
-                "Try half the learning rate"
-            ) from None
+            raise UserError(f"{self.path(name)}: not written at step {state.step}, {e}; try a lower rate") from None
         bits = progress.bits_per_byte(val_loss, self.meta["val"])
         made = {**self.provenance, **resume.how_far(state, self.plan, val_loss, bits)}
         tree = checkpoint.make(self.config.model, weights, self.tokenizer.model_bytes, made)
@@ -235,9 +223,7 @@ def own_folder(folder):
     except ImportError:  # Windows
         pass
     except BlockingIOError:
-        raise UserError(
-            f"{folder}: another run is writing here; wait for it, or choose another folder with train.out=FOLDER"
-        ) from None
+        raise UserError(f"{folder}: another run is writing here; wait for it, or choose train.out=FOLDER") from None
     except OSError as e:  # some network file systems
         print(f"notice: {folder}: this file system has no locks ({e.strerror}); let no second run write here")
     for leftover in glob.glob(os.path.join(glob.escape(folder), "*.*.????????.tmp")):  # of a write that was killed
