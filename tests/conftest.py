@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,10 @@ model.max_position_embeddings=32
 train.batch_size=4 train.max_steps=12 train.eval_every=4 train.save_every=4 train.eval_windows=8
 train.learning_rate=1e-2 train.min_learning_rate=1e-3 train.warmup=2 train.decay_steps=null
 train.dtype=float32 train.device=cpu train.compile=false""".split()
+
+needs_a_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler"
+)
 
 # Slow is what trains, compiles or starts processes: `make check` leaves it out. All of these files and tests
 # (more than a second on a busy machine), and every one that takes one of these fixtures or calls one of these
