@@ -190,7 +190,7 @@ def count_words(texts):
 
 
 def train_tokenizer(text_blocks, vocab_size, fallback, each):
-    """fallback: take a smaller vocabulary if the text supports no `vocab_size` pieces."""
+    """A Tokenizer of `vocab_size` pieces; with `fallback`, of fewer if the text does not support as many."""
     print("training the tokenizer", flush=True)
     counts = collections.Counter()
     for part in each(count_words, batches(text_blocks)):
@@ -200,7 +200,7 @@ def train_tokenizer(text_blocks, vocab_size, fallback, each):
     except tokenizer.VocabularyError as e:
         if not fallback:
             raise UserError(f"tokenizer.{e}") from None
-        print(f"NOTICE: this text supports no {vocab_size} pieces; the vocabulary has {e.possible}")
+        print(f"NOTICE: this text does not support {vocab_size} pieces; the vocabulary has {e.possible}")
         return tokenizer.train_on_counts(counts, e.possible)
     except ValueError as e:
         raise UserError(f"data.source: {e}") from None
@@ -235,7 +235,7 @@ def encode(tok, text_blocks, data, each, copies=1):
 
 
 class Text(NamedTuple):
-    """A source after its cleaning: `val` and `train` are its blocks, `sha256` is of what it was before."""
+    """A source, cleaned and split into blocks; sha256: of what it was before."""
 
     name: str
     sha256: str
@@ -256,7 +256,10 @@ def validation(texts):
     seen = seen_lines(held_out, [block for text in texts for block in text.train])
     val = interleave([without(text.val, seen) for text in texts])
     if not val:
-        raise UserError("data.source: too little text: a twentieth of it holds no line that is not in the rest too")
+        raise UserError(
+            "data.source: too little text: a twentieth of it, or data.validation_kb, holds no line that is not in the "
+            "rest too"
+        )
     return val
 
 
@@ -267,7 +270,7 @@ def training(texts, budget_mb):
     for text in texts:
         part, short = take(text.train, budget)
         if not part:
-            raise UserError(f"data.budget_mb: the first line of `{text.name}` has more than its {budget} bytes")
+            raise UserError(f"data.budget_mb: the first line of `{text.name}` is longer than its share, {budget} bytes")
         taken.append(part)
         rows.append({"name": text.name, "budget_bytes": budget, **count(part), "short": short, "sha256": text.sha256})
     return interleave(taken), rows
@@ -343,7 +346,9 @@ def existing_tokenizer(config):
     if tok.decode(tok.encode(PROBE)) != PROBE:
         print(f"NOTICE: {path} DOES NOT GIVE BACK EVERY TEXT IT IS GIVEN; bits per byte are of the text it keeps")
     if config.data.copies > 1 and not tok.cuts_at_spaces:
-        raise UserError("data.copies: must be 1, as this tokenizer.model is not one of BPE within words")
+        raise UserError(
+            "data.copies: set it to 1; cutting words into other pieces needs a tokenizer.model that is plain BPE"
+        )
     return tok
 
 
@@ -391,7 +396,7 @@ def report(meta, seconds):
             line += f"  SHORT: its budget is {row['budget_bytes'] / 1e6:.2f} MB"
         if "tokens" in row:
             line += f"  {row['tokens']:,} tokens"
-        if row["name"] == "train" and meta["copies"] > 1:
+        if "tokens" in row and row["name"] == "train" and meta["copies"] > 1:
             line += f" in {meta['copies']} copies"
         print(line)
     print(f"corpus: {meta['corpus']}")

@@ -47,12 +47,11 @@ class Tokenizer:
         self.bos_id = self.sp.bos_id()
         self.eos_id = self.sp.eos_id()
         if self.bos_id < 0:
-            raise ValueError(
-                f"{where}: the tokenizer has no BOS piece, and every line starts with one; "
-                "use a model trained with bos_id >= 0"
-            )
+            raise ValueError(f"{where}: no BOS piece, and every line starts with one; use a model that has it")
         if self.vocab_size > MOST_PIECES:
-            raise ValueError(f"{where}: {self.vocab_size} pieces, and 16 bits a token hold at most {MOST_PIECES}")
+            raise ValueError(
+                f"{where}: {self.vocab_size} pieces do not fit a token's 16 bits; use at most {MOST_PIECES}"
+            )
         self.bytes_of_space = self.byte_ids(SPACE)
         self.has_bytes = all(self.sp.is_byte(i) for i in self.bytes_of_space)
 

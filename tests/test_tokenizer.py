@@ -111,7 +111,7 @@ def test_any_text_comes_back_from_other_pieces(tok, texts):
 
 def test_pieces(tok):
     """Llama 2's layout; digits apart, the same word everywhere, specials that decode to nothing, half a character."""
-    assert (tok.vocab_size, tok.bos_id, tok.eos_id) == (420, 1, 2)
+    assert tok.vocab_size == 420 and tok.bos_id == 1 and tok.eos_id == 2
     assert [tok.sp.id_to_piece(i) for i in (0, 1, 2, 3, 258)] == ["<unk>", "<s>", "</s>", "<0x00>", "<0xFF>"]
     assert tok.encode("\n") == [tok.sp.piece_to_id("▁"), 3 + 10]
     assert [tok.sp.id_to_piece(i) for i in tok.encode("1024")] == ["▁", "1", "0", "2", "4"]
