@@ -28,30 +28,10 @@ needs_a_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler"
 )
 
-# Slow is what trains, compiles or starts processes: `make check` leaves it out. All of these files and tests
-# (more than a second on a busy machine), and every one that takes one of these fixtures or calls one of these
-# functions; a test can also be marked slow by itself.
+# Slow is what trains, compiles, starts processes or takes more than a second, and `make check` leaves it out: all of
+# these files, every test that takes one of these fixtures or calls one of these functions, and what is marked so.
 SLOW_FILES = """test_babylm test_bench test_commands test_cuda_fake test_faults test_fuzz test_gpu test_kill test_models
 test_notebook test_readme test_sample test_systems""".split()
-SLOW_TESTS = """
-test_a_trick_by_readmes_letter_leaves_the_tests_green test_all_outputs_agree
-test_any_corpus_keeps_the_promises test_any_line_is_a_pair_or_an_error_that_names_it
-test_any_override_is_taken_or_refused test_any_sequences_in_any_layout
-test_any_settings_come_back_from_their_file test_as_a_user_types_it test_auto_falls_back_and_says_so
-test_blimp_is_recognised_and_what_is_missing_said test_budgets_are_equal_and_nested
-test_cleaning_takes_linear_time test_command test_command_line test_compile_changes_no_loss
-test_compile_takes_the_layers_as_one_graph test_copies_are_the_text_in_other_pieces
-test_ctrl_c_while_a_command_starts
-test_every_combination_unfolds_into_the_same_function test_export_needs_no_transformers
-test_folder_in_transformers test_generation_draws_by_the_models_probabilities
-test_interleave_keeps_all_and_balances test_no_tested_sentence_is_ever_in_the_text
-test_pairs_have_blimps_fields test_pocket
-test_pocket_never_asks_the_network test_same_ids_on_text test_same_settings_same_bytes
-test_size_with_as_many_pairs_as_blimp
-test_the_changes_that_docs_fork_shows test_the_file_alone_loads_the_model_that_comes_along
-test_they_end_with_their_parent test_threads_are_told_how_to_wait_before_pytorch_is_imported
-test_training_scores_a_fixed_subset test_what_changed_is_made_again
-test_what_only_a_plot_or_a_page_needs_is_not_imported test_without_a_network_few_lines_say_so""".split()
 SLOW_FIXTURES = {"project", "walk"}
 SLOW_CALLS = {"command", "compile", "run", "Popen", "subprocess"}
 
@@ -62,8 +42,8 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        named = item.path.stem in SLOW_FILES or item.originalname in SLOW_TESTS
-        if named or SLOW_FIXTURES & {*item.fixturenames} or SLOW_CALLS & {*item.function.__code__.co_names}:
+        called, fixtures = {*item.function.__code__.co_names}, {*item.fixturenames}
+        if item.path.stem in SLOW_FILES or SLOW_FIXTURES & fixtures or SLOW_CALLS & called:
             item.add_marker(pytest.mark.slow)
 
 

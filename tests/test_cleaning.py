@@ -102,6 +102,7 @@ def test_cleaning_always_ends_in_lines(text):
     assert cleaned(once, ["spaces"]) == once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "unit",
     ["=", "= ", "[", "<a", "_", " ", "#", " #", "-", "{\\", "*A", "&", "'s ", " ,", "[/", "%a", "|", "sync ", "w"],

@@ -59,6 +59,7 @@ sys.meta_path.insert(0, When())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["train", "eval_blimp", "prepare", "tokenizer", "sample", "export"])
 def test_threads_are_told_how_to_wait_before_pytorch_is_imported(name):
     """In every command: lab comes first, and PyTorch reads the variables when it loads its threads."""
@@ -73,6 +74,7 @@ PRESS = "os.kill(os.getpid(), signal.SIGINT)"
 IN_ARGUMENTS = f"import argparse\nargparse.ArgumentParser.parse_intermixed_args = lambda *_: {PRESS}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script, before",
     [

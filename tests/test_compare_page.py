@@ -220,6 +220,7 @@ def test_three_checkpoints_and_compare(workplace):  # noqa: F811
     assert [row["1 - 0"][1] for row in turned.table("paradigms")] == [row["1 - 0"][1] for row in rows]
 
 
+@pytest.mark.slow
 def test_size_with_as_many_pairs_as_blimp():
     """Two chance-level models differ in half of 67,000 pairs; each paradigm keeps its share, the largest changes."""
     rng = np.random.default_rng(0)

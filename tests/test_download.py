@@ -208,6 +208,7 @@ def test_babylm_and_blimp(mirror, capsys):
     assert sorted(os.listdir("data/downloads")) == ["BLiMP.zip", "babylm", "babylm-100m"]
 
 
+@pytest.mark.slow
 def test_auto_falls_back_and_says_so(mirror, capsys):
     meta = make("tokenizer.vocab_size=32000")
     out = capsys.readouterr().out
@@ -231,6 +232,7 @@ def test_auto_falls_back_and_says_so(mirror, capsys):
     assert json.load(open("data/t/meta.json")) == meta
 
 
+@pytest.mark.slow
 def test_without_a_network_few_lines_say_so(tmp_path, nobody):
     """As a user without one sees it; who asks for BabyLM gets nothing else."""
     env = {"SLLAMA_LAB_BABYLM_URL": nobody, "SLLAMA_LAB_BLIMP_URL": nobody}
@@ -263,6 +265,7 @@ def test_blimp_takes_no_place_that_is_taken(mirror, capsys):
     assert sorted(os.listdir("data")) == ["blimp", "downloads", "t"]
 
 
+@pytest.mark.slow
 def test_pocket_never_asks_the_network(monkeypatch):
     def no_network(*_, **__):
         raise AssertionError("the network was asked")

@@ -197,6 +197,7 @@ def load_csv(path):
         return list(csv.DictReader(f))
 
 
+@pytest.mark.slow
 def test_all_outputs_agree(workplace, capsys):
     outputs = "--json o/r.json --csv o/p.csv --predictions o/b.json --plot o/p.png"
     blimp(f"0.pt --data mine --compare 1.pt {outputs}")
@@ -256,6 +257,7 @@ def test_an_existing_result_is_replaced_only_when_asked(workplace, monkeypatch):
     assert load_json("r.json")["pairs"] == 90
 
 
+@pytest.mark.slow
 def test_what_only_a_plot_or_a_page_needs_is_not_imported(workplace):
     code = """
 import sys, eval_blimp
@@ -280,6 +282,7 @@ def test_more_than_one_percent_of_ties_is_said(workplace, capsys):
     assert "warning" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_training_scores_a_fixed_subset(workplace, monkeypatch):
     """eval.blimp_every: at validations in those steps and at the end, the accuracy is in losses.csv and curves.png."""
     import train
@@ -407,6 +410,7 @@ def test_different_contexts_are_refused_and_nothing_is_written(workplace):
         assert not (workplace / "page.html").exists() and not (workplace / "r.json").exists()
 
 
+@pytest.mark.slow
 def test_as_a_user_types_it(workplace):
     done = command("eval_blimp.py", "0.pt", "--data", "mine", "--max-pairs-per-paradigm", "5", cwd=workplace)
     assert done.returncode == 0 and done.stderr == "" and done.stdout.splitlines()[-1] == "checkpoint: 0.pt"

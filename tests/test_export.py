@@ -104,6 +104,7 @@ def transformers():
     return pytest.importorskip("transformers")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["mha", "skqa", "pwa", "rra"])
 def test_every_combination_unfolds_into_the_same_function(transformers, attention):
     configs = [c for c in EVERY if c.attention == attention and c.embedding != "attention"]
@@ -116,6 +117,7 @@ def test_every_combination_unfolds_into_the_same_function(transformers, attentio
         assert (logits(model, IDS) - logits(theirs, IDS)).abs().max() < 1e-4, label(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_folder_in_transformers(transformers, kind, make, tok, tmp_path, capsys):
     """Plain AutoModel and AutoTokenizer, no custom code: every weight is found, logits are equal, text is generated."""
@@ -162,6 +164,7 @@ def test_same_ids_on_hostile_text(theirs, tok):
     assert theirs.decode([1] + tok.encode("a <s> b") + [2], skip_special_tokens=True) == "a <s> b"
 
 
+@pytest.mark.slow
 def test_same_ids_on_text(theirs, tok):
     """Sentences; and runs, overlaps and scraps of pieces, where joining in another order would show."""
     same_ids(theirs, tok, list(pocket_english.text(30000, seed=3)))
@@ -211,6 +214,7 @@ def test_padding_changes_no_answer(side, transformers, make, tmp_path):
         torch.testing.assert_close(model(**alone).logits[0], model(**batch).logits[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_export_needs_no_transformers(make, tmp_path):
     path, _ = make()
     code = "import sys; sys.modules['transformers'] = None; import export; export.main(sys.argv[1:])"
@@ -621,5 +625,6 @@ def test_all_checkpoints(make, tmp_path, capsys):
     assert not (hub / "main").exists()
 
 
+@pytest.mark.slow
 def test_command(tmp_path):
     refused(command("export.py", "--from-hf", tmp_path / "none", tmp_path / "x"), "none", "no such folder")

@@ -270,6 +270,7 @@ def test_checkpointing_changes_nothing(config, dropout):
     torch.testing.assert_close(*results, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 @needs_a_compiler
 def test_compile_changes_no_loss():
     """Slow: one compilation, forward and backward, of the smallest full SLlama."""
@@ -281,6 +282,7 @@ def test_compile_changes_no_loss():
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings, checkpointing", [(SLLAMA, False), ({"embedding": "attention"}, True)], ids=str)
 def test_compile_takes_the_layers_as_one_graph(settings, checkpointing):
     """With a mask and dropout, in bfloat16: a break of the graph would be an error."""
@@ -449,6 +451,7 @@ def test_generation_goes_on_past_the_context_and_follows_its_seed():
     assert texts[0] == texts[1] != texts[2] and len(texts[0]) == 60  # the context is 32
 
 
+@pytest.mark.slow
 def test_generation_draws_by_the_models_probabilities():
     model = random_model(tiny(vocab_size=5), scale=0.2)
     p = model(torch.tensor([[1, 2]]))[0, -1].softmax(-1)
@@ -484,6 +487,7 @@ def run_alone(folder, *words):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_file_alone_loads_the_model_that_comes_along(tmp_path):
     """By the lines of its docstring, with nothing beside it; and it trains and generates."""
     shutil.copy(ROOT / "model.py", tmp_path)
@@ -501,6 +505,7 @@ def fork(tmp_path):
     return pathlib.Path(shutil.copytree(ROOT, tmp_path / "fork", ignore=left_out))
 
 
+@pytest.mark.slow
 def test_a_trick_by_readmes_letter_leaves_the_tests_green(fork):
     """They run over it at once, as over every other."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -512,6 +517,7 @@ def test_a_trick_by_readmes_letter_leaves_the_tests_green(fork):
     assert int(re.search(r"(\d+) passed", done)[1]) >= 4 + 13 + 13
 
 
+@pytest.mark.slow
 def test_the_changes_that_docs_fork_shows(fork, tiny_corpus):
     """Written in as shown, and run: the setting reaches the loss, optimiser and schedule are the new ones."""
     for diff in re.findall(r"^```diff\n(.*?)^```$", (ROOT / "docs/fork.md").read_text(encoding="utf-8"), re.S | re.M):

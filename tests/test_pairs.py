@@ -78,6 +78,7 @@ CELLS = st.text(st.sampled_from('a ",;\t\r\n\x00\u2028')).map(str.encode)
 LINE = st.binary() | st.text().map(str.encode) | ANY | NEARLY | CELLS
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.lists(NEARLY, min_size=1, max_size=2) | st.lists(LINE, min_size=1, max_size=4), st.booleans())
 def test_any_line_is_a_pair_or_an_error_that_names_it(tmp_path_factory, lines, table):
@@ -213,6 +214,7 @@ def like_blimp(folder, sizes, key):
     return write(folder, files)
 
 
+@pytest.mark.slow
 def test_blimp_is_recognised_and_what_is_missing_said(tmp_path):
     assert len(BLIMP) == 67 and sum(BLIMP.values()) == 59875
     for key in ("pairID", "pair_id"):  # the second one in the files on Hugging Face's Hub

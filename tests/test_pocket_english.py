@@ -108,6 +108,7 @@ def test_agreement_holds(lines):
 # Pairs
 
 
+@pytest.mark.slow
 def test_pairs_have_blimps_fields(pairs):
     assert sorted({pair["linguistics_term"] for pair in everything(pairs)}) == PHENOMENA
     count = collections.Counter(found[0]["linguistics_term"] for found in pairs.values())
@@ -130,6 +131,7 @@ def test_pairs_follow_their_seed(pairs):
     assert pocket.pairs(seed=1, per_paradigm=5) != pocket.pairs(seed=0, per_paradigm=5)
 
 
+@pytest.mark.slow
 def test_no_tested_sentence_is_ever_in_the_text(lines, pairs):
     said = sentences(lines)
     said |= {core(sentence) for sentence in said}
@@ -223,6 +225,7 @@ def test_first_sentences_seen_do_not_decide(pairs):
 # Command
 
 
+@pytest.mark.slow
 def test_command(capsys):
     pocket.main(["50", "--seed", "2"])
     assert capsys.readouterr().out == "".join(line + "\n" for line in pocket.text(50, seed=2))

@@ -98,6 +98,7 @@ def test_everything_is_there_once(folder):
     assert meta["tokens_per_word"] == meta["train"]["tokens"] / meta["train"]["words"]
 
 
+@pytest.mark.slow
 def test_copies_are_the_text_in_other_pieces(folder, capsys):
     once = make()
     os.rename("data/t", "data/once")
@@ -116,6 +117,7 @@ def test_copies_are_the_text_in_other_pieces(folder, capsys):
     assert files("data/t")["val.bin"] == files("data/once")["val.bin"]
 
 
+@pytest.mark.slow
 def test_same_settings_same_bytes(folder, capsys):
     make("data.copies=2")
     first, before = files(), times()
@@ -197,6 +199,7 @@ def test_what_cannot_be_read_is_not_called_damaged(folder, monkeypatch, path):
     assert times() == before
 
 
+@pytest.mark.slow
 def test_budgets_are_equal_and_nested(folder):
     """Whole lines, at most a third of the budget each; less is the beginning of more; one validation text for all."""
     everything = make()
@@ -270,6 +273,7 @@ def test_an_existing_tokenizer(folder):
         make("tokenizer.model=unigram.model", "data.copies=2")
 
 
+@pytest.mark.slow
 def test_pocket(folder):
     prepare.main(POCKET)
     meta = json.load(open("data/t/meta.json"))
@@ -403,6 +407,7 @@ def test_blocks_are_the_text_in_order(lines, at):
     assert prepare.blocks(parts) == found or not lines  # wherever the text was cut
 
 
+@pytest.mark.slow
 @given(st.lists(lines_st.map(blocks_of).filter(bool), min_size=1, max_size=5))
 @settings(max_examples=200, deadline=None)
 def test_interleave_keeps_all_and_balances(sources):
@@ -431,6 +436,7 @@ words_st = st.text("ab 12", min_size=1, max_size=9).map(str.strip)
 texts_st = st.lists(st.lists(words_st, min_size=30, max_size=150), min_size=1, max_size=3)
 
 
+@pytest.mark.slow
 @given(texts_st, st.floats(0.0001, 0.002), st.integers(0, 2**60), st.booleans())
 @settings(max_examples=40, deadline=None)
 def test_any_corpus_keeps_the_promises(tok, texts, mb, seed, by_line):

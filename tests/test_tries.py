@@ -28,6 +28,7 @@ def test_scores_are_the_plain_ones(kind):
     assert scoring.score_sentences(model, Words(), texts) == pytest.approx(plain, abs=1e-4)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_any_sequences_in_any_layout(data):
