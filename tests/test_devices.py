@@ -196,7 +196,7 @@ def probes(monkeypatch):
 @pytest.mark.parametrize(
     "device, tokens, compiled",
     [
-        ("cpu", 2_457_600, False),  # quick
+        ("cpu", 1_024_000, False),  # quick
         ("cpu", 2_785_280, True),  # llama-26m
         ("cuda:1", 196_608_000, False),  # sllama
         ("cuda:1", 290_000_000, True),  # strict-100m
