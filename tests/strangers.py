@@ -7,47 +7,27 @@ import torch
 KINDS = ("gpt2", "pythia", "opt", "bert")
 
 
-def make(kind, folder, vocab_size=600, **shape):
+def make(kind, folder, vocab_size=600, hidden=32, layers=2, heads=2):
     """A Hugging Face folder of that shape, its weights large enough to tell sentences apart. Returns its path."""
     import transformers
 
     lines = [line for line in pocket_english.text(20000, seed=1) if line]
     tokenizer = word_pieces(lines, vocab_size) if kind == "bert" else byte_level(kind, lines, vocab_size)
     torch.manual_seed(0)
-    V = len(tokenizer)
-    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, **shape}
-    hidden = small["hidden_size"]
-    if kind == "gpt2":
-        config = transformers.GPT2Config(
-            vocab_size=V,
-            n_embd=hidden,
-            n_layer=small["num_hidden_layers"],
-            n_head=small["num_attention_heads"],
-            n_positions=64,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
-        model = transformers.GPT2LMHeadModel(config)
+    config = {"vocab_size": len(tokenizer), "hidden_size": hidden, "num_hidden_layers": layers}
+    config |= {"num_attention_heads": heads, "max_position_embeddings": 64}  # by these names in GPT-2's config too
+    if kind == "opt":
+        config |= {"ffn_dim": 4 * hidden, "word_embed_proj_dim": hidden}
+        model = transformers.OPTForCausalLM(transformers.OPTConfig(**config))
+    elif kind == "bert":
+        config |= {"intermediate_size": 4 * hidden, "pad_token_id": 0}
+        model = transformers.BertForMaskedLM(transformers.BertConfig(**config))
     elif kind == "pythia":
-        config = transformers.GPTNeoXConfig(
-            vocab_size=V,
-            intermediate_size=4 * hidden,
-            max_position_embeddings=64,
-            bos_token_id=0,
-            eos_token_id=0,
-            **small,
-        )
-        model = transformers.GPTNeoXForCausalLM(config)
-    elif kind == "opt":
-        config = transformers.OPTConfig(
-            vocab_size=V, ffn_dim=4 * hidden, max_position_embeddings=64, word_embed_proj_dim=hidden, **small
-        )
-        model = transformers.OPTForCausalLM(config)
+        config |= {"intermediate_size": 4 * hidden, "bos_token_id": 0, "eos_token_id": 0}
+        model = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**config))
     else:
-        config = transformers.BertConfig(
-            vocab_size=V, intermediate_size=4 * hidden, max_position_embeddings=64, pad_token_id=0, **small
-        )
-        model = transformers.BertForMaskedLM(config)
+        config |= {"bos_token_id": 0, "eos_token_id": 0}
+        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**config))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -96,12 +76,5 @@ def word_pieces(lines, vocab_size):
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="[UNK]",
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        model_max_length=64,
-    )
+    names = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "pad", "cls", "sep", "mask")}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **names)

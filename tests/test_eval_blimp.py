@@ -17,7 +17,7 @@ from lab.files import UserError
 from lab.score import pairs, scoring, statistics
 from lab.score.scorers import Ours
 from model import Model, ModelConfig
-from stand_ins import History, Table, V, Words, by_hand, lively, pair, plainly, read, sentences, uniform, write
+from stand_ins import History, Table, V, Words, by_hand, pair, plainly, read, uniform, write
 
 import numpy as np
 import pytest
@@ -48,10 +48,14 @@ def test_a_uniform_model_and_the_three_views_of_a_tie(tmp_path):
         "two": [pair("a", "b")],
     }
     result = evaluated(uniform(), rows, tmp_path)
-    assert result.overall.accuracy == result.views["strict"] == pytest.approx((1 / 4 + 0) / 2)
-    assert result.views["ties_half"] == pytest.approx((2 / 4 + 1 / 2) / 2)
-    assert result.views["ties_correct"] == pytest.approx((3 / 4 + 1) / 2)
-    assert result.views["micro"] == pytest.approx(1 / 5)
+    views = {
+        "strict": (1 / 4 + 0) / 2,
+        "ties_half": (2 / 4 + 1 / 2) / 2,
+        "ties_correct": (3 / 4 + 1) / 2,
+        "micro": 1 / 5,
+    }
+    assert {view: result.views[view] for view in views} == pytest.approx(views)
+    assert result.overall.accuracy == result.views["strict"]
     assert len(result.pairs) == result.overall.pairs == 5 and result.overall.ties == 3 and result.nan == 0
     one = result.paradigms["one"]
     assert one.accuracy == 0.25 and one.pairs == 4 and one.ties == 2 and one.margin == pytest.approx(0)
@@ -61,7 +65,6 @@ def test_a_uniform_model_and_the_three_views_of_a_tie(tmp_path):
     assert result.tokens.tolist() == [[1, 2], [2, 2], [3, 3], [3, 2], [1, 1]]
     lenient = evaluated(uniform(), rows, tmp_path, ties_correct=True)
     assert lenient.overall.accuracy == result.views["ties_correct"]
-    assert lenient.views["strict"] == result.overall.accuracy
     tossed = evaluated(uniform(), rows, tmp_path, ties_half=True)
     assert tossed.overall.accuracy == result.views["ties_half"]
     assert tossed.accuracy_range == [result.views["strict"], result.views["ties_correct"]]
@@ -105,20 +108,23 @@ def test_dev_and_test(tmp_path):
 
 
 def test_groups(tmp_path):
+    """Paradigms go by UID, whichever files their pairs are in, and else by the file's name."""
+    fields = {"linguistics_term": "s-selection", "field": "syntax/semantics"}
+    respelled = {"linguistics_term": "argument_structure", "field": "syntax_semantics"}
     rows = {
-        "x": [
-            pair("a", "a a", UID="u", linguistics_term="s-selection", field="syntax/semantics"),
-            pair("a", "b", UID="v", linguistics_term="argument_structure", field="syntax_semantics"),
-        ],
-        "y": [pair("a", "a a", phenomenon="other")],
+        "x": [pair("a", "a a", UID="u", **fields), pair("a", "b", UID="v", **respelled)],
+        "y": [pair("a", "a a", phenomenon="other"), pair("a", "b", UID="u", **fields)],
     }
     result = evaluated(uniform(), rows, tmp_path)
-    assert list(result.paradigms) == ["u", "v", "y"]
-    assert {name: group.accuracy for name, group in result.phenomena.items()} == {"argument_structure": 0.5, "other": 1}
+    assert {uid: group.accuracy for uid, group in result.paradigms.items()} == {"u": 0.5, "v": 0, "y": 1}
+    assert {name: group.accuracy for name, group in result.phenomena.items()} == {
+        "argument_structure": 1 / 4,
+        "other": 1,
+    }
     assert {name: group.paradigms for name, group in result.phenomena.items()} == {"argument_structure": 2, "other": 1}
-    assert {name: group.pairs for name, group in result.fields.items()} == {"syntax_semantics": 2}
-    assert result.views["phenomena"] == 0.75 and result.views["fields"] == 0.5
-    assert result.overall.accuracy == pytest.approx(2 / 3)
+    assert {name: group.pairs for name, group in result.fields.items()} == {"syntax_semantics": 3}
+    assert result.views["phenomena"] == 5 / 8 and result.views["fields"] == 1 / 4
+    assert result.overall.accuracy == pytest.approx(1.5 / 3)
 
 
 def test_too_long_pairs_are_left_out_and_said(tmp_path):
@@ -130,26 +136,6 @@ def test_too_long_pairs_are_left_out_and_said(tmp_path):
     model.cos = torch.zeros(1, 1)
     with pytest.raises(UserError, match="no pair fits"):
         evaluated(model, {"p": [pair("a a", "a b")]}, tmp_path)
-
-
-def test_files_and_lines_in_another_order(tmp_path):
-    """The same pairs in other files and another order: every pair has its score, every paradigm its accuracy."""
-    rng, texts, model = random.Random(3), sentences(400), lively()
-    rows = []
-    for i, (good, bad) in enumerate(zip(texts[0::2], texts[1::2])):
-        rows.append(pair(good, bad, UID=f"u{i % 3}", pairID=i))
-    outcomes = []
-    for folder in ("one", "other"):
-        files = {f"{rng.random()}": rows[k::4] for k in range(4)}
-        result = eval_blimp.evaluate(Ours(model, Words()), read(tmp_path / folder, files))
-        scores = {p["id"]: score for p, score in zip(result.pairs, result.scores)}
-        outcomes.append((result, scores))
-        rng.shuffle(rows)
-    (result, scores), (other, others) = outcomes
-    assert list(scores) != list(others) and max(np.abs(scores[i] - others[i]).max() for i in scores) < 2e-5
-    for uid, paradigm in result.paradigms.items():
-        assert paradigm.accuracy == other.paradigms[uid].accuracy
-    assert result.overall.accuracy == pytest.approx(other.overall.accuracy, abs=1e-12)
 
 
 # ------------------------------------------------------------------------------------------------------ the command
@@ -283,14 +269,10 @@ def test_more_than_one_percent_of_ties_is_said(workplace, capsys):
 
 
 @pytest.mark.slow
-def test_training_scores_a_fixed_subset(workplace, monkeypatch):
-    """eval.blimp_every: at validations in those steps and at the end, the accuracy is in losses.csv and curves.png."""
+def test_training_scores_a_fixed_subset(workplace):
+    """eval.blimp_every: at validations in those steps and at the end, the accuracy is in losses.csv."""
     import train
 
-    from matplotlib.axes import Axes
-
-    twins, twinx = [], Axes.twinx
-    monkeypatch.setattr(Axes, "twinx", lambda axes: twins.append(twinx(axes)) or twins[-1])
     overrides = "train.out=out/t train.sample_tokens=0 eval.data=mine eval.blimp_every=8 eval.blimp_pairs=2"
     train.main([*TINY, *overrides.split()])
     rows = [row for row in load_csv("out/t/losses.csv") if row["blimp"]]
@@ -300,9 +282,6 @@ def test_training_scores_a_fixed_subset(workplace, monkeypatch):
     model, ckpt = checkpoint.load_model("out/t/ckpt.pt")
     assert ckpt.provenance["steps"] == 12
     assert scores[-1] == eval_blimp.quick_accuracy(model, ckpt.tokenizer, "mine", 2)
-    (line,) = twins[-1].get_lines()
-    assert line.get_ydata() == pytest.approx([100 * a for a in scores])
-    assert list(line.get_xdata()) == [int(row["tokens"]) for row in rows]
 
 
 def test_learning_curve(workplace, monkeypatch, capsys):

@@ -104,14 +104,14 @@ def test_any_line_is_a_pair_or_an_error_that_names_it(tmp_path_factory, lines, t
 
 
 def test_bad_folders(tmp_path):
-    empty = write(tmp_path / "e", {"empty": "\n"})
-    for path, reason in (
-        (tmp_path / "missing", "no such folder"),
-        (tmp_path, r"no \*.jsonl or \*.csv or \*.tsv file"),
-        (empty, "empty.jsonl: empty"),
-    ):
-        with pytest.raises(UserError, match=reason):
-            read_pairs(str(path))
+    write(tmp_path / "e", {"empty": "\n"})
+    for name, reason in {
+        "missing": "no such folder",
+        ".": "no *.jsonl or *.csv or *.tsv",
+        "e": "empty.jsonl: empty",
+    }.items():
+        with pytest.raises(UserError, match=re.escape(reason)):
+            read_pairs(str(tmp_path / name))
 
 
 def test_what_files_may_look_like(tmp_path):
@@ -146,22 +146,10 @@ MINIATURES = {  # of the sets that docs/pairs.md names: their files, in their co
     "TurBLiMP/data/base/ellipsis.csv": "good_sentence,bad_sentence,good_cue,critical_region,phenomenon\n"
     '"the dog runs, and the boy.","the dog runs, the boy and.",and,-,ellipsis\n',
     "TurBLiMP/data/base/binding.csv": "good_sentence;bad_sentence;phenomenon\nthe boy sees.;sees the boy.;binding\n",
-    "suite.json": json.dumps(
-        {
-            "meta": {"name": "number"},
-            "items": [
-                {
-                    "conditions": [
-                        {
-                            "condition_name": name,
-                            "regions": [{"content": "The dog"}, {"content": ""}, {"content": verb}],
-                        }
-                        for name, verb in (("match", "runs"), ("mismatch", "run"), ("other", "ran"))
-                    ]
-                }
-            ],
-        }
-    ),
+    "suite.json": """{"meta": {"name": "number"}, "items": [{"item_number": 1, "conditions": [
+        {"condition_name": "match", "regions": [{"content": "The dog"}, {"content": ""}, {"content": "runs"}]},
+        {"condition_name": "mismatch", "regions": [{"content": "The dog"}, {"content": ""}, {"content": "run"}]},
+        {"condition_name": "other", "regions": [{"content": "The dog ran"}]}]}]}""",
 }
 
 

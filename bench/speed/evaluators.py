@@ -1,17 +1,20 @@
-"""eval_blimp.py beside another evaluator, on the same exported checkpoint: decisions, time, memory.
+"""eval_blimp.py beside another evaluator, on the same model: decisions, time, memory.
 
     git clone https://github.com/babylm/evaluation-pipeline-2025 /tmp/babylm
     python -m bench.speed.evaluators out/llama-26m/ckpt.pt --babylm /tmp/babylm --python /tmp/env/bin/python
     python -m bench.speed.evaluators out/llama-26m/ckpt.pt --python /tmp/env/bin/python            # lm-eval
+    python -m bench.speed.evaluators bert/ --masked --babylm /tmp/babylm --python /tmp/env/bin/python
 
-/tmp/env is an environment with the pipeline's requirements, or with lm_eval[hf]. Each runs in a process of its own, in
-float32 on the CPU with the same number of threads: wall time, processor time and peak memory are the process's,
-start-up included.
+/tmp/env is an environment with the pipeline's requirements, or with lm_eval[hf]. A checkpoint is exported for the other
+one; with --hf ours scores the exported folder too, by transformers, instead of the checkpoint. Each runs in a process
+of its own, in float32 on the CPU with the same number of threads: wall time, processor time and peak memory are the
+process's, start-up included.
 """
 
 import argparse
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -68,40 +71,50 @@ def choices(path):
     return found
 
 
-def first_pairs(source, target, pairs):
-    """Copies the first `pairs` lines of each paradigm's file; returns the paradigms' names."""
+def some_pairs(source, target, pairs):
+    """Copies so many lines of each paradigm's file, drawn by a fixed seed; returns the paradigms' names."""
     os.mkdir(target)
     names = sorted(name for name in os.listdir(source) if name.endswith(".jsonl"))
     for name in names:
-        with open(os.path.join(source, name)) as f, open(os.path.join(target, name), "w") as g:
-            g.writelines(line for line, _ in zip(f, range(pairs)))
+        with open(os.path.join(source, name)) as f:
+            lines = f.readlines()
+        kept = sorted(random.Random(name).sample(range(len(lines)), min(pairs, len(lines))))
+        with open(os.path.join(target, name), "w") as f:
+            f.writelines(lines[i] for i in kept)
     return [name.removesuffix(".jsonl") for name in names]
 
 
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("checkpoint")
+    p.add_argument("model", help="a checkpoint, or a Hugging Face folder")
     p.add_argument("--data", default="data/blimp")
     p.add_argument("--babylm", metavar="DIR", help="a checkout of babylm/evaluation-pipeline-2025; else lm-eval")
     p.add_argument("--python", default=sys.executable, help="the Python that has the other's requirements")
-    p.add_argument("--pairs", type=int, default=1000, help="so many of each paradigm")
+    p.add_argument("--hf", action="store_true", help="ours scores the exported folder, not the checkpoint")
+    p.add_argument("--masked", action="store_true", help="the folder holds a masked model; only beside --babylm")
+    p.add_argument("--pairs", type=int, default=1000, help="so many of each paradigm, drawn at random")
     p.add_argument("--threads", type=int, default=os.cpu_count())
     args = p.parse_args(argv)
     with tempfile.TemporaryDirectory() as tmp:
-        model, data, our_file = f"{tmp}/model", f"{tmp}/blimp", f"{tmp}/ours.json"
-        uids = first_pairs(args.data, data, args.pairs)
-        run(script("export.py", args.checkpoint, model), args.threads)
+        folder, data, our_file = os.path.abspath(args.model), f"{tmp}/blimp", f"{tmp}/ours.json"
+        uids = some_pairs(args.data, data, args.pairs)
+        if not os.path.isdir(args.model):
+            folder = f"{tmp}/model"
+            run(script("export.py", args.model, folder), args.threads)
         rule = "babylm-2025" if args.babylm else "lm-eval"
-        ours = script("eval_blimp.py", args.checkpoint, "--data", data, "--device", "cpu", "--allow-incomplete")
+        mine = folder if args.hf else args.model
+        ours = script("eval_blimp.py", mine, "--data", data, "--device", "cpu", "--allow-incomplete")
         figures = run([*ours, "--compat", rule, "--predictions", our_file], args.threads)
         if args.babylm:
-            task = "--backend causal --task blimp --save_predictions".split()
-            where = ["--model_path_or_name", model, "--data_path", data, "--output_dir", f"{tmp}/results"]
+            backend = "mlm" if args.masked else "causal"
+            task = f"--backend {backend} --task blimp --save_predictions".split()
+            where = ["--model_path_or_name", folder, "--data_path", data, "--output_dir", f"{tmp}/results"]
             theirs = [args.python, "-m", "evaluation_pipeline.sentence_zero_shot.run", *task, *where]
-            their_file = f"{tmp}/results/model/main/zero_shot/causal/blimp/blimp/predictions.json"
+            name = os.path.basename(folder)
+            their_file = f"{tmp}/results/{name}/main/zero_shot/{backend}/blimp/blimp/predictions.json"
         else:
             their_file = f"{tmp}/theirs.json"
-            theirs = [args.python, "-c", LM_EVAL, model, data, their_file, *uids]
+            theirs = [args.python, "-c", LM_EVAL, folder, data, their_file, *uids]
         figures |= {f"their_{what}": figure for what, figure in run(theirs, args.threads, args.babylm).items()}
         a, b = choices(our_file), choices(their_file)
     if a.keys() != b.keys():
