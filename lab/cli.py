@@ -1,7 +1,7 @@
 """How every command begins and ends: UTF-8, one `error:` line for a mistake, 130 for Ctrl-C, 141 for a closed pipe.
 
-It comes with any import from lab/, which stands before that of PyTorch everywhere, so that what is set here holds
-during the longer imports: Ctrl-C is no traceback, a missing package is one line, threads do not wait by spinning.
+Any import from lab/ brings it, and comes before PyTorch everywhere, so that what is set here already holds during the
+long imports: Ctrl-C gives no traceback, a missing package is one line, and threads do not spin while they wait.
 """
 
 import os
@@ -24,13 +24,13 @@ def end_at_once(*_):
 
 
 def end_in_order(*_):
-    """The first Ctrl-C lets what runs clean up; another does not wait for that."""
+    """The first Ctrl-C lets the command clean up; another one does not wait for that."""
     on_interrupt(end_at_once)
     raise KeyboardInterrupt
 
 
 def explain_missing(kind, error, trace):
-    """In place of Python's traceback: a missing package is one line that says both ways out."""
+    """Instead of a traceback, one line for a missing package, with both ways out."""
     if kind is not ModuleNotFoundError or error.name not in PACKAGES:
         sys.__excepthook__(kind, error, trace)
         return
@@ -44,8 +44,8 @@ def explain_missing(kind, error, trace):
     os._exit(2)
 
 
-# Threads that wait for each other spin, which costs everyone where somebody else wants the core, as on a laptop in use:
-# let them give up soon (bench/speed/threads.py compares values). Read when PyTorch loads its threads.
+# Threads that wait for each other spin, which costs everyone when somebody else wants the core, as on a laptop in use:
+# let them give up soon (bench/speed/threads.py compares values). PyTorch's threads read this when they are loaded.
 SPINNING = {"GOMP_SPINCOUNT": "20000", "KMP_BLOCKTIME": "1"}  # of GNU's and of LLVM's library
 if not {"OMP_WAIT_POLICY", *SPINNING} & os.environ.keys():
     os.environ.update(SPINNING)

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and the one error a user sees."""
+"""Files that are written whole or not at all, and the one error that a user sees."""
 
 import contextlib
 import errno
@@ -9,16 +9,16 @@ import tempfile
 
 
 class UserError(Exception):
-    """A mistake the user can mend. Its text names the file or key, says what is wrong and what to do."""
+    """A mistake that the user can fix. Its text names the file or key, says what is wrong and what to do."""
 
 
 def first_line(error):
-    """What an error says in its first line, or its type if it says nothing."""
+    """The first line of what an error says, or its type if it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
-UMASK = os.umask(0)  # there is no way to only ask
+UMASK = os.umask(0)  # it cannot be read without being set
 os.umask(UMASK)
 
 
@@ -56,7 +56,7 @@ def atomic_write(path, content):
 
 
 def require_writable(path):
-    """UserError if `path` could not be written, as far as that is known before there is anything to write."""
+    """UserError if `path` cannot be written, as far as one can tell before there is anything to write."""
     folder = os.path.dirname(os.path.abspath(path))
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder)

@@ -202,7 +202,7 @@ def convert(value, kind):
 
 
 def nearest(name, known):
-    """A hint at the known names that look like this one, have its initials (lr) or a word of it (heads, n_layers)."""
+    """A hint at known names that look like this one, have these initials (lr) or share a word (heads, n_layers)."""
     known = [str(name) for name in known]
     close = difflib.get_close_matches(str(name), known, 1)
     if not close:

@@ -42,7 +42,7 @@ class TokenDataset:
         return self.count
 
     def take(self, windows):
-        """These windows, each with the token after it, (len(windows), T + 1) int64: [:, :-1] is read, [:, 1:] asked."""
+        """These windows, each with the next token, (len(windows), T + 1) int64: inputs [:, :-1], targets [:, 1:]."""
         positions = np.asarray(windows)[:, None] * self.T + np.arange(self.T + 1)
         return torch.from_numpy(self.tokens[positions].astype(np.int64))
 
@@ -85,7 +85,7 @@ def load_data(config):
 
 
 def require_as_asked(config, meta):
-    """UserError if the command itself asks for a text prepared in another way; what it leaves out may differ."""
+    """UserError if the command itself asks for text prepared in another way; settings it does not name may differ."""
     then = meta.get("settings") or {}
     for word in config.arguments:
         key = word.partition("=")[0]
@@ -104,7 +104,7 @@ def require_as_asked(config, meta):
 
 @dataclass(frozen=True)
 class Plan:
-    """How long a run is, in every unit that somebody counts in."""
+    """How long a run is, in every unit that anybody counts in."""
 
     steps: int
     windows_per_step: int  # over all processes

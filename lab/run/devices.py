@@ -25,10 +25,9 @@ NVIDIA_DRIVER = "/proc/driver/nvidia/version"  # is there where one is loaded
 
 
 def pick_device(name, setting="--device", distributed=None):
-    """The device called `name`, `auto` for the best there is; UserError naming `setting` if it cannot be used here.
+    """The device called `name`, or the best there is for `auto`; UserError naming `setting` if it cannot be used here.
 
-    `auto` says so where it passes over a GPU that does not work, and takes the CPU. Not so in several processes, which
-    all have to take the same.
+    If a GPU does not work, `auto` says so and takes the CPU; not in several processes, which must all take the same.
     """
     local_rank, processes = (distributed.local_rank, distributed.size) if distributed else (0, 1)
     auto = name == "auto"
@@ -53,9 +52,9 @@ def best_device():
 
 
 def why_unusable(name):
-    """What PyTorch says when it computes something on the device, one line; None if that works.
+    """None if PyTorch can compute on the device, else what it says, in one line.
 
-    To make a tensor is not enough: a card too old for PyTorch's kernels can do that.
+    Making a tensor is not enough: a card too old for PyTorch's kernels can do that.
     """
     try:
         with warnings.catch_warnings():  # many lines about an old card
@@ -66,7 +65,7 @@ def why_unusable(name):
 
 
 def send(tensor, device):
-    """The tensor on the device. A GPU fetches it from pinned memory, and nobody waits for that."""
+    """The tensor on the device. A GPU fetches it from pinned memory while the CPU goes on."""
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -77,9 +76,10 @@ def send(tensor, device):
 
 
 class Distributed:
-    """Rank and number of the processes, and the sums they make together. A process alone needs no group and makes none.
+    """Rank and number of the processes, and the sums they form together.
 
-    Whatever torchrun starts forms a group, also a single process: what runs there is what runs on eight.
+    Whatever torchrun starts forms a group, even a single process, so that what runs on one is what runs on eight.
+    Without torchrun there is no group, and nothing is sent.
     """
 
     def __init__(self):
@@ -88,7 +88,7 @@ class Distributed:
         self.local_rank = int(os.environ.get("LOCAL_RANK", 0))  # on this machine: which of its GPUs is ours
         self.main = self.rank == 0
         self.launched = "RANK" in os.environ
-        self.device = torch.device("cpu")  # where the tensors of a message have to be
+        self.device = torch.device("cpu")  # where the tensors of a message must be
         self.told_to_stop = False  # this process
         self.stop = False  # all of them, as the last message of gradients said
 
@@ -113,9 +113,9 @@ class Distributed:
             ) from None
 
     def mean_gradients(self, params, loss):
-        """Makes each gradient its mean over the processes; returns the loss's mean, and above 0 if any is to stop.
+        """Replaces each gradient by its mean over the processes; returns the mean loss, and above 0 if any is to stop.
 
-        One message takes all of it, and the gradients are views of it from then on, not copied back.
+        All of it travels in one message, and from then on the gradients are views of that message, not copies.
         """
         if not self.launched:
             return loss, torch.zeros_like(loss)
@@ -145,7 +145,7 @@ class Distributed:
         return self.total(float(bool(flag)))[0] > 0
 
     def leave(self, status):
-        """Ends this process. At the interpreter's own end, a thread of gloo's, not done yet, aborts one run in ten."""
+        """Ends this process here: at the interpreter's end, a thread of gloo's still at work aborts one run in ten."""
         dist.destroy_process_group()
         sys.stdout.flush()
         os._exit(status)
@@ -186,9 +186,9 @@ def pick_compile(device, setting, tokens, dtype):
     """(whether to compile, why). tokens: of the whole run; dtype: of its products.
 
     Compiling takes 25 to 60 seconds, 3 where PyTorch has kept the result, and makes a step 1.15 to 1.9 times as fast
-    on a CPU (results/speed.md); what it gains on a GPU is reckoned, not measured. The whole run counts, so that a
+    on a CPU (results/speed.md); what it gains on a GPU is estimated, not measured. The whole run counts, so that a
     resumed one compiles again and reaches the same bits. A compiler that does not work (none installed, no Triton, a
-    card without bfloat16) is found out here, on a tiny function, and not in the first step.
+    card without bfloat16) is found here, on a tiny function, and not in the first step.
     """
     if setting == "auto":
         bound = COMPILED_FROM.get(device.type, math.inf)
@@ -204,7 +204,7 @@ def pick_compile(device, setting, tokens, dtype):
 
 
 def why_not_compiled(device, dtype):
-    """What goes wrong when a tiny function is compiled, one line; None if nothing does."""
+    """None if a tiny function can be compiled, else what went wrong, in one line."""
     try:
         torch.compile(lambda x: (x + 1).relu())(torch.ones(64, dtype=dtype, device=device))
     except Exception as e:  # each backend has errors of its own
@@ -217,10 +217,10 @@ M_MXFAST, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = 1, -1, -3, -4  # glib
 
 
 def keep_freed_memory(limit=None):
-    """Lets glibc keep freed blocks, those of up to `limit` MB; 1.2 times the speed on a CPU.
+    """Lets glibc keep freed blocks of up to `limit` MB; 1.2 times the speed on a CPU.
 
-    Given back, each step pays again for zeroed pages. No "fast bins": their slivers beside aligned blocks keep free
-    blocks apart.
+    Otherwise each step pays again for zeroed pages. No "fast bins": their slivers beside aligned blocks keep free
+    blocks from merging.
     """
     with contextlib.suppress(OSError, AttributeError):  # not glibc
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -245,7 +245,7 @@ def device_name(device):
 
 
 def peak_memory_mb(device):
-    """Most memory used so far, in 10^6 bytes; 0 where the system does not tell."""
+    """Peak memory so far, in 10^6 bytes; 0 if the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     if resource is None:

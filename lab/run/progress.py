@@ -1,4 +1,4 @@
-"""What a run shows and writes down beside its checkpoints: losses.csv, curves.png, lines, the closing block.
+"""What a run shows and records beside its checkpoints: losses.csv, curves.png, lines, the closing block.
 
 Nothing here changes a number of the run.
 """
@@ -98,7 +98,7 @@ def banner(run, finished=False):
 
 
 class Progress:
-    """Bar or lines on the terminal, losses.csv, curves.png, and others who want the numbers. Silent unless `show`."""
+    """A bar or lines on the terminal, losses.csv, curves.png, and trackers, if any. Silent unless `show`."""
 
     def __init__(self, run, show=True):
         self.run, self.state, self.plan, self.show = run, run.state, run.plan, show
@@ -182,7 +182,7 @@ class Progress:
             atomic_write(self.run.path("curves.png"), lambda f: plots.draw_curves(self.state.rows, title, f))
 
     def between_steps(self):
-        """Now and then, losses.csv. The last row is complete."""
+        """Now and then, losses.csv: the last row is complete here."""
         if self.show and self.state.rows and time.monotonic() - self.wrote > SILENCE:
             self.write_csv()
 

@@ -1,4 +1,4 @@
-"""What a run writes so that it can go on, and so that its checkpoints say where they came from."""
+"""What a run writes so that it can be continued, and so that its checkpoints say where they came from."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -147,8 +147,8 @@ def training_state(state, optimizers, scaler):
 def find_last(run):
     """(path, dictionary) of the last.pt that train.resume asks for, (None, None) to start anew.
 
-    Notes in it what changes from here on. UserError if it is there and is of other settings, if it has more steps than
-    are asked for, or if starting anew would replace what another run has left.
+    Notes in it what changes from here on. UserError if it was trained with other settings or for more steps than are
+    asked for, or if starting anew would replace what another run has left.
     """
     setting, folder = run.config.train.resume, run.out
     own = os.path.join(folder, "last.pt")
@@ -199,7 +199,7 @@ def changes(run, then, step, own):
 
 
 def restore(path, tree, model, optimizers, scaler):
-    """Puts what find_last gave into model, optimisers and scaler; returns the State."""
+    """Loads what find_last found into model, optimisers and scaler; returns the State."""
     training = tree["training"]
     try:
         model.load_state_dict(tree["weights"])
@@ -210,7 +210,7 @@ def restore(path, tree, model, optimizers, scaler):
             scaler.load_state_dict(training["scaler"])
         known = {f.name for f in dataclasses.fields(State)}
         return State(**{key: value for key, value in training.items() if key in known})
-    except Exception as e:  # PyTorch raises nearly anything on a state that is damaged, or of another shape
+    except Exception as e:  # PyTorch raises nearly anything for a state that is damaged or of another shape
         raise UserError(
             f"{path}: its training state is damaged, or does not fit the changed settings ({first_line(e)}); go on "
             "from another copy or with the old settings, or start anew with --replace"

@@ -29,10 +29,10 @@ class Diverged(Exception):
 
 
 class Run:
-    """A run from its command line to its exit status, one of several processes perhaps. Use it as `with Run() as run`.
+    """A run from its command line to its exit status, in this one of its processes. Use it as `with Run() as run`.
 
     config: every setting; device, dtype: where and in what the products are computed; train_data, val_data,
-    tokenizer; line_start: the token that none may look back past, if any; steps: how many there are to be;
+    tokenizer; line_start: the token that no other may look back past, if any; steps: how many there will be;
     distributed: rank, size, and the sums over the processes.
     """
 
@@ -254,7 +254,7 @@ class Signals:
 
 @contextlib.contextmanager
 def explained(run):
-    """Turns what may go wrong in a step into a UserError that says what to do."""
+    """Turns what can go wrong in a step into a UserError that says what to do."""
     try:
         yield
     except Diverged as e:
@@ -265,7 +265,7 @@ def explained(run):
             f"loss {losses[-1] if losses else 'none'}. The checkpoints in {run.out} are intact; try half the "
             "learning rate, a longer train.warmup, train.grad_clip=1 or train.dtype=float32"
         ) from None
-    except RuntimeError as e:  # PyTorch's error for a GPU is one, and its only one for a CPU
+    except RuntimeError as e:  # the class of PyTorch's error for a GPU is one, and all that there is for a CPU
         if not (isinstance(e, torch.OutOfMemoryError) or "can't allocate memory" in str(e)):
             raise
         s = run.config.train
