@@ -51,22 +51,8 @@ def test_goes_on_from_a_state_of_pytorchs():
         torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_an_update_has_singular_values_around_one_and_tall_matrices_move_further(dtype):
-    params = parameters()
-    before = [p.detach().clone() for p in params]
-    generator = torch.Generator().manual_seed(1)
-    for p in params:
-        p.grad = torch.randn(p.shape, generator=generator)
-    Muon(params, lr=0.01, weight_decay=0.0, dtype=dtype).step()
-    for p, old in zip(params, before):
-        rows, columns = p.shape
-        values = torch.linalg.svdvals((old - p).detach()) / (0.01 * max(1, rows / columns) ** 0.5)
-        assert 0.3 < values.median() < 1.3 and values.max() < 1.4
-
-
 def test_in_float32_an_update_is_the_polynomial_of_its_singular_values():
-    """Newton-Schulz moves each singular value as it would move alone, and no singular vector."""
+    """Newton-Schulz moves each singular value as it would move alone, and no singular vector; the matrix is tall."""
     p, gradient = torch.nn.Parameter(torch.zeros(48, 32)), torch.randn(48, 32, generator=torch.manual_seed(0))
     p.grad = gradient.clone()
     Muon([p], lr=1.0, weight_decay=0.0, dtype=torch.float32).step()

@@ -30,23 +30,16 @@ sys.path.insert(0, {str(ROOT)!r})
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 TEXT = ["Le café était fermé — naïvement, « nous » attendions.", "猫は魚を食べた。犬は寝ていた。", "Zażółć gęślą jaźń."]
-TINY_TEXT = [
-    *TINY,
-    "data.source=my texts",
-    "data.name=odd",
-    "tokenizer.vocab_size=420",
-    "eval.data=my pairs",
-    "train.max_steps=4",
+MADE_OF_IT = "data.source=my texts,data.name=odd,tokenizer.vocab_size=420,eval.data=my pairs,train.max_steps=4"
+TINY_TEXT = [*TINY, *MADE_OF_IT.split(",")]
+CKPT = "out/a run/ckpt.pt"
+TOUR = [  # from text to an exported folder
+    ["prepare.py", *TINY_TEXT],
+    ["train.py", *TINY_TEXT, "train.out=out/a run"],
+    ["eval_blimp.py", CKPT, "--data", "my pairs", "--csv", "pairs of it.csv", "--json", "it.json"],
+    ["sample.py", CKPT, "--max-tokens", "5", "--prompt", "猫は"],
+    ["export.py", CKPT, "an export"],
 ]
-
-
-def commands():
-    """The arguments of a whole tour, from text to an exported folder."""
-    yield ["prepare.py", *TINY_TEXT]
-    yield ["train.py", *TINY_TEXT, "train.out=out/a run"]
-    yield ["eval_blimp.py", "out/a run/ckpt.pt", "--data", "my pairs", "--csv", "pairs of it.csv", "--json", "it.json"]
-    yield ["sample.py", "out/a run/ckpt.pt", "--max-tokens", "5", "--prompt", "猫は"]
-    yield ["export.py", "out/a run/ckpt.pt", "an export"]
 
 
 @pytest.fixture
@@ -65,21 +58,14 @@ def odd_folder(tmp_path, monkeypatch):
     return folder
 
 
-def tour(start, env):
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
-    for script, *args in commands():
+def test_without_posix_and_glibc_under_an_ascii_locale(odd_folder):
+    """Files are UTF-8 whatever the locale says: each open() says so. cp1252 would spoil what ASCII refuses."""
+    env = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    start = [sys.executable, "-X", "utf8=0", "-X", "warn_default_encoding", "-c", WINDOWS]
+    for script, *args in TOUR:
         done = subprocess.run([*start, str(ROOT / script), *args], capture_output=True, env=env, timeout=300)
         output = done.stdout.decode() + done.stderr.decode()  # UTF-8 whatever the locale
         assert done.returncode == 0, f"{script}: {output[-3000:]}"
         warned = [line for line in output.splitlines() if "EncodingWarning" in line and "site-packages" not in line]
         assert not warned and "Traceback" not in output, output[-3000:]
     assert os.path.exists("an export/model.safetensors") and "猫" in open("pairs of it.csv", encoding="utf-8").read()
-
-
-def test_without_posix_and_glibc(odd_folder):
-    tour([sys.executable, "-c", WINDOWS], {})
-
-
-def test_under_an_ascii_locale(odd_folder):
-    """Files are UTF-8 whatever the locale says: each open() says so. cp1252 would spoil what ASCII refuses."""
-    tour([sys.executable, "-X", "utf8=0", "-X", "warn_default_encoding"], {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"})
