@@ -16,9 +16,12 @@ def read_meta(folder):
     path = os.path.join(folder, "meta.json")
     if not os.path.exists(path):
         return {}
-    meta = read_json(path, required=True)
-    if sealed(meta) != meta:
-        raise UserError(f"{path}: damaged: not as prepare.py wrote it; delete the folder and run prepare.py again")
+    try:
+        meta = read_json(path, required=True)
+        if sealed(meta) != meta:
+            raise UserError(f"{path}: damaged: not as prepare.py wrote it")
+    except UserError as e:
+        raise UserError(f"{e}; mend that, or delete the folder and run prepare.py again") from None
     return meta
 
 

@@ -170,7 +170,7 @@ def download(url, path, sha256=None):
 
     pooch.get_logger().setLevel("ERROR")
     folder, name = os.path.split(path)
-    cache = pooch.create(folder, "", registry={name: sha256}, urls={name: url}, retry_if_failed=TRIES - 1)
+    cache = pooch.create(folder, url, registry={name: sha256}, urls={name: url}, retry_if_failed=TRIES - 1)
     try:
         if not os.path.exists(path):
             print(f"downloading {url}")
