@@ -38,7 +38,7 @@ from lab.text.sources import BABYLM, DOWNLOADS, DownloadError, find, get_blimp
 import tokenizer
 
 FORMAT = 1  # of meta.json
-BLOCK = 4000  # bytes of consecutive lines that stay together: some windows of context
+BLOCK = 4000  # bytes of consecutive lines that stay together: a few windows of context
 PROBE = "  Two  spaces,\ta tab, ▁ and 🙂\n"
 
 
@@ -127,10 +127,7 @@ def without(text_blocks, lines):
 
 
 def take(text_blocks, budget):
-    """Whole lines from the start of the blocks, up to `budget` bytes (null: all).
-
-    Returns the blocks, and whether they are fewer bytes than that for want of text.
-    """
+    """(the blocks' first whole lines, up to `budget` bytes, None for all; whether there is less text than that)"""
     if budget is None:
         return text_blocks, False
     taken = []
@@ -353,7 +350,7 @@ def existing_tokenizer(config):
 
 
 def prepare(config, source, replace=False, fallback=False):
-    """Makes data/NAME/ what the settings say, or finds that it is already.
+    """Makes data/NAME/ as the settings say, or finds that it is so already.
 
     UserError if it holds what other settings made, unless `replace`.
     """
@@ -410,7 +407,7 @@ def find_and_prepare(config, replace=False):
     name = config.data.source
     there = corpus.read_meta(config.data_dir).get("source")
     if name == "auto" and there == "pocket" and not replace:
-        print("NOTICE: POCKET ENGLISH IS THERE IN PLACE OF BABYLM; --replace tries to download BabyLM again.")
+        print("NOTICE: POCKET ENGLISH STANDS IN FOR BABYLM HERE; --replace tries to download BabyLM again.")
         prepare(config, find(config, "pocket"), fallback=True)
         return
     try:

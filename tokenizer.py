@@ -27,7 +27,7 @@ SPACE = "\u2581"  # ▁, what SentencePiece writes for a space
 RESERVED = "\u2585"  # ▅, its sign for the unknown: it does not train on lines that hold one
 WORD = re.compile(r" +[^ ]*(?: \Z)?")  # with the spaces before it, and one at the end of the text
 MOST_PIECES = 65_536  # a token is stored in 16 bits
-MOST_WORDS = 500_000  # whose tokens are remembered: about 100 MB
+MOST_WORDS = 500_000  # that a process remembers the tokens of: about 100 MB
 DROPOUT = 0.1  # of BPE's merges
 
 
@@ -102,7 +102,7 @@ class Tokenizer:
         return ids
 
     def decode(self, ids):
-        """List of ids -> str; special pieces are dropped, bytes that are no UTF-8 become U+FFFD.
+        """List of ids -> str; special pieces are dropped, bytes that are not UTF-8 become U+FFFD.
 
         IndexError for an id out of range.
         """
@@ -162,11 +162,11 @@ class CorpusEncoder:
 
 
 class BpeDropout:
-    """A word -> its tokens as bytes, each time other ones.
+    """A word -> its tokens as bytes, different ones each time.
 
     BPE starts from single characters and merges the two neighbours whose piece was learnt first, until there is nothing
-    to merge. Here each possible merge is overlooked with probability `dropout`, every time anew, so that a model sees
-    what words are made of (Provilkov, Emelianenko and Voita 2020, arXiv:1910.13267).
+    to merge. Here each possible merge is passed over with probability `dropout`, drawn anew every time, so that a model
+    sees what words are made of (Provilkov, Emelianenko and Voita 2020, arXiv:1910.13267).
     """
 
     def __init__(self, tokenizer, rng, dropout=DROPOUT):

@@ -1,7 +1,7 @@
-"""The steps that data.clean names: what is no running text goes, and what BLiMP writes otherwise is made alike.
+"""The steps that data.clean names: what is not running text goes, and what BLiMP writes differently is made alike.
 
 A step is a function of text that looks at one line at a time, so a large text is cleaned in parts, on all cores. Only
-`unwrap` depends on the whole: it is for texts most of whose lines belong to hard-wrapped paragraphs.
+`unwrap` depends on the whole: it is for texts in which most lines belong to hard-wrapped paragraphs.
 """
 
 import codecs
@@ -60,7 +60,7 @@ def unicode_joiners(text):
 
 
 def paragraphs(text):
-    """Lists of lines, by turns filled and empty ones."""
+    """Lists of lines: filled ones and empty ones in turn."""
     return [list(lines) for _, lines in itertools.groupby(text.split("\n"), lambda line: bool(line.strip()))]
 
 
