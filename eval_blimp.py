@@ -75,7 +75,7 @@ def score(model, texts, sentences, **how):
 def evaluate(model, pairs, leading_space=False, ties_correct=False, ties_half=False, **how):
     """The Result of a Scorer on pairs as lab.score.pairs.read_pairs returns them. how: dtype, batch_tokens, progress.
 
-    ties_half: a tie counts as half in the accuracies; as a decision a coin makes it, the same one each time.
+    ties_half: a tie counts as half in the accuracies; the decision itself is a coin's, the same in every run.
     Raises UserError if no pair fits into the model's context, and for scores that are NaN or infinite.
     """
     texts = []
@@ -209,7 +209,7 @@ def main(argv=None):
     args = parse_arguments(argv)
     overrides = [word for word in args.models if "=" in word and not os.path.exists(word)]
     names = [word for word in args.models if word not in overrides]
-    settings = None  # needed only where something is left to them
+    settings = None  # only read if something is left to them
     if overrides or not (args.data or args.surprisal) or not names:
         settings = configuration.load_config(args.preset, overrides, args.config)
     names = names or [os.path.join(settings.out_dir, "ckpt.pt")]
@@ -242,6 +242,7 @@ def main(argv=None):
 
 
 def write_files(args, results, on_page):
+    """What --json, --csv, --predictions, --plot and --html ask for; on_page: Results, all compared with the first."""
     result = results[-1]
     if args.json:
         everything = result.as_json()

@@ -235,7 +235,7 @@ def first_of_each(pairs, limit):
 
 
 def recognise(pairs, path):
-    """(what these pairs are, for every output to say; warnings, where they are BLiMP's and not all there)."""
+    """(what these pairs are, as every output says; warnings if they are BLiMP's, but not all of them)."""
     counts = {}
     for pair in pairs:
         counts[pair["uid"]] = counts.get(pair["uid"], 0) + 1

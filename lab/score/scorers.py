@@ -53,12 +53,12 @@ class Scorer:
     origin: dict = field(default_factory=dict)
     sha256: dict = field(default_factory=dict)
     method = "full"  # how a sentence is scored, as the record of a result says it
-    rule = None  # another one than eval_blimp.py's: (scorer, batch of Tokens) -> log p of each scored token
+    rule = None  # if not eval_blimp.py's: (scorer, batch of Tokens) -> log p of each scored token
     masked = False
 
     @property
     def label(self):
-        """The name, marked where the scores are no probabilities of sentences."""
+        """The name, marked if its scores are not probabilities of sentences."""
         return f"{self.name} [{self.method}]" if self.masked else self.name
 
     @property
@@ -274,7 +274,7 @@ class Masked(Causal):
 
 
 def text_within(special):
-    """(start, end) of the text in tokens of which `special` says 1 where they are none of it."""
+    """(start, end) of a text among its tokens. special: of each token, 1 if it is not part of the text."""
     places = [place for place, is_special in enumerate(special) if not is_special]
     return (places[0], places[-1] + 1) if places else (len(special), len(special))
 
@@ -368,7 +368,7 @@ def why_not(name, error):
         return "brings code of its own, which could do anything here; --trust-remote-code runs it"
     if os.path.isdir(name):
         return f"cannot be loaded as a language model ({reason}); copy or export the folder again"
-    return f"no file or folder of that name, and no language model on the Hub ({reason}); see the spelling"
+    return f"no file or folder of that name, and no language model on the Hub ({reason}); check the spelling"
 
 
 def usual_prefix(tokenizer):

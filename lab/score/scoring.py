@@ -1,6 +1,6 @@
 """Scores of sentences, and of alternatives in a context: text in, log-likelihoods out.
 
-The rule is eval_blimp.py's `score_plainly`; the arithmetic is that of lab/score/tries.py, the same numbers faster.
+The rule is eval_blimp.py's `log_probabilities`; of our own models lab/score/tries.py computes the same, faster.
 """
 
 import contextlib
@@ -119,17 +119,19 @@ def in_batches(rule, model, sentences, dtype="float32", batch_tokens=None, progr
 
     Equal ones are computed once, so that they tie exactly. batch_tokens: default what a bound on the logits allows.
     """
-    order = sorted(dict.fromkeys(sentences), key=lambda tokens: -len(tokens.ids))  # what is too large fails at once
+    different = dict.fromkeys(sentences)
+    longest_first = sorted(different, key=lambda tokens: len(tokens.ids), reverse=True)  # one too large fails at once
     most = batch_tokens or tokens_at_once(model)
     half = torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16")
-    bar = tqdm(total=len(order), desc="scoring", unit="sentence", disable=None if progress else True, leave=False)
+    total, hidden = len(longest_first), None if progress else True
+    bar = tqdm(total=total, desc="scoring", unit="sentence", disable=hidden, leave=False)
     found = {}
     with evaluation_mode(model.model), half, bar:
-        while len(found) < len(order):
+        while len(found) < total:
             start = len(found)
-            batch = order[start : start + max(1, most // model.work(order[start]))]
+            batch = longest_first[start : start + max(1, most // model.work(longest_first[start]))]
             for tokens, scores in zip(batch, rule(model, batch)):
-                found[tokens] = scores.copy()  # not a part of the batch's own array, which lies among the logits
+                found[tokens] = scores.copy()  # a view would keep the whole batch's array alive
             bar.update(len(batch))
     return [found[tokens] for tokens in sentences]
 
@@ -139,7 +141,7 @@ def pseudo_log_probabilities(model, batch):
     """log p of each token of each sentence (Tokens) given all the others (Salazar et al. 2020), in nats.
 
     A sentence of n tokens is given n times, each time with another one masked; where its `words` are known, with what
-    follows in the same word too (Kauf and Ivanova 2023): else the end of a rare word gives its beginning away.
+    follows in the same word too (Kauf and Ivanova 2023), because the end of a rare word gives its beginning away.
     """
     T = max(len(sentence.ids) for sentence in batch)
     copies, attended, places, targets = [], [], [], []
@@ -167,14 +169,17 @@ def pseudo_log_probabilities(model, batch):
 
 
 def tokens_at_once(model):
-    """How many tokens a model is given at once: on a CPU as many as make 8 MB of logits, but at least 256; else 1 GB.
+    """How many tokens a model is given at once: as many as make 8 MB of logits on a CPU, at least 256; else 1 GB.
 
-    Larger logits, of ever other sizes, are left unused in a CPU's heap by the gigabyte. A masked model's are few.
+    Larger logits, whose sizes keep changing, pile up unused in a CPU's heap by the gigabyte. A masked model has few, at
+    one place in each copy of a sentence.
     """
     cpu = model.device.type == "cpu"
     if model.masked:
         return 2048 if cpu else 16384
-    return max(256, min(2048, 2**21 // model.vocab_size)) if cpu else min(65536, 2**28 // model.vocab_size)
+    if cpu:
+        return max(256, min(2048, 2**21 // model.vocab_size))
+    return min(65536, 2**28 // model.vocab_size)
 
 
 def require_finite(sentences, scores):

@@ -44,7 +44,7 @@ class Origin:
 
     @property
     def label(self):
-        """The model's name, marked where its scores are no probabilities of sentences."""
+        """The model's name, marked if its scores are not probabilities of sentences."""
         return self.checkpoint if self.method == "full" else f"{self.checkpoint} [{self.method}]"
 
 

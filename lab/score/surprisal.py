@@ -128,7 +128,7 @@ def begin_with_a_space(model):
     begins = np.array([str(piece).startswith((" ", "Ġ", "▁")) for piece in model.pieces()])
     if model.masked or not begins.any():
         raise UserError(
-            f"--whitespace trailing: {model.name} is no causal model whose tokens begin with the space before a word"
+            f"--whitespace trailing: {model.name} is not a causal model whose tokens begin with the space before a word"
         )
     return begins
 
@@ -143,8 +143,8 @@ def log_p_space(begins, model, batch):
 
 
 def correction(begins, text, stops, spaces):
-    """What `--whitespace trailing` adds to log p of each token of a line: log p of a space after it to a word's last
-    one, and less that to the first one of the next word.
+    """What `--whitespace trailing` adds to the log p of each token of a line: to a word's last token log p of a space
+    after it, which is taken from the next word's first token.
 
     text: ids (n); stops: where words end; spaces: what log_p_space gives for the line's windows.
     """
