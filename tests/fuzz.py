@@ -165,9 +165,7 @@ def make_good_files():
     os.makedirs("texts")
     os.makedirs("pairs")
     for name in ("one", "two"):
-        lines = [
-            f"The {noun} {verb} {i} {name} trees." for i in range(20) for noun in NOUNS for verb in ("sees", "likes")
-        ]
+        lines = [f"The {noun} sees {i} {name} trees." for i in range(40) for noun in NOUNS]
         pathlib.Path(f"texts/{name}.txt").write_text("\n".join(lines) + "\n")
     with open("pairs/agreement.jsonl", "w", encoding="utf-8") as f:
         for noun in NOUNS:
