@@ -499,7 +499,7 @@ def test_going_on_with_changed_settings_is_noted(project, capsys):
     assert f"changed {line}" in capsys.readouterr().out and float(rows[-1]["lr"]) == 5e-3
     with pytest.raises(UserError, match="finished, so nothing is left to train.*train.learning_rate: 0.005 then"):
         run(*constant)
-    with pytest.raises(UserError, match="does not fit the changed settings"):
+    with pytest.raises(UserError, match=r"does not fit the changed settings \(size mismatch for \w+"):
         run(*constant, "train.learning_rate=5e-3", "train.max_steps=14", "model.hidden_size=64")
 
 
@@ -514,16 +514,21 @@ def test_a_run_of_another_length_says_what_becomes_of_the_schedule(project, caps
         run("train.max_steps=5")
 
 
-@pytest.mark.parametrize("left", ["ckpt.pt", "last.pt"])
-def test_no_checkpoint_is_replaced_unasked(project, left):
+@pytest.mark.parametrize(
+    "lost, resume, complaint",
+    [
+        ("ckpt.pt", "never", "holds last.pt of another run"),
+        ("last.pt", "never", "holds ckpt.pt but no last.pt to go on from"),
+        ("last.pt", "auto", "holds ckpt.pt but no last.pt to go on from"),
+    ],
+)
+def test_no_checkpoint_is_replaced_unasked(project, lost, resume, complaint):
     run("train.max_steps=2")
-    for name in os.listdir("out/a"):
-        if name not in (left, ".lock"):
-            os.unlink(f"out/a/{name}")
+    os.unlink(f"out/a/{lost}")
     before = folder_bytes("out/a")
     text = pathlib.Path("config.yaml").read_text()
-    pathlib.Path("config.yaml").write_text(text.replace("resume: auto", "resume: never"))
-    with pytest.raises(UserError, match=f"out/a: holds {left} of another run; --replace"):
+    pathlib.Path("config.yaml").write_text(text.replace("resume: auto", f"resume: {resume}"))
+    with pytest.raises(UserError, match=f"out/a: {complaint}; --replace"):
         run("train.max_steps=1")
     assert folder_bytes("out/a") == before
     open("out/a/chck_1M.pt", "w").close()

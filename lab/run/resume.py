@@ -159,8 +159,10 @@ def find_last(run):
     here = not anew and os.path.realpath(path) == os.path.realpath(own)
     left = sorted(glob.glob("*.pt", root_dir=folder))
     if left and run.main and not here and not run.replace:
-        left = ", ".join(left)
-        raise UserError(f"{folder}: holds {left} of another run; --replace replaces it, train.out=FOLDER keeps both")
+        whose = "of another run" if "last.pt" in left or path != own else "but no last.pt to go on from"
+        raise UserError(
+            f"{folder}: holds {', '.join(left)} {whose}; --replace replaces it, train.out=FOLDER keeps both"
+        )
     if anew:
         return None, None
     tree = checkpoint.read(path)
@@ -211,7 +213,8 @@ def restore(path, tree, model, optimizers, scaler):
         known = {f.name for f in dataclasses.fields(State)}
         return State(**{key: value for key, value in training.items() if key in known})
     except Exception as e:  # PyTorch raises nearly anything for a state that is damaged or of another shape
+        reason = first_line(str(e).removeprefix("Error(s) in loading state_dict for Model:"))
         raise UserError(
-            f"{path}: its training state is damaged, or does not fit the changed settings ({first_line(e)}); go on "
+            f"{path}: its training state is damaged, or does not fit the changed settings ({reason}); go on "
             "from another copy or with the old settings, or start anew with --replace"
         ) from None
