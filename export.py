@@ -14,23 +14,19 @@ refused: an embedding that attends (`attention`).
 import argparse
 import json
 import os
+import re
 import tempfile
 
 from lab import checkpoint, cli
 from lab import settings as configuration
 from lab.files import UserError, atomic_write, file_sha256, load_tokenizer, read_json
 from lab.hub.model_card import model_card, read_babylm, read_blimp
-from lab.hub.submission import revisions
+from lab.hub.submission import checkpoints
 from lab.hub.tokenizer_files import tokenizer_files
 from model import Model, ModelConfig, parameter_counts, sharing
 
+import safetensors.torch
 import torch
-
-try:
-    from safetensors import SafetensorError, safe_open
-    from safetensors.torch import load_file, save
-except ImportError:  # training does not need it
-    safe_open = None
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Unfolding: our weights -> those of a plain LLaMA
@@ -47,10 +43,7 @@ def unfold(model: Model) -> tuple[dict, dict[str, torch.Tensor]]:
     """
     c = model.config
     if c.embedding == "attention":
-        raise UserError(
-            "embedding `attention` looks at the tokens before, which no table of a plain LLaMA does; "
-            "it cannot be exported"
-        )
+        raise UserError("embedding: attention looks at earlier tokens, as no LLaMA's does; it cannot be exported")
     with torch.no_grad():
         every_token = torch.arange(c.vocab_size)[None]  # (1, V)
         weights = {
@@ -101,59 +94,40 @@ def unfold_attention(attention, config):
 # And back: the names and settings of a LLaMA folder and of the released SLlama -> ours
 
 
-def names(config: ModelConfig) -> dict[str, list[str]]:
-    """{our name of a weight: [the names under which a folder may hold it]}.
+def our_name(name: str, config: ModelConfig) -> str:
+    """What we call a weight that a folder calls `name`.
 
-    Ours are Hugging Face's, except that attention and MLP belong to a group of layers, so layers.I.self_attn.X and
-    layers.I.mlp.X of any layer I of the group will do. The release calls PWA's table shared_weights.weight, keeps one
-    of skqa's q_proj and k_proj, and SPMLP's matrix as up_proj, down_proj or both.
+    Ours are Hugging Face's names, except that attention and MLP belong to a group of layers, and any layer of the group
+    may hold them. The release calls PWA's table shared_weights.weight, saves one of skqa's q_proj and k_proj, and
+    SPMLP's matrix as up_proj, down_proj or both.
     """
-    leaves = {"shared_weights": ["shared_weights.weight"]}
+    if config.tie_word_embeddings and name == "model.embed_tokens.weight":
+        return "lm_head.weight"
+    name = name.removeprefix("model.").replace("shared_weights.weight", "shared_weights")
     if config.attention == "skqa":
-        leaves["q_proj.weight"] = ["q_proj.weight", "k_proj.weight"]
+        name = name.replace("k_proj", "q_proj")
     if config.mlp == "shared_projection":
-        leaves["down_proj.weight"] = ["down_proj.weight", "up_proj.weight"]
-    blocks = {"attention": "self_attn", "mlp": "mlp"}
-    order = dict.fromkeys(sharing(config)[2])  # (layer, group), each once
-    with torch.device("meta"):
-        ours = [name for name, _ in Model(config).named_parameters()]
-    out = {}
-    for name in ours:
-        part, _, rest = name.partition(".")
-        if part in blocks:
-            group, _, leaf = rest.partition(".")
-            members = [layer for layer, its_group in order if its_group == int(group)]
-            out[name] = [
-                f"model.layers.{layer}.{blocks[part]}.{place}"
-                for layer in members
-                for place in leaves.get(leaf, [leaf])
-            ]
-        elif name == "lm_head.weight":
-            out[name] = [name, "model.embed_tokens.weight"] if config.tie_word_embeddings else [name]
-        else:
-            out[name] = ["model." + name]
-    return out
+        name = name.replace("up_proj", "down_proj")
+    of_group = re.fullmatch(r"layers\.(\d+)\.(self_attn|mlp)\.(.+)", name)
+    if not of_group:
+        return name
+    layer, part, leaf = of_group.groups()
+    group = dict(sharing(config)[2]).get(int(layer), layer)
+    return f"{part.replace('self_attn', 'attention')}.{group}.{leaf}"
 
 
-def fold(config, held):
+def fold(config: ModelConfig, held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Our weights out of a folder's, which may hold a shared one under any of its names, or repeatedly."""
-    out, used = {}, set()
-    for name, places in names(config).items():
-        found = [place for place in places if place in held]
-        if not found:
-            raise UserError(f"weight {places[0]} is missing")
-        out[name] = held[found[0]]
-        used.update(found)
-        for place in found[1:]:
-            if not torch.equal(held[place], out[name]):
-                raise UserError(
-                    f"{found[0]} and {place} are one weight in this model, but differ here; the released code loses "
-                    "shared weights on loading and then saves random ones: take the first file it wrote"
-                )
-    left = [name for name in held if name not in used and not name.endswith("rotary_emb.inv_freq")]
-    if left:
-        raise UserError(f"{left[0]} has no place in this model")
-    return out
+    weights = {}
+    for name, w in held.items():
+        if name.endswith("rotary_emb.inv_freq"):  # older files hold what follows from rope_theta
+            continue
+        if not torch.equal(w, weights.setdefault(our_name(name, config), w)):
+            raise UserError(
+                f"{name} and others are one weight in this model, but differ here; the released code loses shared "
+                "weights on loading and then saves random ones: take the first file it wrote"
+            )
+    return weights
 
 
 def untile(weights):
@@ -194,39 +168,37 @@ def our_config(settings: dict) -> ModelConfig:
     return configuration.model_config(values)
 
 
+NEEDED = {
+    "config.json": "is it a Hugging Face folder?",
+    "model.safetensors": "save the model again as one such file, with transformers' save_pretrained",
+    "tokenizer.model": "only SentencePiece tokenizers can be converted",
+}
+
+
 def import_folder(folder, path, replace=False) -> ModelConfig:
     """Writes checkpoint `path` from a Hugging Face LLaMA folder or a released SLlama. Raises UserError."""
     refuse_existing(path, replace)
-    for name in ("config.json", "model.safetensors", "tokenizer.model"):
+    for name, remedy in NEEDED.items():
         if not os.path.isfile(os.path.join(folder, name)):
-            raise UserError(f"{folder}: no {name} in it; {MISSING[name]}")
+            raise UserError(f"{folder}: no {name} in it; {remedy}")
     with checkpoint.reading(folder):
         settings = read_json(os.path.join(folder, "config.json"), required=True)
         config = our_config(settings)
         tokenizer = load_tokenizer(os.path.join(folder, "tokenizer.model"))
         if tokenizer.vocab_size != config.vocab_size:
             raise UserError(f"vocab_size is {config.vocab_size}, but the tokenizer has {tokenizer.vocab_size} pieces")
-        held = {name: w.float() for name, w in load_file(os.path.join(folder, "model.safetensors")).items()}
+        held = safetensors.torch.load_file(os.path.join(folder, "model.safetensors"))
+        held = {name: w.float() for name, w in held.items()}
         if settings["model_type"] == "llama" and config.attention == "rra":
             held = untile(held)
         weights = fold(config, held)
         checkpoint.check_finite(weights)
         checkpoint.build_model(config, weights)
     if config.embedding == "attention":
-        print(
-            "note: the released attention embedding sees the future; here it is causal, so this model computes "
-            "something else"
-        )
+        print("note: the released attention embedding sees the future; here it is causal and computes something else")
     made = {"corpus": f"unknown (converted from {os.path.basename(os.path.abspath(folder))})"}
     checkpoint.save(path, checkpoint.make(config, weights, tokenizer.model_bytes, made))
     return config
-
-
-MISSING = {
-    "config.json": "is it a Hugging Face folder?",
-    "model.safetensors": "save the model again as one such file, with transformers' save_pretrained",
-    "tokenizer.model": "only SentencePiece tokenizers can be converted",
-}
 
 
 def refuse_existing(path, replace):
@@ -255,7 +227,9 @@ def export_folder(path, folder, blimp=None, babylm=None, license="unknown", lang
     ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": eos, "pad_token_id": eos}
     files |= {
         "generation_config.json": json.dumps(ends | {"do_sample": True}, indent=2),
-        "model.safetensors": save(weights, metadata={"format": "pt", "checkpoint_sha256": ckpt.sha256}),
+        "model.safetensors": safetensors.torch.save(
+            weights, metadata={"format": "pt", "checkpoint_sha256": ckpt.sha256}
+        ),
         "README.md": model_card(ckpt, numbers, name, blimp, babylm, license, language),
         "config.json": json.dumps(settings | ends, indent=2),
     }
@@ -270,9 +244,9 @@ def check_target(folder, sha256, replace):
     if replace or not os.path.isdir(folder) or not os.listdir(folder):
         return
     try:
-        with safe_open(os.path.join(folder, "model.safetensors"), "pt") as f:
+        with safetensors.safe_open(os.path.join(folder, "model.safetensors"), "pt") as f:
             exported = (f.metadata() or {}).get("checkpoint_sha256")
-    except (OSError, SafetensorError):
+    except (OSError, safetensors.SafetensorError):
         exported = None
     if exported != sha256:
         what = "the export of another checkpoint" if exported else "what export.py did not write"
@@ -298,20 +272,17 @@ def export_run(run, folder, replace=False, **card) -> list[str]:
     The BabyLM pipeline calls a model by the last part of its path, and files its results under that name and the
     revision's. Returns the folders. Raises UserError.
     """
-    name = os.path.basename(os.path.abspath(folder))
-    jobs = []
-    for revision in ("main", *revisions("strict")):
-        path = os.path.join(run, "ckpt.pt" if revision == "main" else revision + ".pt")
-        if os.path.exists(path):
-            jobs.append((path, os.path.join(folder, revision, name)))
-    if len(jobs) < 2:
+    found = {revision: path for revision, path in checkpoints(run).items() if os.path.exists(path)}
+    if len(found) < 2:
         raise UserError(f"{run}: not both ckpt.pt and chck_1M.pt, ... in it; train with train.checkpoint_words=babylm")
-    for path, target in jobs:
+    name = os.path.basename(os.path.abspath(folder))
+    targets = {path: os.path.join(folder, revision, name) for revision, path in found.items()}
+    for path, target in targets.items():
         check_target(target, file_sha256(path), replace)
-    for path, target in jobs:
+    for path, target in targets.items():
         export_folder(path, target, replace=replace, **card)
         card |= {"blimp": None, "babylm": None}  # the scores are those of main
-    return [target for _, target in jobs]
+    return list(targets.values())
 
 
 def release(path, target, replace=False):
@@ -342,10 +313,6 @@ def parse_arguments(argv):
 
 def main(argv=None):
     args = parse_arguments(argv)
-    if safe_open is None:
-        raise UserError("the package safetensors is not installed here: pip install safetensors")
-    if not os.path.isdir(args.source) and (args.from_hf or args.all_checkpoints):
-        raise UserError(f"{args.source}: no such folder")
     card = {"blimp": args.blimp, "babylm": args.babylm, "license": args.license, "language": args.language}
     if args.from_hf:
         config = import_folder(args.source, args.target, args.replace)

@@ -11,6 +11,7 @@ import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PACKAGES = ("torch", "numpy", "yaml", "tqdm", "sentencepiece", "pooch", "matplotlib")  # what we import
+FOR_EXPORT = ("safetensors", "tokenizers")
 
 
 def on_interrupt(handler):
@@ -31,13 +32,14 @@ def end_in_order(*_):
 
 def explain_missing(kind, error, trace):
     """Instead of a traceback, one line for a missing package, with both ways out."""
-    if kind is not ModuleNotFoundError or error.name not in PACKAGES:
+    if kind is not ModuleNotFoundError or error.name not in PACKAGES + FOR_EXPORT:
         sys.__excepthook__(kind, error, trace)
         return
     package = "PyYAML" if error.name == "yaml" else error.name
+    target = ROOT + "[hub]" if package in FOR_EXPORT else ROOT
     print(
         f"error: the package {package} is not installed here. After `make`, use its environment: "
-        f"source .venv/bin/activate. In one of your own: python -m pip install -e {shlex.quote(ROOT)}",
+        f"source .venv/bin/activate. In one of your own: python -m pip install -e {shlex.quote(target)}",
         file=sys.stderr,
     )
     sys.stderr.flush()

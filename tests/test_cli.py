@@ -26,7 +26,9 @@ def command(script, before=""):
 
 
 @pytest.mark.parametrize(
-    "script, module, name", [("train.py", "torch", "torch"), ("prepare.py", "yaml", "PyYAML")], ids=str
+    "script, module, name",
+    [("train.py", "torch", "torch"), ("prepare.py", "yaml", "PyYAML"), ("export.py", "tokenizers", "tokenizers")],
+    ids=str,
 )
 def test_a_missing_package_is_one_line_that_says_both_ways_out(script, module, name):
     done = command(script, f"sys.modules[{module!r}] = None")

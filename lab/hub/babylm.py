@@ -1,14 +1,13 @@
-"""The BabyLM challenge of 2026: a run's checkpoints scored on its zero-shot tasks, the submission checked and uploaded.
+"""The BabyLM challenge of 2026: a run's checkpoints scored on its zero-shot tasks, and the submission checked.
 
     python -m lab.hub.babylm score out/mine my-babylm --data EVALUATION_DATA --out RESULTS
     python -m lab.hub.babylm check RESULTS/my-babylm/all_full_preds_and_fast_scores_causal.json
-    python -m lab.hub.babylm upload my-babylm USER/my-babylm [--dry-run]
 
 The challenge's pipeline (babylm-org/babylm-eval at 3d57ddc, folder strict/) is started anew for each of some 120 pairs
-of checkpoint and task. `score` writes the same predictions.json files by lab/score/scoring.py: BLiMP, its supplement,
-EWoK, entity tracking, COMPS and GlobalPIQA, for ckpt.pt in full, for chck_1M.pt, ... in their fast form. What is not
-there is named and skipped, what has been scored is not scored again. Reading times, age of acquisition and fine-tuning
-are left to the pipeline. docs/babylm.md is the whole walk.
+of checkpoint and task. `score` writes the same predictions.json files with lab/score/scoring.py: BLiMP, its
+supplement, EWoK, entity tracking, COMPS and GlobalPIQA, in full for ckpt.pt, in their fast form for chck_1M.pt, ...
+What is not there is named and skipped, what has been scored is not scored again. Reading times, age of acquisition and
+fine-tuning are left to the pipeline. docs/babylm.md is the whole walk.
 """
 
 import argparse
@@ -18,13 +17,11 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
-import subprocess
 import time
 
 from lab import checkpoint, cli
 from lab.files import UserError, atomic_write, file_sha256, read_json
-from lab.hub.submission import TRACKS, check, revisions
+from lab.hub.submission import TRACKS, check, checkpoints
 from lab.report.tables import predictions
 from lab.score import scoring
 from lab.score.pairs import data_files, parse_json, read_bytes
@@ -34,9 +31,9 @@ import numpy as np
 # {folder of the data: its task}, as the pipeline calls them
 PIQA = {"global_piqa_parallel": "global_piqa_parallel", "global_piqa_nonparallel": "global_piqa_nonparallel"}
 FULL = {"blimp_filtered": "blimp", "supplement_filtered": "blimp", "ewok_filtered": "ewok"}
-FULL |= {"entity_tracking": "entity_tracking", "comps": "comps"} | PIQA
+FULL |= {"entity_tracking": "entity_tracking", "comps": "comps", **PIQA}
 FAST = {"blimp_fast": "blimp", "supplement_fast": "blimp", "ewok_fast": "ewok"}
-FAST |= {"entity_tracking_fast": "entity_tracking"} | PIQA
+FAST |= {"entity_tracking_fast": "entity_tracking", **PIQA}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading the tasks: a line of a file -> an Item, as evaluation_pipeline/sentence_zero_shot/read_files.py has it
@@ -119,14 +116,8 @@ def read_items(task, folder):
 def choose(scores):
     """(the index chosen for each item, how many ties): the highest score; a coin decides a tie, the same each time."""
     coin = np.random.default_rng(0)
-    chosen, ties = [], 0
-    for of_item in scores:
-        highest = scoring.best(of_item)
-        if len(highest) > 1:
-            ties += 1
-            highest = [coin.choice(highest)]
-        chosen.append(int(highest[0]))
-    return chosen, ties
+    highest = [scoring.best(of_item) for of_item in scores]
+    return [int(coin.choice(best)) for best in highest], sum(len(best) > 1 for best in highest)
 
 
 def accuracy(task, items, chosen):
@@ -155,8 +146,7 @@ def score_task(model, tokenizer, task, items):
 
 def jobs(run, data, track):
     """(revision, its checkpoint, task, folder of its data) of all that the challenge asks for."""
-    for revision in ["main", *revisions(track)]:
-        path = os.path.join(run, "ckpt.pt" if revision == "main" else revision + ".pt")
+    for revision, path in checkpoints(run, track).items():
         form, tasks = ("full_eval", FULL) if revision == "main" else ("fast_eval", FAST)
         for folder, task in tasks.items():
             yield revision, path, task, os.path.join(data, form, folder)
@@ -198,29 +188,6 @@ def score(run, name, data, out, track="strict-small", device="auto"):
     return list(dict.fromkeys(missing))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Uploads: a repository on the Hub, in which each revision is a branch
-
-
-def upload(hub, repository, dry_run=False):
-    """Runs `hf upload` for every folder that export.py --all-checkpoints wrote, or only prints it. Raises UserError."""
-    name = os.path.basename(os.path.abspath(hub))
-    found = {}
-    for revision in ["main", *revisions("strict")]:
-        folder = os.path.join(hub, revision, name)
-        if os.path.isdir(folder):
-            found[revision] = folder
-    if "main" not in found:
-        raise UserError(f"{hub}: no main/{name} in it; give what export.py RUN NAME --all-checkpoints wrote")
-    if not dry_run and not shutil.which("hf"):
-        raise UserError("the command `hf` is missing; pip install huggingface_hub, then hf auth login")
-    for revision, folder in found.items():
-        line = ["hf", "upload", repository, folder, ".", "--revision", revision]
-        print(" ".join(line), flush=True)
-        if not dry_run and subprocess.run(line).returncode:
-            raise UserError(f"{repository}: the upload of {revision} failed, see above; the same command goes on")
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     subparsers = parser.add_subparsers(dest="command", required=True)
@@ -234,23 +201,16 @@ def main(argv=None):
     p = subparsers.add_parser("check", help="whether the collated file has all that the leaderboard wants")
     p.add_argument("file", help="all_full_preds_and_fast_scores_causal.json")
     p.add_argument("--track", choices=TRACKS, default="strict-small")
-    p = subparsers.add_parser("upload", help="every exported checkpoint to its branch on the Hub")
-    p.add_argument("name", help="the folder of export.py RUN NAME --all-checkpoints")
-    p.add_argument("repository", metavar="USER/NAME")
-    p.add_argument("--dry-run", action="store_true", help="only print the commands")
     args = parser.parse_args(argv)
 
-    if args.command == "upload":
-        upload(args.name, args.repository, args.dry_run)
-    elif args.command == "check":
+    if args.command == "check":
         complaints = check(args.file, args.track)
         print("\n".join(complaints) or "complete")
         return 1 if complaints else 0
-    else:
-        name = pathlib.Path(os.path.abspath(args.name)).stem  # as the pipeline cuts it
-        for path in score(args.run, name, args.data, args.out, args.track, args.device):
-            print(f"missing: {path}")
-        print("reading times, fine-tuning and age of acquisition are left to the pipeline: docs/babylm.md, step 5")
+    name = pathlib.Path(os.path.abspath(args.name)).stem  # as the pipeline cuts it
+    for path in score(args.run, name, args.data, args.out, args.track, args.device):
+        print(f"missing: {path}")
+    print("reading times, fine-tuning and age of acquisition are left to the pipeline: docs/babylm.md, step 5")
     return 0
 
 

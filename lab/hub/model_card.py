@@ -35,25 +35,20 @@ def model_card(ckpt, numbers, name, blimp=None, babylm=None, license="unknown", 
     ckpt: a Checkpoint; numbers: how many the exported weights are; blimp: of `read_blimp`; babylm: of `read_babylm`;
     language: codes with commas between, None where the corpus is to say.
     """
-    for option, scored in (
-        ("blimp", [blimp["sha256"]["checkpoint"]] if blimp and "sha256" in blimp else []),
-        ("babylm", [result["checkpoint"] for result in (babylm or {}).values() if "checkpoint" in result]),
-    ):
-        if any(sha256 != ckpt.sha256 for sha256 in scored):
-            raise UserError(f"the scores of --{option} are another checkpoint's; score this one")
-    made = ckpt.provenance
+    blimp, babylm, made = blimp or {}, babylm or {}, ckpt.provenance
+    scored = {blimp.get("sha256", {}).get("checkpoint"), *(result.get("checkpoint") for result in babylm.values())}
+    if scored - {None, ckpt.sha256}:
+        raise UserError("the scores of --blimp or --babylm are another checkpoint's; score this one")
     text = {
         "corpus": made.get("corpus", "unknown") + subset_of_corpus(made),
         "languages": language.split(",") if language else languages(made),
         "tricks": {key: value for key in PLAIN if (value := getattr(ckpt.config, key)) != PLAIN[key]},
         "grammar": benchmark(blimp) if blimp else None,
     }
-    template = os.path.join(os.path.dirname(os.path.abspath(__file__)), "model_card.md.j2")
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    folder = jinja2.FileSystemLoader(os.path.dirname(os.path.abspath(__file__)))
+    environment = jinja2.Environment(loader=folder, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     environment.filters["shown"] = shown
-    with open(template, encoding="utf-8") as f:
-        card = environment.from_string(f.read())
-    return card.render(
+    return environment.get_template("model_card.md.j2").render(
         metadata=yaml.safe_dump(metadata(made, name, blimp, license, **text), sort_keys=False, allow_unicode=True),
         name=name,
         c=ckpt.config,
@@ -111,20 +106,15 @@ def metadata(made, name, blimp, license, corpus, languages, tricks, grammar):
         header["tags"].append("sllama")
     if made.get("data", {}).get("source") in ("babylm", "babylm-100m"):
         header["tags"].append("babylm")
-    scores = [
+    results = []
+    for dataset, kind, metric, value in (
         (corpus, "validation", "loss", made.get("val_loss")),
         (corpus, "validation", "bits_per_byte", made.get("val_bits_per_byte")),
-        (grammar, "minimal-pairs", "accuracy", blimp["accuracy"] if blimp else None),
-    ]
-    results = [
-        {
-            "task": {"type": "text-generation"},
-            "dataset": {"name": dataset, "type": kind},
-            "metrics": [{"type": metric, "value": value}],
-        }
-        for dataset, kind, metric, value in scores
-        if value is not None
-    ]
+        (grammar, "minimal-pairs", "accuracy", blimp.get("accuracy")),
+    ):
+        if value is not None:
+            what, number = {"name": dataset, "type": kind}, {"type": metric, "value": value}
+            results.append({"task": {"type": "text-generation"}, "dataset": what, "metrics": [number]})
     if results:
         header["metrics"] = sorted(result["metrics"][0]["type"] for result in results)
         header["model-index"] = [{"name": name, "results": results}]

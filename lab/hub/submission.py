@@ -1,7 +1,7 @@
-"""Whether a collated BabyLM submission has all that the leaderboard wants: every task, part and item.
+"""What a BabyLM submission consists of: its checkpoints, and every task, part and item that the leaderboard wants.
 
 The pipeline's own collation leaves out what is incomplete, with a warning, and does not notice that a paradigm is
-missing. The sizes are in submission.yaml.
+missing; `check` does. The sizes are in submission.yaml.
 """
 
 import os
@@ -28,6 +28,12 @@ FAST = {  # the parts of the fast evaluation, for each checkpoint by words seen
 def revisions(track):
     """Names of the checkpoints by words seen that a track wants."""
     return [f"chck_{millions}M" for millions in TRACKS[track]]
+
+
+def checkpoints(run, track="strict"):
+    """{name of a revision: its file in a run's folder, whether it is there or not}, `main` first."""
+    kept = {name: os.path.join(run, f"{name}.pt") for name in revisions(track)}
+    return {"main": os.path.join(run, "ckpt.pt"), **kept}
 
 
 def check(path, track="strict-small"):

@@ -68,7 +68,9 @@ def fast_tokenizer(tokenizer, bos_token, unk_token, **_):
         after.append(decoders.Strip(" ", 1, 0))
     fast.normalizer, fast.decoder = normalizers.Sequence(before), decoders.Sequence(after)
     fast.post_processor = processors.TemplateProcessing(
-        single=[bos_token, "$A"], pair=[bos_token, "$A", bos_token, "$B"], special_tokens=[(bos_token, vocab[bos_token])]
+        single=[bos_token, "$A"],
+        pair=[bos_token, "$A", bos_token, "$B"],
+        special_tokens=[(bos_token, vocab[bos_token])],
     )
     special = [piece for i, piece in enumerate(pieces) if tokenizer.sp.is_control(i) or tokenizer.sp.is_unknown(i)]
     fast.add_special_tokens([tokenizers.AddedToken(piece, normalized=False) for piece in special])
