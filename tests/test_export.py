@@ -1,15 +1,12 @@
 """export.py: its folders load in transformers as they are and compute the same; a folder becomes our weights again."""
 
 import io
-import itertools
 import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 
-from conftest import ROOT, command, refused
+from conftest import command
 import export
 from lab import checkpoint
 from lab.files import UserError
@@ -33,36 +30,11 @@ KINDS = {
     "tied": {"tie_word_embeddings": True, "num_key_value_heads": 2, "rope_theta": 500.0, "rms_norm_eps": 1e-3},
     "skqa": {"attention": "skqa"},
 }
-HOSTILE = [
-    "",
-    " ",
-    "  ",
-    " a",
-    "a ",
-    "two  spaces",
-    "   three   ",
-    "\t",
-    "\n",
-    "a\tb\n",
-    "\r\n",
-    "  \n  x  ",
-    " " * 300,
-]
-HOSTILE += [
-    "🙂",
-    "👩‍👩‍👧 family",
-    "日本語のテキスト",
-    "e\u0301",
-    "ﬁ",
-    "\u200b",
-    "\ufeff",
-    "\U0010ffff",
-    "\ufffd",
-    "\u00a0x",
-]
-HOSTILE += ["<s>", "</s> <unk>", "a<s>b", "<s> <s>", "<0x0A>", "▁", "a▁b", "▁▁ a", " ▁", "\x00", "a\x00b", "\x01\x7f"]
+HOSTILE = ["", " ", "  ", " a", "a ", "two  spaces", "   three   ", "  \n  x  ", " " * 300]
+HOSTILE += ["\t", "\n", "a\tb\n", "\r\n", "\x00", "a\x00b", "\x01\x7f", "\u200b", "\ufeff", "\u00a0x"]
+HOSTILE += ["🙂", "👩‍👩‍👧 family", "日本語のテキスト", "e\u0301", "ﬁ", "\U0010ffff", "\ufffd"]
+HOSTILE += ["<s>", "</s> <unk>", "a<s>b", "<s> <s>", "<0x0A>", "▁", "a▁b", "▁▁ a", " ▁"]
 HOSTILE += ["aaaaaaaaaaaa", "=====", "12345 3.14", "x" * 3000]
-CORPUS = ROOT.parent / "shared" / "data"
 IDS = torch.randint(61, (2, 30), generator=torch.Generator().manual_seed(3))
 
 
@@ -175,23 +147,6 @@ def test_same_ids_on_text(theirs, tok):
     same_ids(theirs, tok, ["".join(dice.choices(pieces, k=8)) for _ in range(1500)])
 
 
-@pytest.mark.skipif(not (CORPUS / "babylm_like").is_dir(), reason="the BabyLM-like corpus is not at hand")
-def test_same_ids_on_ten_thousand_lines_of_corpus(transformers, tmp_path):
-    """With a tokenizer trained on them, and with the 32,000 pieces of Llama 2 if they are there."""
-    lines = []
-    for path in sorted((CORPUS / "babylm_like" / "train_10M").iterdir()):
-        with open(path, encoding="utf-8") as f:
-            lines += [line.rstrip("\n") for line in itertools.islice(f, 1250)]
-    tokenizers = [tokenizer.train([line for line in lines if line], 4000)]
-    llama = CORPUS / "llama_tokenizer" / "tokenizer.model"
-    if llama.exists():
-        tokenizers.append(tokenizer.load(str(llama)))
-    for tok in tokenizers:
-        for name, content in tokenizer_files.tokenizer_files(tok, 256).items():
-            (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-        same_ids(transformers.AutoTokenizer.from_pretrained(str(tmp_path)), tok, lines + HOSTILE)
-
-
 def test_the_babylm_pipeline_scores_the_first_token(theirs, tok):
     """It sums over the tokens that end beyond the start of the completion, the first included, but not BOS."""
     out = theirs("The cat sleeps.", return_offsets_mapping=True)
@@ -215,10 +170,10 @@ def test_padding_changes_no_answer(side, transformers, make, tmp_path):
 
 
 @pytest.mark.slow
-def test_export_needs_no_transformers(make, tmp_path):
-    path, _ = make()
-    code = "import sys; sys.modules['transformers'] = None; import export; export.main(sys.argv[1:])"
-    subprocess.run([sys.executable, "-c", code, path, str(tmp_path / "hf")], check=True, cwd=ROOT, capture_output=True)
+def test_as_a_user_types_it_without_transformers(make, tmp_path):
+    (tmp_path / "transformers.py").write_text("raise ImportError")
+    done = command("export.py", make()[0], tmp_path / "hf", env={"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 0 and f"folder: {tmp_path}/hf" in done.stdout, done.stderr
     files = "README.md config.json generation_config.json model.safetensors special_tokens_map.json"
     files += " tokenizer.json tokenizer.model tokenizer_config.json"
     assert sorted(os.listdir(tmp_path / "hf")) == files.split()
@@ -348,63 +303,57 @@ def test_released_layout(case, released, tmp_path):
     assert (logits(model, ids.long()) - expected).abs().max() < 1e-5
 
 
-def test_released_layout_however_it_was_saved(released, tmp_path):
-    """Shared weights repeated for every layer; or, as save_pretrained leaves them, under the names of the last one."""
+def repeated(weights):
+    """The shared weights once for every layer."""
+    more = {}
+    for name, w in weights.items():
+        if name.startswith("model.layers.0.") and "layernorm" not in name:
+            more |= {name.replace(".0.", f".{i}.", 1): w.clone() for i in range(4)}
+    return weights | more
 
-    def repeated(w):
-        more = {}
-        for name, t in w.items():
-            if name.startswith("model.layers.0.") and "layernorm" not in name:
-                more |= {name.replace(".0.", f".{i}.", 1): t.clone() for i in range(4)}
-        return w | more
 
-    def saved(w):
-        change = {"layers.0.self_attn": "layers.3.self_attn", "up_proj": "down_proj"}
-        for old, new in change.items():
-            w = {name.replace(old, new): t for name, t in w.items()}
-        return w
+def of_the_last_layer(weights):
+    """As save_pretrained leaves them."""
+    renamed = {name.replace("layers.0.self_attn", "layers.3.self_attn"): w for name, w in weights.items()}
+    return {name.replace("up_proj", "down_proj"): w for name, w in renamed.items()}
 
+
+@pytest.mark.parametrize("change", [repeated, of_the_last_layer])
+def test_released_layout_however_it_was_saved(change, released, tmp_path):
     want = from_hf(released("sllama_full")[0], tmp_path)[1].weights
-    for change in (repeated, saved):
-        got = from_hf(released("sllama_full", change)[0], tmp_path)[1].weights
-        assert got.keys() == want.keys() and all(torch.equal(got[name], want[name]) for name in want)
+    got = from_hf(released("sllama_full", change)[0], tmp_path)[1].weights
+    assert got.keys() == want.keys() and all(torch.equal(got[name], want[name]) for name in want)
 
 
 def added(name, w):
     return lambda weights: weights | {name: w}
 
 
-@pytest.mark.parametrize(
-    "change, reason",
-    [
-        (added("model.layers.2.mlp.gate_proj.weight", torch.randn(24, 16)), "one weight in this model, but differ"),
-        (added("model.layers.0.self_attn.q_proj.weight", torch.randn(16, 16)), "do not fit its settings"),
-        (added("lm_head.weight", torch.randn(16, 61)), "do not fit"),
-        (added("lm_head.weight", torch.full((61, 16), float("nan"))), "NaN"),
-        (lambda weights: {name: w for name, w in weights.items() if "norm" not in name}, "Missing key.*norm.weight"),
-    ],
-)
-def test_wrong_weights_are_refused(change, reason, released, tmp_path):
-    with pytest.raises(UserError, match=reason):
-        from_hf(released("sllama_full", change)[0], tmp_path)
-    assert not (tmp_path / "c.pt").exists()
+def without_norms(weights):
+    return {name: w for name, w in weights.items() if "norm" not in name}
 
 
 @pytest.mark.parametrize(
-    "settings, reason",
+    "reason, settings, change",
     [
-        ({"model_type": "gpt2"}, "model_type"),
-        ({"hidden_size": "many"}, "hidden_size"),
-        ({"vocab_size": 62}, "61 pieces"),
-        ({"hidden_act": "gelu"}, "hidden_act"),
-        ({"rope_parameters": {"rope_type": "llama3"}}, "rope_scaling"),
-        ({"intermediate_size": 25}, "do not fit"),
-        ({"rope_scaling": "odd"}, "not a readable checkpoint"),
+        ("one weight in this model", {}, added("model.layers.2.mlp.gate_proj.weight", torch.randn(24, 16))),
+        ("Unexpected key.*q_proj", {}, added("model.layers.0.self_attn.q_proj.weight", torch.randn(16, 16))),
+        ("size mismatch for lm_head", {}, added("lm_head.weight", torch.randn(16, 61))),
+        ("NaN", {}, added("lm_head.weight", torch.full((61, 16), float("nan")))),
+        ("Missing key.*norm.weight", {}, without_norms),
+        ("model_type", {"model_type": "gpt2"}, dict),
+        ("hidden_size", {"hidden_size": "many"}, dict),
+        ("61 pieces", {"vocab_size": 62}, dict),
+        ("hidden_act", {"hidden_act": "gelu"}, dict),
+        ("rope_scaling", {"rope_parameters": {"rope_type": "llama3"}}, dict),
+        ("size mismatch", {"intermediate_size": 25}, dict),
+        ("not a readable checkpoint", {"rope_scaling": "odd"}, dict),
     ],
+    ids=str,
 )
-def test_wrong_settings_are_refused(settings, reason, released, tmp_path):
+def test_what_is_not_a_model_of_ours_is_refused(reason, settings, change, released, tmp_path):
     with pytest.raises(UserError, match=reason):
-        from_hf(released("sllama_full", **settings)[0], tmp_path)
+        from_hf(released("sllama_full", change, **settings)[0], tmp_path)
     assert not (tmp_path / "c.pt").exists()
 
 
@@ -470,9 +419,7 @@ def listing(folder):
 
 
 def test_a_folder_is_replaced_only_by_its_own_checkpoint_or_when_asked(make, tmp_path):
-    path, _ = make()
-    other, _ = make("plain", "other.pt")
-    folder = tmp_path / "sub" / "hf"
+    path, other, folder = make()[0], make("plain", "other.pt")[0], tmp_path / "sub" / "hf"
     export.main([path, str(folder)])
     export.main([path, str(folder), "--license", "mit"])  # the same checkpoint
     assert "license: mit" in (folder / "README.md").read_text(encoding="utf-8")
@@ -486,28 +433,31 @@ def test_a_folder_is_replaced_only_by_its_own_checkpoint_or_when_asked(make, tmp
     assert after["notes"] == b"mine" and after["model.safetensors"] != before["model.safetensors"]
 
 
-def test_what_export_did_not_make_is_kept(make, tmp_path):
-    """A folder of notes; a model that transformers saved over an export, with the export's config.json."""
-    path, _ = make()
-    folder = tmp_path / "hf"
-    export.main([path, str(folder)])
-    weights = load_file(str(folder / "model.safetensors"))
-    save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})  # fine-tuned, say
-    notes = tmp_path / "notes"
-    notes.mkdir()
-    (notes / "x").write_text("mine")
-    for kept in (folder, notes):
-        before = listing(kept)
-        with pytest.raises(UserError, match="holds what export.py did not write; .* --replace"):
-            export.main([path, str(kept)])
-        assert listing(kept) == before
-    with pytest.raises(UserError, match="is a file"):
-        export.main([path, str(notes / "x"), "--replace"])
+def notes(folder):
+    folder.mkdir()
+    (folder / "x").write_text("mine")
+
+
+def fine_tuned(folder):
+    """A model that transformers saved over an export, with the export's config.json."""
+    file = str(folder / "model.safetensors")
+    save_file(load_file(file), file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("what", [notes, fine_tuned])
+def test_what_export_did_not_make_is_kept(what, make, tmp_path):
+    path, folder = make()[0], tmp_path / "hf"
+    if what is fine_tuned:
+        export.main([path, str(folder)])
+    what(folder)
+    before = listing(folder)
+    with pytest.raises(UserError, match="holds what export.py did not write; .* --replace"):
+        export.main([path, str(folder)])
+    assert listing(folder) == before
 
 
 def test_a_failure_leaves_the_folder_as_it_was(make, tmp_path, monkeypatch):
-    path, _ = make()
-    folder = tmp_path / "hf"
+    path, folder = make()[0], tmp_path / "hf"
     export.main([path, str(folder)])
     before, write = listing(folder), export.atomic_write
 
@@ -519,6 +469,8 @@ def test_a_failure_leaves_the_folder_as_it_was(make, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "atomic_write", full)
     with pytest.raises(UserError, match="disk full"):
         export.main([make("plain", "other.pt")[0], str(folder), "--replace"])
+    with pytest.raises(UserError, match="is a file"):
+        export.main([path, path, "--replace"])
     assert listing(folder) == before
 
 
@@ -528,36 +480,47 @@ def card_of(folder):
     return yaml.safe_load(front), text
 
 
+PROVENANCE = {
+    "corpus": "a: corpus {x} of #1",
+    "data": {
+        "source": "babylm",
+        "sources": [{"name": "wiki", "bytes": 666667, "words": 112345}, {"name": "odd: |name", "bytes": 5, "words": 1}],
+        "train": {"words": 99},
+        "boundary": "line",
+    },
+    "words": 990,
+    "val_loss": 3.25,
+    "val_bits_per_byte": 1.5,
+    "settings": {
+        "data": {"sources": ["wiki"], "budget_mb": 2.0},
+        "train": {"learning_rate": 3e-4, "save_every": None, "isolate": False},
+    },
+}
+SCORES = {
+    "accuracy": 0.6125,
+    "pairs": 134,
+    "phenomena": {"npi_licensing": {"accuracy": 0.75, "pairs": 14, "ties": 0}},
+    "benchmark": "BLiMP",
+    "conventions": {"max_pairs_per_paradigm": 2, "compat": None},
+    "warnings": ["134 of 67,000 pairs"],
+}
+
+
 def test_model_card(make, tmp_path):
-    sources = [{"name": "wiki", "bytes": 666667, "words": 112345}, {"name": "odd: |name", "bytes": 5, "words": 1}]
-    path, model = make(
-        corpus="a: corpus {x} of #1",
-        data={"source": "babylm", "sources": sources, "train": {"words": 99}, "boundary": "line"},
-        words=990,
-        val_loss=3.25,
-        val_bits_per_byte=1.5,
-        settings={
-            "data": {"sources": ["wiki"], "budget_mb": 2.0},
-            "train": {"learning_rate": 3e-4, "save_every": None, "isolate": False},
-        },
-    )
-    phenomena = {"npi_licensing": {"accuracy": 0.75, "pairs": 14, "ties": 0}}
-    scores = {"accuracy": 0.6125, "pairs": 134, "phenomena": phenomena, "benchmark": "BLiMP"}
-    scores |= {"conventions": {"max_pairs_per_paradigm": 2, "compat": None}, "warnings": ["134 of 67,000 pairs"]}
-    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    path, model = make(**PROVENANCE)
+    (tmp_path / "scores.json").write_text(json.dumps(SCORES))
     (tmp_path / "babylm.json").write_text('{"main": {"comps": {"accuracy": 0.5125, "items": 91028}}}')
     given = ["--blimp", str(tmp_path / "scores.json"), "--babylm", str(tmp_path / "babylm.json"), "--license", "mit"]
     export.main([path, str(tmp_path / "model-x"), *given])
     front, text = card_of(tmp_path / "model-x")
     assert front["license"] == "mit" and front["language"] == ["en"] and front["tags"] == ["llama", "sllama", "babylm"]
-    found = {
-        r["metrics"][0]["type"]: (r["metrics"][0]["value"], r["dataset"]["name"])
-        for r in front["model-index"][0]["results"]
-    }
+    results = front["model-index"][0]["results"]
     subset = "a: corpus {x} of #1, a subset (data.sources ['wiki'], data.budget_mb 2)"
-    assert found == {"loss": (3.25, subset), "bits_per_byte": (1.5, subset), "accuracy": (0.6125, "BLiMP, a subset")}
+    assert {result["dataset"]["name"] for result in results} == {subset, "BLiMP, a subset"}
+    metrics = {metric["type"]: metric["value"] for result in results for metric in result["metrics"]}
+    assert metrics == {"loss": 3.25, "bits_per_byte": 1.5, "accuracy": 0.6125}
     for words in (
-        f"**{sum(p.numel() for p in model.parameters()):,} parameters**",
+        f"**{model.num_params():,} parameters**",
         f"Training text: {subset}.\nLanguage: en.",
         "| wiki | 666,667 | 112,345 |",
         "odd: \\|name",
@@ -584,20 +547,20 @@ def test_model_card_of_a_checkpoint_without_history(make, tmp_path):
     assert front["language"] == ["no", "eo"] and "Language: no, eo." in text
 
 
-def test_scores_of_another_checkpoint_are_refused(make, tmp_path):
-    path, _ = make()
-    (tmp_path / "a.json").write_text('{"accuracy": 0.5, "pairs": 2, "sha256": {"checkpoint": "0"}}')
-    (tmp_path / "b.json").write_text('{"main": {"comps": {"accuracy": 0.5, "items": 2, "checkpoint": "0"}}}')
-    (tmp_path / "c.json").write_text("{}")
-    for option, name, words in (
-        ("--blimp", "a", "are another checkpoint's"),
-        ("--babylm", "b", "are another checkpoint's"),
-        ("--blimp", "c", "no accuracy"),
-        ("--babylm", "c", "no scores"),
-    ):
-        with pytest.raises(UserError, match=words):
-            export.main([path, str(tmp_path / "y"), option, str(tmp_path / f"{name}.json")])
-    assert not (tmp_path / "y").exists()
+@pytest.mark.parametrize(
+    "option, scores, reason",
+    [
+        ("--blimp", {"accuracy": 0.5, "pairs": 2, "sha256": {"checkpoint": "0"}}, "are another checkpoint's"),
+        ("--babylm", {"main": {"comps": {"accuracy": 0.5, "items": 2, "checkpoint": "0"}}}, "are another checkpoint's"),
+        ("--blimp", {}, "no accuracy in it"),
+        ("--babylm", {}, "no scores in it"),
+    ],
+)
+def test_scores_of_another_checkpoint_are_refused(option, scores, reason, make, tmp_path):
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    with pytest.raises(UserError, match=reason):
+        export.main([make()[0], str(tmp_path / "hf"), option, str(tmp_path / "scores.json")])
+    assert not (tmp_path / "hf").exists()
 
 
 def test_all_checkpoints(make, tmp_path, capsys):
@@ -620,8 +583,3 @@ def test_all_checkpoints(make, tmp_path, capsys):
     with pytest.raises(UserError, match="chck_10M/hub: holds the export of another checkpoint"):
         export.main([str(run), str(hub), "--all-checkpoints"])
     assert not (hub / "main").exists()
-
-
-@pytest.mark.slow
-def test_command(tmp_path):
-    refused(command("export.py", "--from-hf", tmp_path / "none", tmp_path / "x"), "none", "no config.json in it")
