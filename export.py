@@ -122,7 +122,8 @@ def fold(config: ModelConfig, held: dict[str, torch.Tensor]) -> dict[str, torch.
     for name, w in held.items():
         if name.endswith("rotary_emb.inv_freq"):  # older files hold what follows from rope_theta
             continue
-        if not torch.equal(w, weights.setdefault(our_name(name, config), w)):
+        first = weights.setdefault(our_name(name, config), w)
+        if first is not w and not torch.equal(first, w):
             raise UserError(
                 f"{name} and others are one weight in this model, but differ here; the released code loses shared "
                 "weights on loading and then saves random ones: take the first file it wrote"

@@ -8,23 +8,15 @@ is the end of a line.
 """
 
 import argparse
-import pathlib
 import sys
 
 from lab import checkpoint, cli
-from lab.files import UserError
+from lab.files import UserError, read_text
 
 import torch
 
-RANGES = {
-    "max_tokens": (1, 10**9),
-    "num_samples": (1, 10**9),
-    "temperature": (0, 100),
-    "top_k": (0, 10**9),
-    "top_p": (1e-6, 1),
-    "repetition_penalty": (0.1, 10),
-    "seed": (0, 2**60),
-}
+RANGES = {"max_tokens": (1, 10**9), "num_samples": (1, 10**9), "temperature": (0, 100), "top_k": (0, 10**9)}
+RANGES |= {"top_p": (1e-6, 1), "repetition_penalty": (0.1, 10), "seed": (0, 2**60)}
 
 
 def adjust(logits, seen, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0):
@@ -83,24 +75,12 @@ def probability_rows(tokens, tokenizer, prompt, stop_at_line=False):
             return
 
 
-def read_prompts(path):
-    """The lines of a file, or of standard input for `-`. Raises UserError."""
-    try:
-        text = sys.stdin.read() if path == "-" else pathlib.Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        reason = getattr(e, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"{path}: cannot be read ({reason}); give a text file with a prompt in each line") from None
-    return text.removesuffix("\n").split("\n")
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Text from a checkpoint.")
     add = parser.add_argument
     add("checkpoint", help="out/NAME/ckpt.pt")
-    add(
-        "--prompt", action="append", default=[], help="text to go on from, also several times (default: a line's start)"
-    )
-    add("--prompt-file", help="a file with one prompt a line; - reads them from standard input")
+    add("--prompt", action="append", default=[], help="text to go on from (default: a new line); may be repeated")
+    add("--prompt-file", help="a file with one prompt a line; - for standard input")
     add("--max-tokens", type=int, default=100, help="tokens per sample (default 100)")
     add("--num-samples", type=int, default=1, help="samples per prompt (default 1)")
     add("--temperature", type=float, default=0.8, help="0 = always the likeliest token (default 0.8)")
@@ -115,7 +95,9 @@ def main(argv=None):
     for name, (low, high) in RANGES.items():
         if not low <= getattr(args, name) <= high:
             raise UserError(f"--{name.replace('_', '-')}: must be {low} .. {high}")
-    prompts = args.prompt + (read_prompts(args.prompt_file) if args.prompt_file else [])
+    prompts = args.prompt
+    if args.prompt_file:
+        prompts += read_text(args.prompt_file, "give a text file with a prompt in each line").splitlines()
     if any("\ud800" <= c <= "\udfff" for c in "".join(prompts)):  # what Python makes of other bytes in a command line
         raise UserError("the prompt is not UTF-8 text; convert it, for instance with iconv")
     model, ckpt = checkpoint.load_model(args.checkpoint, args.device)

@@ -5,6 +5,8 @@ import errno
 import hashlib
 import json
 import os
+import pathlib
+import sys
 import tempfile
 
 
@@ -66,6 +68,15 @@ def require_writable(path):
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as e:
         raise UserError(f"{path}: cannot be written ({e.strerror}); choose another place") from None
+
+
+def read_text(path, remedy):
+    """What a text file holds, or standard input for `-`. UserError with the remedy if it cannot be read."""
+    try:
+        return sys.stdin.read() if path == "-" else pathlib.Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as e:
+        reason = getattr(e, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"{path}: cannot be read ({reason}); {remedy}") from None
 
 
 def file_sha256(path):

@@ -23,7 +23,7 @@ import typing
 from typing import Literal
 
 from lab.cli import ROOT
-from lab.files import UserError
+from lab.files import UserError, read_text
 
 import yaml
 
@@ -272,12 +272,7 @@ def read_tree(path):
     """The file as {"preset": name, "presets": {name: {section: {key: value}}}, section: {key: value}, ...}."""
     if path == "config.yaml" and not os.path.exists(path):  # in another folder: the project's own
         path = pathlib.Path(__file__).resolve().parent.parent / path
-    try:
-        text = pathlib.Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        reason = getattr(e, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"{path}: cannot be read ({reason}); give another with --config FILE") from None
-    tree = parse_yaml(text, path)
+    tree = parse_yaml(read_text(path, "give another with --config FILE"), path)
     presets = tree.get("presets") if isinstance(tree, dict) else None
     if not isinstance(presets, dict) or not all(isinstance(layer or {}, dict) for layer in presets.values()):
         raise UserError(f"{path}: expected the sections preset, {', '.join(SECTIONS)}, presets")

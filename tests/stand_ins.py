@@ -4,9 +4,12 @@ import json
 import random
 
 import eval_blimp
+from lab import checkpoint
 from lab.score import pairs
 from lab.score.scorers import Ours
+from lab.text import pocket_english
 from model import Model, ModelConfig
+import tokenizer
 
 import numpy as np
 import torch
@@ -85,6 +88,21 @@ def by_hand(model, sequence, start):
         logits = model(torch.tensor([sequence[:t]]))[0, -1]
         total += (logits[sequence[t]] - logits.logsumexp(0)).item()
     return total
+
+
+def train_tokenizer(pieces=400):
+    """A real one, of a little Pocket English."""
+    return tokenizer.train([line for line in pocket_english.text(3000, seed=1) if line], pieces)
+
+
+def save_checkpoint(path, seed=0):
+    """Writes a random model with the tokenizer of 400 pieces; its head makes differences between tokens."""
+    torch.manual_seed(seed)
+    model = Model(ModelConfig(400, 16, 2, 2, 24, max_position_embeddings=32))
+    nn.init.normal_(model.lm_head.weight)
+    checkpoint.save(
+        path, checkpoint.make(model.config, model.state_dict(), train_tokenizer().model_bytes, {"corpus": "test"})
+    )
 
 
 KINDS = {

@@ -7,26 +7,15 @@ import shutil
 import subprocess
 import sys
 
-from conftest import ROOT, refused
+from conftest import ROOT
 from lab import checkpoint
 from lab.files import UserError
 from lab.hub import babylm, submission
-from lab.text import pocket_english
-from model import Model, ModelConfig
-from stand_ins import plainly
-import tokenizer
+from stand_ins import plainly, save_checkpoint
 
 import pytest
 import torch
 
-SHAPE = ModelConfig(
-    vocab_size=400,
-    hidden_size=16,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    intermediate_size=24,
-    max_position_embeddings=32,
-)
 PIQA = {"example_id": "a1", "prompt": "To cut the bread,", "label": 1}
 PIQA |= {"solution0": "take a knife.", "solution1": "take a tree.", "solution2": "take the cat.", "solution3": "see."}
 TWO_SOLUTIONS = PIQA | {"example_id": "a2", "label": 0, "solution2": None, "solution3": None}
@@ -68,12 +57,8 @@ def write_tasks(folder):
 def work(tmp_path, monkeypatch):
     """A folder with a run (ckpt.pt, chck_1M.pt, chck_20M.pt) and data; the current directory of the test."""
     monkeypatch.chdir(tmp_path)
-    tok = tokenizer.train([line for line in pocket_english.text(3000, seed=1) if line], 400)
     for seed, name in enumerate(("ckpt", "chck_1M", "chck_20M")):
-        torch.manual_seed(seed)
-        model = Model(SHAPE)
-        torch.nn.init.normal_(model.lm_head.weight)
-        checkpoint.save(f"run/{name}.pt", checkpoint.make(SHAPE, model.state_dict(), tok.model_bytes, {}))
+        save_checkpoint(f"run/{name}.pt", seed)
     write_tasks(tmp_path / "data")
     return tmp_path
 
@@ -223,16 +208,11 @@ def test_what_a_submission_lacks_is_named(tmp_path):
 # --- the command line
 
 
-def test_command(work):
-    def run(*args):
-        env = {**os.environ, "PYTHONPATH": str(ROOT)}
-        command_line = [sys.executable, "-m", "lab.hub.babylm", *args]
-        return subprocess.run(command_line, cwd=work, capture_output=True, text=True, env=env)
-
-    refused(run("score", "none", "m", "--data", "data", "--out", "results"), "none: no such folder")
+def test_command(work, capsys):
+    with pytest.raises(UserError, match="none: no such folder"):
+        babylm.main(["score", "none", "m", "--data", "data", "--out", "results"])
     (work / "all.json").write_text("{}")
-    done = run("check", "all.json")
-    assert done.returncode == 1 and "blimp: missing" in done.stdout.splitlines()
+    assert babylm.main(["check", "all.json"]) == 1 and "blimp: missing" in capsys.readouterr().out.splitlines()
 
 
 # --- docs/babylm.md, to the letter: in one shell, in its order, with stand-ins for downloads and pipeline

@@ -7,9 +7,8 @@ import random
 
 from lab import checkpoint, files
 from lab.files import UserError
-from lab.text import pocket_english
 from model import Model, ModelConfig
-import tokenizer
+from stand_ins import train_tokenizer
 
 import pytest
 import safetensors.torch
@@ -17,10 +16,6 @@ import torch
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 SHAPE = ModelConfig(vocab_size=400, max_position_embeddings=32, layer_sharing="share", **SIZES)
-
-
-def train_tokenizer(pieces):
-    return tokenizer.train([line for line in pocket_english.text(3000, seed=1) if line], pieces)
 
 
 @pytest.fixture(scope="module")

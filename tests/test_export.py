@@ -207,6 +207,7 @@ def sentencepiece_model(vocab_size, **options):
     [
         {"model_type": "unigram"},
         {"normalization_rule_name": "nmt_nfkc"},
+        {"add_dummy_prefix": False},
         {"user_defined_symbols": ["<mask>"]},
         {"remove_extra_whitespaces": True},
         {"treat_whitespace_as_suffix": True},
@@ -216,6 +217,13 @@ def sentencepiece_model(vocab_size, **options):
 def test_refuses_a_tokenizer_of_another_kind(options):
     with pytest.raises(UserError, match="byte-pair encoding"):
         tokenizer_files.tokenizer_files(sentencepiece_model(400, byte_fallback=True, **options), 256)
+
+
+def test_refuses_a_tokenizer_that_changes_a_single_letter(tmp_path):
+    (tmp_path / "rules.tsv").write_text("51\t71\n")  # Q becomes q
+    tok = sentencepiece_model(400, byte_fallback=True, normalization_rule_tsv=str(tmp_path / "rules.tsv"))
+    with pytest.raises(UserError, match="normalises text"):
+        tokenizer_files.tokenizer_files(tok, 256)
 
 
 # --- and back

@@ -1,16 +1,14 @@
 """The model that comes with the repository is the one that its card describes, and knows some English."""
 
-import glob
 import os
+import pathlib
 
 from lab import checkpoint
 from lab.cli import ROOT
 from lab.score import scoring
 
-import pytest
 import torch
 
-FOLDER = os.path.join(ROOT, "models")
 PAIRS = """
 The cats are asleep. | The cats is asleep.
 She was very happy. | She were very happy.
@@ -27,18 +25,12 @@ We do not know him. | We does not know him.
 """
 
 
-@pytest.mark.parametrize("path", glob.glob(os.path.join(FOLDER, "*.pt")), ids=os.path.basename)
-def test_a_committed_model_is_what_its_card_says(path):
+def test_the_model_is_what_its_card_says():
+    path = os.path.join(ROOT, "models", "llama-3m.pt")
     model, ckpt = checkpoint.load_model(path)
-    with open(os.path.join(FOLDER, "README.md"), encoding="utf-8") as f:
-        card = f.read()
-    assert os.path.basename(path) in card and ckpt.sha256 in card and f"{model.num_params():,}" in card
-    assert os.path.getsize(path) < 7e6 and model.num_params() <= 3e6
-    assert {w.dtype for w in ckpt.weights.values()} == {torch.bfloat16}
+    card = pathlib.Path(ROOT, "models", "README.md").read_text(encoding="utf-8")
+    assert ckpt.sha256 in card and f"{model.num_params():,}" in card
+    assert os.path.getsize(path) < 7e6 and {w.dtype for w in ckpt.weights.values()} == {torch.bfloat16}
     sentences = [sentence.strip() for pair in PAIRS.strip().splitlines() for sentence in pair.split("|")]
     good, bad = scoring.score_sentences(model, ckpt.tokenizer, sentences).reshape(-1, 2).T
     assert (good > bad).sum() >= 10, list(zip(PAIRS.strip().splitlines(), good > bad))
-
-
-def test_there_is_one():
-    assert glob.glob(os.path.join(FOLDER, "*.pt"))

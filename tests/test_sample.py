@@ -1,45 +1,35 @@
 """sample.py: the ways to pick a token by hand, whole characters, ends of lines, mistakes."""
 
+import io
 import signal
 import subprocess
 import sys
 
-from conftest import ROOT, command, refused
+from conftest import ROOT, command
 from lab import checkpoint
 from lab.files import UserError
-from lab.text import pocket_english
-from model import Model, ModelConfig
+from model import Model
 import sample
-import tokenizer
+from stand_ins import save_checkpoint
 
 import pytest
 import torch
 
-SHAPE = ModelConfig(
-    vocab_size=400,
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    intermediate_size=48,
-    max_position_embeddings=24,
-)
-
 
 @pytest.fixture(scope="module")
 def ckpt(tmp_path_factory):
-    torch.manual_seed(0)
-    model = Model(SHAPE)
-    torch.nn.init.normal_(model.lm_head.weight, std=0.7)  # sharper than a fresh model's
-    tok = tokenizer.train([line for line in pocket_english.text(3000, seed=1) if line], 400)
     path = tmp_path_factory.mktemp("s") / "ckpt.pt"
-    checkpoint.save(path, checkpoint.make(SHAPE, dict(model.named_parameters()), tok.model_bytes, {"corpus": "test"}))
+    save_checkpoint(path)
     return path
 
 
-def test_top_k_top_p_penalty_by_hand():
-    logits = torch.tensor([0.5, 0.25, 0.15, 0.1]).log()
+def run(ckpt, *args):
+    sample.main([str(ckpt), *map(str, args)])
 
-    for ways, expected in (
+
+@pytest.mark.parametrize(
+    "ways, expected",
+    [
         ({}, [0.5, 0.25, 0.15, 0.1]),
         ({"top_k": 2}, [2 / 3, 1 / 3, 0, 0]),
         ({"top_p": 0.6}, [2 / 3, 1 / 3, 0, 0]),
@@ -47,24 +37,28 @@ def test_top_k_top_p_penalty_by_hand():
         ({"temperature": 0}, [1, 0, 0, 0]),
         ({"temperature": 0.5}, [x / 0.345 for x in (0.25, 0.0625, 0.0225, 0.01)]),
         ({"repetition_penalty": 2.0}, [x / 0.75 for x in (0.25, 0.25, 0.15, 0.1)]),  # log 0.5 < 0: doubled, 0.25
-    ):
-        assert sample.adjust(logits, [0], **ways).tolist() == pytest.approx(expected), ways
+    ],
+    ids=str,
+)
+def test_ways_to_pick_by_hand(ways, expected):
+    logits = torch.tensor([0.5, 0.25, 0.15, 0.1]).log()
+    assert sample.adjust(logits, [0], **ways).tolist() == pytest.approx(expected)
 
 
-def run(ckpt, *args):
-    sample.main([str(ckpt), *map(str, args)])
-
-
-def test_command_line(ckpt, tmp_path, capsys):
+def test_same_seed_same_text(ckpt, tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text("The cat\nA dog\n")
     args = ("--prompt-file", tmp_path / "prompts.txt", "--num-samples", 2, "--max-tokens", 5, "--seed", 7)
     run(ckpt, *args)
     first = capsys.readouterr().out
     run(ckpt, *args)
     assert first == capsys.readouterr().out and first.count("The cat") == 2 and first.count("---") == 4
-    piped = command("sample.py", ckpt, "--prompt-file", "-", "--max-tokens", 3, "--probabilities", input="Once\n")
-    assert piped.stdout.startswith("Once") and len(piped.stdout.strip().splitlines()) == 4
-    refused(command("sample.py", ckpt, "--prompt", b"\xff\xfe".decode("utf-8", "surrogateescape")), "not UTF-8")
+
+
+def test_probabilities_of_what_is_piped_in(ckpt, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Once\n"))
+    run(ckpt, "--prompt-file", "-", "--max-tokens", 3, "--probabilities")
+    prompt, *rows = capsys.readouterr().out.strip().splitlines()
+    assert prompt == "Once" and len(rows) == 3 and all(0 <= float(row.split()[0]) <= 1 for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +66,7 @@ def test_command_line(ckpt, tmp_path, capsys):
     [
         ("--temperature", -1, "--temperature: must be 0 .. 100"),
         ("--seed", 10**30, "--seed: must be"),
+        ("--prompt", b"\xff".decode("utf-8", "surrogateescape"), "the prompt is not UTF-8 text"),
         ("--prompt-file", "none.txt", "none.txt: cannot be read"),
         ("--device", "cuda:99", "--device cuda:99: cannot be used here"),
     ],

@@ -19,10 +19,10 @@ def tokenizer_files(tokenizer, context):
 
     context: how many tokens the model takes.
     """
-    if not tokenizer.is_plain_bpe:
+    if not tokenizer.cuts_at_spaces:
         raise UserError(
-            "the tokenizer is not plain byte-pair encoding (it is of another kind, normalises text or has "
-            "pieces defined by hand); it cannot be exported"
+            "the tokenizer is not plain byte-pair encoding of words (it is of another kind, normalises text, puts no "
+            "space in front or has pieces defined by hand); it cannot be exported"
         )
     piece = tokenizer.sp.id_to_piece
     named = {"bos_token": piece(tokenizer.bos_id), "unk_token": piece(tokenizer.sp.unk_id())}
@@ -60,13 +60,10 @@ def fast_tokenizer(tokenizer, bos_token, unk_token, **_):
             byte_fallback=tokenizer.has_bytes,
         )
     )
-    before, after = [], [decoders.ByteFallback(), decoders.Fuse()]
-    if not tokenizer.has_bytes:
-        before.append(normalizers.Replace(SPACE, " "))
-    if tokenizer.adds_space:  # in front of a text, as it is in front of any other word
-        before.append(normalizers.Prepend(" "))
-        after.append(decoders.Strip(" ", 1, 0))
-    fast.normalizer, fast.decoder = normalizers.Sequence(before), decoders.Sequence(after)
+    before = [] if tokenizer.has_bytes else [normalizers.Replace(SPACE, " ")]
+    before.append(normalizers.Prepend(" "))  # in front of a text, as it is in front of any other word
+    fast.normalizer = normalizers.Sequence(before)
+    fast.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     fast.post_processor = processors.TemplateProcessing(
         single=[bos_token, "$A"],
         pair=[bos_token, "$A", bos_token, "$B"],

@@ -21,7 +21,7 @@ import io
 import math
 import re
 
-from lab.files import UserError
+from lab.files import UserError, read_text
 from lab.score import scoring
 from lab.score.scorers import Tokens
 
@@ -34,15 +34,11 @@ COLUMNS = ["sentence", "position", "word", "tokens", "surprisal", "window"]
 
 def read_lines(path):
     """The lines of a text file. Raises UserError."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as f:
-            text = f.read()
-    except (OSError, UnicodeDecodeError) as e:
-        reason = getattr(e, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"{path}: cannot be read ({reason}); give a text file with a sentence in each line") from None
+    remedy = "give a text file with a sentence in each line"
+    text = read_text(path, remedy)
     if not text.strip():
-        raise UserError(f"{path}: no sentence in it; give a text file with a sentence in each line")
-    return [line.rstrip("\r") for line in text.split("\n")]
+        raise UserError(f"{path}: no sentence in it; {remedy}")
+    return text.split("\n")
 
 
 def word_surprisals(model, lines, score_tokens, whitespace="leading", where="line", **how):
