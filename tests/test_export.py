@@ -169,7 +169,6 @@ def test_padding_changes_no_answer(side, transformers, make, tmp_path):
         torch.testing.assert_close(model(**alone).logits[0], model(**batch).logits[0], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.slow
 def test_as_a_user_types_it_without_transformers(make, tmp_path):
     (tmp_path / "transformers.py").write_text("raise ImportError")
     done = command("export.py", make()[0], tmp_path / "hf", env={"PYTHONPATH": str(tmp_path)})
