@@ -16,7 +16,7 @@ import statistics
 import sys
 
 from bench.common import ask, contestant, in_turns, random_ids, ratios, show, training_step
-from export import names
+from export import our_name
 from lab import cli, settings
 from lab.run import devices
 from model import Model
@@ -56,10 +56,9 @@ def peer_of(ours, folder):
     shape = {name: getattr(config, name) for name in SHAPE}
     peer = (released_sllama if folder else transformers_llama)(shape, config, folder)
     held = dict(ours.named_parameters())
-    source = {theirs: held[our] for our, many in names(config).items() for theirs in many}
     with torch.no_grad():
         for name, p in peer.named_parameters():
-            p.copy_(source[name].view_as(p))
+            p.copy_(held[our_name(name, config)].view_as(p))
     return peer
 
 
