@@ -263,13 +263,3 @@ def test_blimp_takes_no_place_that_is_taken(mirror, capsys):
     make()
     assert "THERE IS NO BLIMP" in capsys.readouterr().out and os.listdir("data/blimp") == ["notes.txt"]
     assert sorted(os.listdir("data")) == ["blimp", "downloads", "t"]
-
-
-@pytest.mark.slow
-def test_pocket_never_asks_the_network(monkeypatch):
-    def no_network(*_, **__):
-        raise AssertionError("the network was asked")
-
-    monkeypatch.setattr(socket, "getaddrinfo", no_network)
-    make("data.source=pocket")
-    assert os.listdir("data") == ["t"]
