@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import sys
 
 import eval_blimp
 import export
@@ -148,6 +149,21 @@ def test_what_is_no_language_model(tmp_path, folders):
     (broken / "config.json").write_text(json.dumps({"model_type": "none such"}))
     with pytest.raises(UserError, match="broken: cannot be loaded"):
         load_scorer(broken)
+
+
+def test_code_that_a_model_brings_is_not_run_unasked(tmp_path):
+    ran = tmp_path / "ran"
+    (tmp_path / "theirs.py").write_text(f"open({str(ran)!r}, 'w')\nclass Config: pass\n")
+    (tmp_path / "config.json").write_text('{"model_type": "mine", "auto_map": {"AutoConfig": "theirs.Config"}}')
+    with pytest.raises(UserError, match="brings code of its own.*--trust-remote-code"):
+        load_scorer(tmp_path)
+    assert not ran.exists()
+
+
+def test_without_transformers(folders, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match="need transformers: pip install transformers"):
+        load_scorer(folders["gpt2"])
 
 
 # ------------------------------------------------------------------------------------------------------------ n-grams
