@@ -1,14 +1,13 @@
 """What the benchmarks share: commands in processes of their own, a training step, timing in turns, printing."""
 
 import contextlib
-import json
 import multiprocessing
 import os
 import statistics
 import sys
 import time
 
-from lab.files import UserError, atomic_write
+from lab.files import UserError
 
 import torch
 
@@ -111,13 +110,7 @@ def spread(values):
     return f"{min(values):.2f} / {statistics.median(values):.2f} / {max(values):.2f}"
 
 
-def show(figures, path=None):
-    """Prints `key: value` lines, and writes them to the JSON file `path` if there is one."""
+def show(figures):
+    """Prints `key: value` lines."""
     for key, value in figures.items():
         print(f"{key}: {value}")
-    if path:
-        write_json(path, figures)
-
-
-def write_json(path, tree):
-    atomic_write(path, json.dumps(tree, indent=1) + "\n")

@@ -11,14 +11,14 @@ import contextlib
 import csv
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
 
-from bench.common import ENVIRONMENT, ROOT, closing_block, module, script, write_json
+from bench.common import ENVIRONMENT, ROOT, closing_block, module, script
+from lab.files import atomic_write
 
 DEVICE, QUICK = os.environ.get("DEVICE", "cuda"), os.environ.get("QUICK") == "1"
 BEGAN = time.time()
@@ -27,16 +27,9 @@ SLOWER = float(os.environ.get("SECONDS_ALLOWED", 520)) / 520  # every limit belo
 CORPORA = {"sllama": "babylm-10m", "llama-26m": "babylm-2mb", "llama-66m": "babylm-10mb"}
 TINY, LARGE = [], {}  # settings of every run, and by preset
 if QUICK:
-    TINY = [
-        "model.hidden_size=32",
-        "model.num_hidden_layers=2",
-        "model.num_attention_heads=2",
-        "model.intermediate_size=48",
-        "model.max_position_embeddings=64",
-        "tokenizer.vocab_size=600",
-        "train.batch_size=4",
-        "train.gradient_accumulation_steps=1",
-    ]
+    TINY = """model.hidden_size=32 model.num_hidden_layers=2 model.num_attention_heads=2
+        model.intermediate_size=48 model.max_position_embeddings=64 tokenizer.vocab_size=600
+        train.batch_size=4 train.gradient_accumulation_steps=1""".split()
 else:  # the card's 16 x 4 windows with checkpointing are for small GPUs; these are the same steps
     ONE_PASS = "train.gradient_accumulation_steps=1"
     LARGE["sllama"] = ["train.batch_size=256", ONE_PASS]
@@ -83,9 +76,8 @@ def block(record):
 def environment(state, run, put):
     if DEVICE == "cuda":
         put("gpu", run(["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"], 20))
-    versions = "import torch; print(torch.__version__, torch.version.cuda)"
-    put("torch", run([sys.executable, "-c", versions], 60))
-    put("python", platform.python_version())
+    versions = "import platform, torch; print(platform.python_version(), torch.__version__, torch.version.cuda)"
+    put("python, torch, CUDA", run([sys.executable, "-c", versions], 60))
     put("commit", run(["git", "-C", ROOT, "describe", "--always", "--dirty"], 10))
 
 
@@ -193,18 +185,8 @@ def transformers(state, run, put):
 
 
 # seconds of the whole script after which a stage starts nothing more; what one leaves goes to the next
-STAGES = {
-    environment: 40,
-    data: 60,
-    tests: 140,
-    sllama: 270,
-    compiling: 310,
-    precisions: 380,
-    cards: 460,
-    memory: 490,
-    attention: 510,
-    transformers: 520,
-}
+ORDER = (environment, data, tests, sllama, compiling, precisions, cards, memory, attention, transformers)
+STAGES = dict(zip(ORDER, (40, 60, 140, 270, 310, 380, 460, 490, 510, 520)))
 
 SHORT = ["--preset", "quick", *TINY, f"train.device={DEVICE}", "train.compile=false", "train.dtype=float32"]
 SHORT += ["train.max_steps=20", "train.decay_steps=20", "train.warmup=2", "train.gradient_accumulation_steps=2"]
@@ -277,7 +259,7 @@ def main():
                 status = value.get("status", "") if isinstance(value, dict) else value
                 print(f"{time.time() - BEGAN:6.0f} s  {name}: {key} {status}", flush=True)
                 result["seconds"] = round(time.time() - BEGAN, 1)
-                write_json(target, result)
+                atomic_write(target, json.dumps(result, indent=1) + "\n")
 
             try:
                 stage(result["stages"], run, put)

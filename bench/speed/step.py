@@ -123,9 +123,8 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--loss", default="ours", choices=["ours", "plain"])
     parser.add_argument("--steps", type=int, default=6, help="the first is not in the speed")
-    parser.add_argument("--json", help="also write the figures here")
     args, config = settings.parse_args(parser, argv)
-    show(measure(config, plain_loss if args.loss == "plain" else Model.loss, args.steps), args.json)
+    show(measure(config, plain_loss if args.loss == "plain" else Model.loss, args.steps))
 
 
 if __name__ == "__main__":

@@ -26,11 +26,9 @@ PLAIN = {name: value for name, value in ENVIRONMENT.items() if name not in ("OMP
 
 
 def environment(spins):
-    if spins == "default":
-        return {**PLAIN, "KMP_BLOCKTIME": "200"}  # LLVM's default: something is set, so lab/cli.py sets nothing
-    if spins == "passive":
-        return {**PLAIN, "OMP_WAIT_POLICY": "PASSIVE"}
-    return {**PLAIN, "GOMP_SPINCOUNT": spins}
+    if spins == "default":  # LLVM's default: something is set, so lab/cli.py sets nothing
+        return PLAIN | {"KMP_BLOCKTIME": "200"}
+    return PLAIN | ({"OMP_WAIT_POLICY": "PASSIVE"} if spins == "passive" else {"GOMP_SPINCOUNT": spins})
 
 
 @contextlib.contextmanager
@@ -59,7 +57,7 @@ def serve(pipe, config, threads):
         pipe.send(steps * config.train.batch_size * config.model.max_position_embeddings / passed)
 
 
-def rates(config, args):
+def measure(config, args):
     """{(spins, busy processes): tokens a second of each round}"""
     pipes = {}
     for spins in args.spins:
@@ -73,10 +71,6 @@ def rates(config, args):
     for pipe in pipes.values():
         pipe.send(None)
     return found
-
-
-def cell(rates):
-    return f"{statistics.median(rates):,.0f} ({min(rates):,.0f} - {max(rates):,.0f})"
 
 
 def main(argv=None):
@@ -96,10 +90,12 @@ def main(argv=None):
         s.gradient_accumulation_steps = 1
         s.batch_size = min(s.batch_size, max(1, 4096 // config.model.max_position_embeddings))
         s.compile = preset != "quick" if s.compile == "auto" else s.compile
-        found = rates(config, args)
+        found = measure(config, args)
         for spins in args.spins:
-            cells = [cell(found[spins, others]) for others in args.busy]
-            print(f"| `{preset}` | {spins} | {' | '.join(cells)} |", flush=True)
+            print(f"| `{preset}` | {spins} |", end="")
+            for rates in (found[spins, others] for others in args.busy):
+                print(f" {statistics.median(rates):,.0f} ({min(rates):,.0f} - {max(rates):,.0f}) |", end="")
+            print(flush=True)
 
 
 if __name__ == "__main__":

@@ -115,7 +115,6 @@ def main(argv=None):
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the processor")
     parser.add_argument("--compile", choices=["ours", "both"], help="torch.compile for ours, or for the peer too")
     parser.add_argument("--same-allocator", action="store_true", help="the peer keeps its freed memory too (CPU)")
-    parser.add_argument("--json", help="also write the figures here")
     args, config = settings.parse_args(parser, argv)
     seconds, losses = compete(config, args)
     tokens = args.steps * args.batch * config.model.max_position_embeddings
@@ -133,7 +132,7 @@ def main(argv=None):
         "times_as_fast": ratios(seconds, over="ours")["peer"],
         "largest_loss_difference": max(abs(a - b) for a, b in zip(losses["ours"], losses["peer"])),
     }
-    show(figures, args.json)
+    show(figures)
 
 
 if __name__ == "__main__":
