@@ -7,8 +7,8 @@
 
 SLlama's tricks save parameters, not a different kind of function, so a model is exported by unfolding them: the narrow
 table is tiled to its full width, the picked or repeated rows of the attention are written out, the transpose becomes
-up_proj, shared layers are copied. No custom code is needed to load the result. Only what a LLaMA cannot compute is
-refused: an embedding that attends (`attention`).
+up_proj, shared layers are copied. No custom code is needed to load the result. Only `embedding: attention` is
+refused, since no LLaMA computes it.
 """
 
 import argparse
@@ -250,12 +250,12 @@ def check_target(folder, sha256, replace):
     except (OSError, safetensors.SafetensorError):
         exported = None
     if exported != sha256:
-        what = "the export of another checkpoint" if exported else "what export.py did not write"
+        what = "the export of another checkpoint" if exported else "files that export.py did not write"
         raise UserError(f"{folder}: holds {what}; choose another folder, or --replace to write into it")
 
 
 def write_folder(folder, files):
-    """Writes {name: content} beside, then moves the files into `folder`: a full disk is met before one is touched."""
+    """Writes the files {name: content} aside, then moves them in: a full disk is noticed before any is replaced."""
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as new:
@@ -287,7 +287,7 @@ def export_run(run, folder, replace=False, **card) -> list[str]:
 
 
 def release(path, target, replace=False):
-    """Writes checkpoint `path` to `target` with its weights in bfloat16. Scores belong to one file: score it again."""
+    """Writes checkpoint `path` to `target` with its weights in bfloat16: another file, to be scored by itself."""
     refuse_existing(target, replace)
     ckpt = checkpoint.load(path)
     weights = {name: w.bfloat16() for name, w in ckpt.weights.items()}
@@ -328,7 +328,7 @@ def main(argv=None):
     else:
         numbers = export_folder(args.source, args.target, replace=args.replace, **card)
         print(f"numbers: {numbers}\nfolder: {args.target}")
-        print("AutoModelForCausalLM and AutoTokenizer load it: README.md in it has an example, and is its model card")
+        print("transformers loads it as it is; its README.md is the model card, and shows how")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""lab/hub/babylm.py: predictions in its format, the check of submissions, the uploads. All data is made up."""
+"""lab/hub/babylm.py: the pipeline's format, the check of submissions, docs/babylm.md. All data is made up."""
 
 import json
 import os

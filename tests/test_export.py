@@ -458,7 +458,7 @@ def test_what_export_did_not_make_is_kept(what, make, tmp_path):
         export.main([path, str(folder)])
     what(folder)
     before = listing(folder)
-    with pytest.raises(UserError, match="holds what export.py did not write; .* --replace"):
+    with pytest.raises(UserError, match="holds files that export.py did not write; .* --replace"):
         export.main([path, str(folder)])
     assert listing(folder) == before
 

@@ -1,11 +1,10 @@
 """sample.py: the ways to pick a token by hand, whole characters, ends of lines, mistakes."""
 
 import io
-import signal
 import subprocess
 import sys
 
-from conftest import ROOT, command
+from conftest import ROOT
 from lab import checkpoint
 from lab.files import UserError
 from model import Model
@@ -87,7 +86,7 @@ def test_any_prompt(prompt, ckpt, capsys):
 def test_stop_at_line(ckpt, capsys, monkeypatch):
     """The end of a line is BOS, EOS, or a newline inside a document."""
     tok = checkpoint.load(ckpt).tokenizer
-    for end in (tok.bos_id, tok.eos_id, *tok.encode("a\n")[-1:]):
+    for end in (tok.bos_id, tok.eos_id, tok.encode("a\n")[-1]):
         ids = [*tok.encode("The dog"), end, *tok.encode("More")]
         monkeypatch.setattr(Model, "generate", lambda *_, ids=ids: ((i, 0.5) for i in ids))
         run(ckpt, "--stop-at-line")
@@ -96,20 +95,10 @@ def test_stop_at_line(ckpt, capsys, monkeypatch):
         assert capsys.readouterr().out.startswith("The dog\n") and end not in tok.encode("More")
 
 
-@pytest.mark.parametrize("end", ["interrupt", "pipe"])
-def test_interrupted(ckpt, end):
-    """Ctrl-C, or `| head -1`, while it writes without end: no traceback."""
+def test_a_closed_pipe_is_no_traceback(ckpt):
+    """As of `| head -1`, while it writes without end."""
     line = [sys.executable, ROOT / "sample.py", str(ckpt), "--max-tokens", "1000000"]
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout.read(20)
-    if end == "interrupt":
-        process.send_signal(signal.SIGINT)
-        process.stdout.read()
-    else:
-        process.stdout.close()
-    assert process.wait(60) == (130 if end == "interrupt" else 141) and b"Traceback" not in process.stderr.read()
-
-
-def test_a_terminal_without_the_characters(ckpt):
-    done = command("sample.py", ckpt, "--prompt", "日本 x", "--max-tokens", 2, env={"PYTHONIOENCODING": "latin-1"})
-    assert done.returncode == 0 and done.stdout.startswith("?? x")
+    process.stdout.close()
+    assert process.wait(60) == 141 and b"Traceback" not in process.stderr.read()
