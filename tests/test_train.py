@@ -3,7 +3,6 @@
 import csv
 import errno
 import hashlib
-import io
 import itertools
 import json
 import math
@@ -43,28 +42,15 @@ def run(*overrides, out="out/a"):
         return status, checkpoint.read(f"{out}/last.pt"), list(csv.DictReader(f))
 
 
-def watch_steps(monkeypatch, before=None, after=None):
-    """before(step) and after(step, model) are called around every step of the runs to come; the first is step 1."""
-    schedule, compute, update, now = train.schedule, train.compute_gradients, train.update_weights, {}
+def before_steps(monkeypatch, act):
+    """Calls act(step, model) before each step of the runs to come; the first is step 1."""
+    compute, numbers = train.compute_gradients, itertools.count(1)
 
-    def numbered(step, *args):
-        now["step"] = step + 1
-        return schedule(step, *args)
+    def watched(model, *args):
+        act(next(numbers), model)
+        return compute(model, *args)
 
-    def computed(*args):
-        if before:
-            before(now["step"])
-        return compute(*args)
-
-    def updated(model, *args):
-        result = update(model, *args)
-        if after:
-            after(now["step"], model)
-        return result
-
-    monkeypatch.setattr(train, "schedule", numbered)
-    monkeypatch.setattr(train, "compute_gradients", computed)
-    monkeypatch.setattr(train, "update_weights", updated)
+    monkeypatch.setattr(train, "compute_gradients", watched)
 
 
 def train_command(*options, change=None, processes=1):
@@ -165,20 +151,6 @@ def test_epochs_are_shuffled_differently(tmp_path):
     assert one != two and one != sorted(one) and sorted(one) == sorted(two)
 
 
-@pytest.mark.parametrize(
-    "name, T, sha256, words",
-    [
-        ("x.bin", 200, None, "less than one window"),
-        ("x.bin", 4, "0" * 64, "damaged"),
-        ("none.bin", 4, None, "No such file"),
-    ],
-)
-def test_damaged_bins_are_refused(tmp_path, name, T, sha256, words):
-    bin_file(tmp_path / "x.bin", 100)
-    with pytest.raises(UserError, match=words):
-        TokenDataset(str(tmp_path / name), T, 0, sha256)
-
-
 # --- the numbers of a run
 
 
@@ -234,7 +206,7 @@ def test_deterministic_is_pytorchs_strict_mode(project, monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     strict = []
-    watch_steps(monkeypatch, before=lambda step: strict.append(torch.are_deterministic_algorithms_enabled()))
+    before_steps(monkeypatch, lambda *_: strict.append(torch.are_deterministic_algorithms_enabled()))
     run("train.max_steps=1", out="out/a")
     assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
     run("train.max_steps=1", "train.deterministic=true", out="out/b")
@@ -244,20 +216,18 @@ def test_deterministic_is_pytorchs_strict_mode(project, monkeypatch):
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_muon_takes_the_hidden_matrices_and_only_matrices_decay(optimizer):
     """Each parameter has one optimiser; embedding, its projector and head stay with AdamW."""
-    shape = ["model.attention=rra", "model.mlp=full", "model.embedding=linear", "model.vocab_size=1000"]
-    config = load_config("sllama", [*shape, f"train.optimizer={optimizer}", "train.weight_decay=0.1"])
-    model = Model(config.model)
-    optimizers = {type(o).__name__: o for o in train.make_optimizers(model, config.train, torch.device("cpu"))}
-    decay = {}  # (optimiser, weight decay) of each parameter
-    for name, optimizer_made in optimizers.items():
-        for group in optimizer_made.param_groups:
+    settings = ["model.attention=rra", "model.embedding=linear", "train.weight_decay=0.1", "model.vocab_size=1000"]
+    config = load_config("sllama", [*settings, f"train.optimizer={optimizer}"])
+    model, found = Model(config.model), {}
+    names = {id(p): name for name, p in model.named_parameters()}
+    for made in train.make_optimizers(model, config.train, torch.device("cpu")):
+        for group in made.param_groups:
             for p in group["params"]:
-                assert decay.setdefault(id(p), (name, group["weight_decay"])) == (name, group["weight_decay"])
+                found[names.pop(id(p))] = type(made).__name__, group["weight_decay"]  # KeyError: in two of them
+    assert not names
     for name, p in model.named_parameters():
-        hidden = p.dim() == 2 and name.startswith(("attention.", "mlp."))
-        expected = "Muon" if hidden and optimizer == "muon" else "AdamW"
-        assert decay.pop(id(p)) == (expected, 0.1 if p.dim() == 2 else 0), name
-    assert not decay
+        muon = optimizer == "muon" and p.dim() == 2 and name.startswith(("attention.", "mlp."))
+        assert found[name] == ("Muon" if muon else "AdamW", 0.1 if p.dim() == 2 else 0), name
 
 
 def test_masked_windows_hide_what_they_ask_for(project):
@@ -366,27 +336,11 @@ def test_a_run_that_is_not_on_a_terminal_speaks(project, monkeypatch, capsys):
     """Between validations too: a line, and rows of losses.csv, every so many seconds (here: always)."""
     monkeypatch.setattr(progress, "SILENCE", 0)
     written = []
-    watch_steps(monkeypatch, before=lambda step: written.append(len(open("out/a/losses.csv").readlines()) - 1))
+    before_steps(monkeypatch, lambda *_: written.append(len(open("out/a/losses.csv").readlines()) - 1))
     run("train.eval_every=12", "train.save_every=12")
     out = capsys.readouterr().out
     assert written == list(range(1, 13))  # header aside: step 0, then every step there was
     assert all(f"step {step} of 12  loss " in out for step in range(1, 13)) and "tokens/s" in out and "left" in out
-
-
-def test_every_curve_has_its_label(project, monkeypatch):
-    from lab.report import plots
-
-    from matplotlib.figure import Figure
-
-    drawn = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **how: drawn.append(figure))
-    rows = [
-        {"tokens": 256 * step, "train_loss": 6.0 if step else "", "val_loss": 6.0, "blimp": 0.5} for step in range(3)
-    ]
-    plots.draw_curves(rows, "title", io.BytesIO())
-    (axes, _) = drawn[0].get_axes()
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["train loss", "val loss", "minimal pairs, %"]
 
 
 # --- going on
@@ -409,15 +363,18 @@ def test_resume_is_exact(project, options, monkeypatch):
     The text ends between, for all but `plain`.
     """
     whole = run(*options, out="out/whole")
-    for stop in (5, 7):
 
-        def interrupt(step, model, stop=stop):
-            if step == stop:
+    def stopped_after(steps):
+        def interrupt(step, model):
+            if step == steps:
                 os.kill(os.getpid(), signal.SIGTERM)
 
         with monkeypatch.context() as m:
-            watch_steps(m, after=interrupt)
+            before_steps(m, interrupt)
             assert run(*options, out="out/parts")[0] == 143
+
+    stopped_after(5)
+    stopped_after(2)
     assert run(*options, out="out/parts")[0] == 0 and differences("out/whole", "out/parts") == []
     epochs = whole[1]["provenance"]["epochs"] / 12
     assert not options or 5 * epochs < 1 < 7 * epochs
@@ -426,11 +383,11 @@ def test_resume_is_exact(project, options, monkeypatch):
 def test_a_run_killed_in_its_first_step_goes_on(project, monkeypatch):
     """There is a last.pt as soon as there is any other checkpoint."""
 
-    def killed(step):
+    def killed(step, model):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        watch_steps(m, before=killed)
+        before_steps(m, killed)
         run()
     run()
     run(out="out/whole")
@@ -605,7 +562,7 @@ def test_a_refused_command_leaves_no_folder(project, setting, words):
 def test_a_folder_that_cannot_be_written_is_found_before_training(project, out, monkeypatch):
     open("file", "w").close()
     os.makedirs("folder/config.yaml")
-    watch_steps(monkeypatch, before=lambda step: pytest.fail("trained"))
+    before_steps(monkeypatch, lambda *_: pytest.fail("trained"))
     with pytest.raises(UserError, match=f"{out}.*cannot be written"):
         run(out=out)
 
@@ -685,11 +642,14 @@ def test_a_run_that_only_skips_is_stopped(project, overflow):
 
 
 def test_weights_that_are_no_numbers_do_not_replace_good_ones(project, monkeypatch):
-    def break_weights(step, model):
-        if step == 3:
-            model.norm.weight.data[0] = math.nan
+    update, numbers = train.update_weights, itertools.count(1)
 
-    watch_steps(monkeypatch, after=break_weights)
+    def broken(model, *args):
+        if next(numbers) == 3:
+            model.norm.weight.data[0] = math.nan
+        return update(model, *args)
+
+    monkeypatch.setattr(train, "update_weights", broken)
     with pytest.raises(UserError, match="last.pt: not written at step 3, weight norm.weight holds NaN"):
         run("train.save_every=1")
     assert checkpoint.load("out/a/last.pt").provenance["steps"] == 2
@@ -704,13 +664,13 @@ def test_weights_that_are_no_numbers_do_not_replace_good_ones(project, monkeypat
     ids=["GPU", "CPU"],
 )
 def test_out_of_memory_is_one_line(project, monkeypatch, error):
-    def full(step):
+    def full(step, model):
         if step == 3:
             raise error
 
     remedy = "train.batch_size=2 train.gradient_accumulation_steps=4, or train.gradient_checkpointing=true"
     with monkeypatch.context() as m, pytest.raises(UserError, match=f"step 2: out of memory.*{remedy}.*last.pt"):
-        watch_steps(m, before=full)
+        before_steps(m, full)
         run("train.save_every=1")
     assert checkpoint.load("out/a/last.pt").provenance["steps"] == 2
     assert run(*remedy.split(", or ")[0].split(), remedy.split(", or ")[1])[0] == 0
@@ -725,19 +685,16 @@ def test_a_compiler_that_does_not_work_is_found_before_the_first_step(project, t
 
 
 def test_last_pt_is_written_once_a_minute_unless_asked(project, monkeypatch):
-    saved, save, clock = [], checkpoint.save, [0.0]
+    saved, save, clock = [], checkpoint.save, {"now": 0}
 
     def noted(path, tree):
         if path.endswith("last.pt"):
             saved.append(tree["provenance"]["steps"])
         save(path, tree)
 
-    def later(step):
-        clock[0] += 25
-
     monkeypatch.setattr(checkpoint, "save", noted)
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    watch_steps(monkeypatch, before=later)
+    monkeypatch.setattr(time, "monotonic", lambda: clock["now"])
+    before_steps(monkeypatch, lambda step, _: clock.update(now=25 * step))
     run("train.save_every=null")
     assert saved == [0, 3, 6, 9, 12]
 
