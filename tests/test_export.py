@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pathlib
 import random
 import shutil
 
@@ -132,7 +133,8 @@ def test_same_ids_on_hostile_text(theirs, tok):
     for text in HOSTILE:
         assert theirs.encode(text, add_special_tokens=False) == tok.encode(text)
         assert theirs.decode(tok.encode(text)) == text
-    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.unk_token_id, theirs.pad_token_id) == (1, 2, 0, 2)
+    special = {name: getattr(theirs, f"{name}_token_id") for name in ("unk", "bos", "eos", "pad")}
+    assert special == {"unk": 0, "bos": 1, "eos": 2, "pad": 2}
     assert theirs.decode([1] + tok.encode("a <s> b") + [2], skip_special_tokens=True) == "a <s> b"
 
 
@@ -249,17 +251,13 @@ def test_round_trip(kind, make, tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_folders_written_by_transformers(dtype, transformers, tok, tmp_path):
     torch.manual_seed(0)
-    shape = dict(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2
-    )
-    more = dict(max_position_embeddings=64, rope_theta=5000.0, tie_word_embeddings=dtype == "bfloat16")
-    config = transformers.LlamaConfig(vocab_size=tok.vocab_size, **shape, **more)
-    theirs = transformers.LlamaForCausalLM(config)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    shape |= {"num_key_value_heads": 2, "rope_theta": 5000.0, "tie_word_embeddings": dtype == "bfloat16"}
+    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=tok.vocab_size, **shape))
     theirs = theirs.to(getattr(torch, dtype)).eval()
     theirs.save_pretrained(str(tmp_path / "hf"))
     (tmp_path / "hf" / "tokenizer.model").write_bytes(tok.model_bytes)
-    export.main(["--from-hf", str(tmp_path / "hf"), str(tmp_path / "c.pt")])
-    model, _ = checkpoint.load_model(str(tmp_path / "c.pt"))
+    model, _ = from_hf(str(tmp_path / "hf"), tmp_path)
     assert (logits(model, IDS) - logits(theirs.float(), IDS)).abs().max() < 1e-5
     assert model.config.rope_theta == 5000 and model.config.num_key_value_heads == 2
     assert model.config.tie_word_embeddings == (dtype == "bfloat16")
@@ -273,21 +271,19 @@ def tok61():
 
 @pytest.fixture
 def released(tok61, tmp_path):
-    """released(case, change) -> (a folder as SLlama was released, its weights); change(weights) alters them."""
+    """released(case, change) -> a folder as SLlama was released; change(weights) alters its weights."""
 
-    def released(case, change=lambda w: w, **settings):
+    def released(case, change=dict, **settings):
+        start = case + "/weight/"
         with np.load(GOLDEN + ".npz") as z:
-            start = case + "/weight/"
-            names = [name for name in z.files if name.startswith(start)]
-            weights = {name.removeprefix(start): torch.from_numpy(z[name]) for name in names}
+            arrays = {name.removeprefix(start): z[name] for name in z.files if name.startswith(start)}
         folder = tmp_path / "released"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        save_file(change(dict(weights)), str(folder / "model.safetensors"))
-        config = CASES[case]["config"] | {"model_type": "sllama"} | settings
-        (folder / "config.json").write_text(json.dumps(config))
+        folder.mkdir(exist_ok=True)
+        weights = change({name: torch.from_numpy(array) for name, array in arrays.items()})
+        save_file(weights, str(folder / "model.safetensors"))
+        (folder / "config.json").write_text(json.dumps(CASES[case]["config"] | {"model_type": "sllama"} | settings))
         (folder / "tokenizer.model").write_bytes(tok61.model_bytes)
-        return str(folder), weights
+        return str(folder)
 
     return released
 
@@ -301,10 +297,8 @@ def from_hf(folder, tmp_path):
 @pytest.mark.parametrize("case", CASES)
 def test_released_layout(case, released, tmp_path):
     """Every weight arrives once, and the checkpoint on disk gives the release's logits."""
-    folder, weights = released(case)
-    model, ckpt = from_hf(folder, tmp_path)
-    count = sum(w.numel() for w in ckpt.weights.values())
-    assert count == CASES[case]["unique_parameters"] == sum(w.numel() for w in weights.values())
+    model, ckpt = from_hf(released(case), tmp_path)
+    assert sum(w.numel() for w in ckpt.weights.values()) == CASES[case]["unique_parameters"]
     with np.load(GOLDEN + ".npz") as z:
         ids, expected = (torch.from_numpy(z[name]) for name in ("input_ids", case + "/logits"))
     assert (logits(model, ids.long()) - expected).abs().max() < 1e-5
@@ -327,8 +321,8 @@ def of_the_last_layer(weights):
 
 @pytest.mark.parametrize("change", [repeated, of_the_last_layer])
 def test_released_layout_however_it_was_saved(change, released, tmp_path):
-    want = from_hf(released("sllama_full")[0], tmp_path)[1].weights
-    got = from_hf(released("sllama_full", change)[0], tmp_path)[1].weights
+    want = from_hf(released("sllama_full"), tmp_path)[1].weights
+    got = from_hf(released("sllama_full", change), tmp_path)[1].weights
     assert got.keys() == want.keys() and all(torch.equal(got[name], want[name]) for name in want)
 
 
@@ -360,7 +354,7 @@ def without_norms(weights):
 )
 def test_what_is_not_a_model_of_ours_is_refused(reason, settings, change, released, tmp_path):
     with pytest.raises(UserError, match=reason):
-        from_hf(released("sllama_full", change, **settings)[0], tmp_path)
+        from_hf(released("sllama_full", change, **settings), tmp_path)
     assert not (tmp_path / "c.pt").exists()
 
 
@@ -386,13 +380,12 @@ def test_biases_that_are_not_those_of_rra_are_refused(make, tmp_path):
     ],
 )
 def test_broken_files_are_refused(name, content, reason, released, tmp_path):
-    folder = released("plain_llama")[0]
-    os.remove(os.path.join(folder, name))
+    file = pathlib.Path(released("plain_llama"), name)
+    file.unlink()
     if content is not None:
-        with open(os.path.join(folder, name), "wb") as f:
-            f.write(content)
+        file.write_bytes(content)
     with pytest.raises(UserError, match=reason):
-        from_hf(folder, tmp_path)
+        from_hf(str(file.parent), tmp_path)
     assert not (tmp_path / "c.pt").exists()
 
 
