@@ -27,11 +27,10 @@ import json
 import os
 import time
 
-from lab import cli
+from lab import cli, devices
 from lab import settings as configuration
 from lab.files import UserError, atomic_write, require_writable
 from lab.report import tables
-from lab.run import devices
 from lab.score import scoring, statistics
 from lab.score.pairs import find_data, read_pairs
 from lab.score.scorers import PLL, Ours, load_scorer

@@ -28,10 +28,10 @@ import re
 import time
 from typing import NamedTuple
 
-from lab import cli
+from lab import cli, corpus
 from lab.files import UserError, load_tokenizer
 from lab.settings import parse_args
-from lab.text import corpus, pocket_english
+from lab.text import pocket_english
 from lab.text.cleaning import CLEANING, clean, in_parts
 from lab.text.cores import PART, Cores
 from lab.text.sources import BABYLM, DOWNLOADS, DownloadError, find, get_blimp

@@ -15,8 +15,8 @@ Whatever changes no number is `run` (lab/run/): settings, processes, device, dat
 
 import math
 
-from lab import cli
-from lab.run import devices, mntp
+from lab import cli, devices
+from lab.run import mntp
 from lab.run.muon import Muon
 from lab.run.run import Diverged, Run
 from model import Model, own_line

@@ -12,8 +12,8 @@ import os
 import shlex
 import zipfile
 
+from lab.devices import pick_device
 from lab.files import UserError, atomic_write, file_sha256
-from lab.run.devices import pick_device
 from lab.settings import model_config
 from model import Model, ModelConfig
 from tokenizer import Tokenizer
@@ -21,6 +21,9 @@ from tokenizer import Tokenizer
 import torch
 
 FORMAT, VERSION = "sllama-lab", 1
+
+# Millions of words seen at which the BabyLM challenge wants a checkpoint; its small tracks end at 100.
+BABYLM_WORDS = [*range(1, 10), *range(10, 101, 10), *range(200, 1001, 100)]
 
 
 @dataclass

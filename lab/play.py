@@ -11,9 +11,9 @@ import math
 
 import eval_blimp
 from lab import cli
+from lab.devices import pick_device
 from lab.files import UserError
 from lab.report.tables import short_names
-from lab.run.devices import pick_device
 from lab.score.scorers import PLL, Ngram, load_scorer
 from lab.text import pocket_english
 import sample

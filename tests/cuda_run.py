@@ -10,7 +10,7 @@ import sys
 
 from lab import checkpoint
 from lab.files import atomic_write
-from lab.run.devices import Distributed
+from lab.run.distributed import Distributed
 from tests import fakeguard
 import train
 

@@ -1,11 +1,11 @@
-"""lab/run/devices.py: which device, precision and compiler a run takes, on simulated cards and compilers; and what
+"""lab/devices.py: which device, precision and compiler a run takes, on simulated cards and compilers; and what
 its processes tell each other (whole runs under torchrun are in test_train.py)."""
 
 import socket
 
+from lab import devices
 from lab.files import UserError
-from lab.run import devices
-from lab.run.devices import Distributed
+from lab.run.distributed import Distributed
 
 import pytest
 import torch

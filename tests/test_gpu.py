@@ -6,8 +6,7 @@ import math
 
 from conftest import ROOT, TINY
 import eval_blimp
-from lab import checkpoint
-from lab.run import devices
+from lab import checkpoint, devices
 from lab.score import pairs as blimp_pairs
 from lab.score.scorers import Ours
 from lab.settings import load_config

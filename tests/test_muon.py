@@ -1,7 +1,7 @@
 """lab/run/muon.py is torch.optim.Muon, in batches."""
 
 from conftest import ROOT
-from lab.run import devices
+from lab import devices
 from lab.run.muon import Muon
 from lab.settings import load_config
 from model import Model

@@ -9,10 +9,10 @@ import subprocess
 import sys
 
 from conftest import ROOT, command
+from lab import corpus
 from lab.files import UserError, file_sha256, sealed
 from lab.run.data import load_data
 from lab.settings import load_config
-from lab.text import corpus
 import prepare
 import tokenizer
 

@@ -22,7 +22,7 @@ from lab.files import UserError, sealed
 from lab.run import mntp, progress, resume
 from lab.run import run as surroundings
 from lab.run.data import TokenDataset, load_data
-from lab.run.devices import Distributed
+from lab.run.distributed import Distributed
 from lab.settings import load_config
 from model import Model
 from tests import fakeguard

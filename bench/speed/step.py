@@ -15,8 +15,7 @@ import statistics
 import time
 
 from bench.common import in_turns, random_ids, show, training_step
-from lab import cli, settings
-from lab.run import devices
+from lab import cli, devices, settings
 from model import Model, sharing
 import train
 

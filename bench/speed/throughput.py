@@ -17,8 +17,7 @@ import sys
 
 from bench.common import ask, contestant, in_turns, random_ids, ratios, show, training_step
 from export import our_name
-from lab import cli, settings
-from lab.run import devices
+from lab import cli, devices, settings
 from model import Model
 
 import torch

@@ -6,8 +6,8 @@ missing; `check` does. The sizes are in submission.yaml.
 
 import os
 
+from lab.checkpoint import BABYLM_WORDS
 from lab.files import read_json
-from lab.run.resume import BABYLM_WORDS
 from lab.score.pairs import BLIMP
 
 import yaml

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 import math
 import os
 
+from lab.corpus import read_meta
 from lab.files import UserError, file_sha256, load_tokenizer
-from lab.text.corpus import read_meta
 
 import numpy as np
 import torch

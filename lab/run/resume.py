@@ -9,16 +9,14 @@ import platform
 import subprocess
 
 from lab import checkpoint
+from lab.checkpoint import BABYLM_WORDS
 from lab.cli import ROOT
+from lab.devices import device_name
 from lab.files import UserError, first_line
-from lab.run.devices import device_name
 from lab.settings import take_out_removed
 
 import numpy as np
 import torch
-
-# Millions of words seen at which the BabyLM challenge wants a checkpoint; its small tracks end at 100.
-BABYLM_WORDS = [*range(1, 10), *range(10, 101, 10), *range(200, 1001, 100)]
 
 
 @dataclass

@@ -12,11 +12,11 @@ import os
 import signal
 import time
 
-from lab import checkpoint, settings
+from lab import checkpoint, devices, settings
 from lab.files import UserError, atomic_write, first_line
-from lab.run import devices, progress, resume
+from lab.run import progress, resume
 from lab.run.data import load_data, plan
-from lab.run.devices import Distributed
+from lab.run.distributed import Distributed
 
 import torch
 import yaml
