@@ -43,3 +43,12 @@ def test_every_cell_runs(name, shown, pictures, tmp_path, monkeypatch):
     client.execute()
     printed, drawn = outputs(notebook)
     assert all(text in printed for text in shown) and drawn == pictures, printed[-3000:]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_what_it_shows_is_of_a_whole_run_and_small(path):
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    _, pictures = outputs(notebook)
+    assert pictures and path.stat().st_size < 300_000
