@@ -4,6 +4,7 @@ The rule is eval_blimp.py's `log_probabilities`; of our own models lab/score/tri
 """
 
 import contextlib
+import ctypes
 import math
 
 from lab.files import UserError
@@ -125,7 +126,7 @@ def in_batches(rule, model, sentences, dtype="float32", batch_tokens=None, progr
     half = torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16")
     total, hidden = len(longest_first), None if progress else True
     bar = tqdm(total=total, desc="scoring", unit="sentence", disable=hidden, leave=False)
-    found = {}
+    found, batches = {}, 0
     with evaluation_mode(model.model), half, bar:
         while len(found) < total:
             start = len(found)
@@ -133,7 +134,16 @@ def in_batches(rule, model, sentences, dtype="float32", batch_tokens=None, progr
             for tokens, scores in zip(batch, rule(model, batch)):
                 found[tokens] = scores.copy()  # a view would keep the whole batch's array alive
             bar.update(len(batch))
+            batches += 1
+            if batches % 32 == 0:
+                give_back_freed_memory()
     return [found[tokens] for tokens in sentences]
+
+
+def give_back_freed_memory():
+    """To the system: logits have another size in every batch, and leave gigabytes of holes in glibc's heap."""
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @torch.no_grad()
@@ -171,8 +181,7 @@ def pseudo_log_probabilities(model, batch):
 def tokens_at_once(model):
     """How many tokens a model is given at once: as many as make 8 MB of logits on a CPU, at least 256; else 1 GB.
 
-    Larger logits, whose sizes keep changing, pile up unused in a CPU's heap by the gigabyte. A masked model has few, at
-    one place in each copy of a sentence.
+    A masked model has few logits, at one place in each copy of a sentence.
     """
     cpu = model.device.type == "cpu"
     if model.masked:
