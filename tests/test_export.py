@@ -13,6 +13,7 @@ from lab import checkpoint
 from lab.files import UserError
 from lab.hub import tokenizer_files
 from lab.text import pocket_english
+from model import ATTENTION
 from test_model import CASES, EVERY, GOLDEN, label, random_model, tiny
 import tokenizer
 
@@ -78,7 +79,7 @@ def transformers():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attention", ["mha", "skqa", "pwa", "rra"])
+@pytest.mark.parametrize("attention", ATTENTION)
 def test_every_combination_unfolds_into_the_same_function(transformers, attention):
     configs = [c for c in EVERY if c.attention == attention and c.embedding != "attention"]
     assert len(configs) >= 24
@@ -350,7 +351,6 @@ def without_norms(weights):
         ("size mismatch", {"intermediate_size": 25}, dict),
         ("not a readable checkpoint", {"rope_scaling": "odd"}, dict),
     ],
-    ids=str,
 )
 def test_what_is_not_a_model_of_ours_is_refused(reason, settings, change, released, tmp_path):
     with pytest.raises(UserError, match=reason):
