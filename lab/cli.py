@@ -48,7 +48,7 @@ def explain_missing(kind, error, trace):
 
 # Threads that wait for each other spin, which costs everyone when somebody else wants the core, as on a laptop in use:
 # let them give up soon (bench/speed/threads.py compares values). PyTorch's threads read this when they are loaded.
-SPINNING = {"GOMP_SPINCOUNT": "20000", "KMP_BLOCKTIME": "1"}  # of GNU's and of LLVM's library
+SPINNING = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}  # of GNU's and of LLVM's library
 if not {"OMP_WAIT_POLICY", *SPINNING} & os.environ.keys():
     os.environ.update(SPINNING)
 
