@@ -144,7 +144,7 @@ def block(result):
     lines.append(f"rule: {rule(origin)}")
     lines.append(f"seconds: {result.seconds:.2f}")
     for key in ("before_first_token", "benchmark", "data", "corpus", "checkpoint"):
-        lines.append(f"{key}: {getattr(origin, key)}")
+        lines.append(f"{key}: {getattr(origin, key) or 'unknown'}")
     return "\n".join(lines)
 
 
