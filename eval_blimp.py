@@ -29,7 +29,7 @@ import time
 
 from lab import cli, devices
 from lab import settings as configuration
-from lab.files import UserError, atomic_write, require_writable
+from lab.files import UserError, atomic_write, refuse_existing, require_writable
 from lab.report import tables
 from lab.score import scoring, statistics
 from lab.score.pairs import find_data, read_pairs
@@ -215,8 +215,7 @@ def main(argv=None):
     for path in [getattr(args, output) for output in OUTPUTS]:
         if path:
             require_writable(path)
-        if path and os.path.exists(path) and not args.replace:
-            raise UserError(f"{path}: exists; choose another name, or --replace to overwrite it")
+            refuse_existing(path, args.replace)
     device = devices.pick_device(args.device)
     if args.surprisal:
         write_surprisals(args, names, device)

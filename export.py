@@ -19,7 +19,7 @@ import tempfile
 
 from lab import checkpoint, cli
 from lab import settings as configuration
-from lab.files import UserError, atomic_write, file_sha256, load_tokenizer, read_json
+from lab.files import UserError, atomic_write, file_sha256, load_tokenizer, read_json, refuse_existing
 from lab.hub.model_card import model_card, read_babylm, read_blimp
 from lab.hub.submission import checkpoints
 from lab.hub.tokenizer_files import tokenizer_files
@@ -200,11 +200,6 @@ def import_folder(folder, path, replace=False) -> ModelConfig:
     made = {"corpus": f"unknown (converted from {os.path.basename(os.path.abspath(folder))})"}
     checkpoint.save(path, checkpoint.make(config, weights, tokenizer.model_bytes, made))
     return config
-
-
-def refuse_existing(path, replace):
-    if os.path.exists(path) and not replace:
-        raise UserError(f"{path}: exists; choose another name, or --replace to overwrite it")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

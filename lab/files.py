@@ -70,6 +70,12 @@ def require_writable(path):
         raise UserError(f"{path}: cannot be written ({e.strerror}); choose another place") from None
 
 
+def refuse_existing(path, replace):
+    """UserError if `path` is there and may not be replaced."""
+    if os.path.exists(path) and not replace:
+        raise UserError(f"{path}: exists; choose another name, or --replace to overwrite it")
+
+
 def read_text(path, remedy):
     """What a text file holds, or standard input for `-`. UserError with the remedy if it cannot be read."""
     try:
