@@ -304,7 +304,7 @@ def load_scorer(name, device="cpu", pll=None, trust_remote_code=False):
         model, ckpt = checkpoint.load_model(name, device)
         sha256 = {"checkpoint": ckpt.sha256, "tokenizer": ckpt.tokenizer.sha256}
         scorer = Ours(model, ckpt.tokenizer, ckpt.path, ckpt.provenance, sha256)
-        scorer.origin["parameters"] = sum(p.numel() for p in model.parameters())
+        scorer.origin["parameters"] = model.num_params()
         return scorer
     return load_foreign(name, device, pll, trust_remote_code)
 
