@@ -1,7 +1,7 @@
 """What keeps the lessons safe and comfortable, a drawer for each: it changes no number, and nobody reads it first.
 
 text/    for prepare.py: where text comes from, cleaning, a pool of processes, Pocket English
-run/     for train.py: the surroundings of a run, its data, processes, Muon, mntp, resume, progress
+run/     for train.py: the surroundings of a run, its data, Muon, mntp, resume, progress
 score/   for eval_blimp.py: minimal pairs, models of others, n-grams, fast scoring, statistics, surprisal
 report/  tables, the HTML page, plots: what score/ made, and the curves of a run
 hub/     for export.py: tokenizer files, the model card, a BabyLM submission

@@ -9,8 +9,8 @@ import os
 import sys
 
 from lab import checkpoint
+from lab.devices import Distributed
 from lab.files import atomic_write
-from lab.run.distributed import Distributed
 from tests import fakeguard
 import train
 

@@ -45,8 +45,8 @@ possible = pytest.mark.skipif(fakeguard.why_not() is not None, reason=str(fakegu
 
 def faults(model_settings, train_settings, dtype, device):
     """What goes wrong in the passes of one model, as texts."""
+    from lab.devices import Distributed
     from lab.run import mntp
-    from lab.run.distributed import Distributed
     from lab.settings import load_config
     from model import Model, ModelConfig, own_line
     import train

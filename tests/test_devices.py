@@ -4,8 +4,8 @@ its processes tell each other (whole runs under torchrun are in test_train.py)."
 import socket
 
 from lab import devices
+from lab.devices import Distributed
 from lab.files import UserError
-from lab.run.distributed import Distributed
 
 import pytest
 import torch

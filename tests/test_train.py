@@ -18,11 +18,11 @@ import time
 from conftest import ROOT, TINY, command, needs_a_compiler
 from kill import differences, same
 from lab import checkpoint
+from lab.devices import Distributed
 from lab.files import UserError, sealed
 from lab.run import mntp, progress, resume
 from lab.run import run as surroundings
 from lab.run.data import TokenDataset, load_data
-from lab.run.distributed import Distributed
 from lab.settings import load_config
 from model import Model
 from tests import fakeguard

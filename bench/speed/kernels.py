@@ -15,7 +15,7 @@ import tempfile
 import types
 
 from lab import settings
-from lab.run.distributed import Distributed
+from lab.devices import Distributed
 from model import Model
 from tests import fakeguard
 import train

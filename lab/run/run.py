@@ -13,10 +13,10 @@ import signal
 import time
 
 from lab import checkpoint, devices, settings
+from lab.devices import Distributed
 from lab.files import UserError, atomic_write, first_line
 from lab.run import progress, resume
 from lab.run.data import load_data, plan
-from lab.run.distributed import Distributed
 
 import torch
 import yaml
