@@ -7,8 +7,7 @@ import sys
 import eval_blimp
 import export
 from lab.files import UserError
-from lab.score import ngram
-from lab.score.scorers import load_scorer
+from lab.score.scorers import KneserNey, load_scorer
 from lab.text import pocket_english
 import strangers
 from test_eval_blimp import blimp, load_csv, load_json, workplace  # noqa: F401  (a fixture)
@@ -198,7 +197,7 @@ def test_kneser_ney():
     """As the definition has it, and a probability: the sum over the vocabulary is 1."""
     rng = np.random.default_rng(0)
     lines = [(0, *rng.integers(1, 5, rng.integers(1, 7)).tolist()) for _ in range(12)]
-    model = ngram.KneserNey(np.concatenate(lines), 0, 6, order=3)
+    model = KneserNey(np.concatenate(lines), 0, 6, order=3)
     for given in ((0,), (0, 1), (0, 3, 2), (0, 5, 1), (0, 1, 2, 3)):
         logp = [model.log_probabilities(np.array([*given, w]))[-1] for w in range(1, 6)]
         expected = [plain_kneser_ney(lines, 6, 3, given, w) for w in range(1, 6)]
