@@ -258,9 +258,7 @@ def write_files(args, results, on_page):
         form = os.path.splitext(args.plot)[1].lower().removeprefix(".")
         atomic_write(args.plot, lambda f: plots.plot(results, f, form))
     if args.html:
-        from lab.report import page
-
-        atomic_write(args.html, page.page(on_page))
+        atomic_write(args.html, tables.page(on_page))
 
 
 def evaluate_models(args, names, settings, device):

@@ -20,9 +20,8 @@ import tempfile
 from lab import checkpoint, cli
 from lab import settings as configuration
 from lab.files import UserError, atomic_write, file_sha256, load_tokenizer, read_json, refuse_existing
-from lab.hub.model_card import model_card, read_babylm, read_blimp
-from lab.hub.submission import checkpoints
-from lab.hub.tokenizer_files import tokenizer_files
+from lab.hub.babylm import checkpoints
+from lab.hub.folder import model_card, read_babylm, read_blimp, tokenizer_files
 from model import Model, ModelConfig, parameter_counts, sharing
 
 import safetensors.torch

@@ -3,8 +3,8 @@
 text/    for prepare.py: where text comes from, cleaning, a pool of processes, Pocket English
 run/     for train.py: the surroundings of a run, its data, Muon, mntp, resume, progress
 score/   for eval_blimp.py: minimal pairs, models of others, n-grams, fast scoring, statistics, surprisal
-report/  tables, the HTML page, plots: what score/ made, and the curves of a run
-hub/     for export.py: tokenizer files, the model card, a BabyLM submission
+report/  tables and the HTML page, plots: what score/ made, and the curves of a run
+hub/     for export.py: what stands beside the weights in a Hugging Face folder, the BabyLM challenge
 play.py  a page to play with a model, a command that stands above them all
 settings.py, corpus.py, checkpoint.py, devices.py, files.py, cli.py: what all of them share
 

@@ -10,7 +10,7 @@ import sys
 from conftest import ROOT
 from lab import checkpoint
 from lab.files import UserError
-from lab.hub import babylm, submission
+from lab.hub import babylm
 from stand_ins import plainly, save_checkpoint
 
 import pytest
@@ -158,13 +158,13 @@ def whole_submission():
     def rows(number):
         return {"predictions": [{"id": i, "pred": 0} for i in range(number)]}
 
-    tree = {task: {part: rows(size) for part, size in sizes.items()} for task, sizes in submission.SIZES.items()}
-    for task, size in submission.GLOBAL_PIQA.items():
+    tree = {task: {part: rows(size) for part, size in sizes.items()} for task, sizes in babylm.SIZES.items()}
+    for task, size in babylm.GLOBAL_PIQA.items():
         tree[task] = {f"{task}_{i}": rows(1) for i in range(size)}
-    marks = submission.revisions("strict-small")
+    marks = babylm.revisions("strict-small")
     tree["aoa"] = {"aoa": 0.1}
-    tree["aoa_surprisals"] = {"results": [{"step": mark} for mark in marks for _ in range(submission.ACQUISITION)]}
-    tree["fast_eval_results"] = {task: [dict.fromkeys(parts, 0.5)] * 19 for task, parts in submission.FAST.items()}
+    tree["aoa_surprisals"] = {"results": [{"step": mark} for mark in marks for _ in range(babylm.ACQUISITION)]}
+    tree["fast_eval_results"] = {task: [dict.fromkeys(parts, 0.5)] * 19 for task, parts in babylm.FAST_PARTS.items()}
     return tree
 
 
@@ -173,10 +173,10 @@ def test_what_a_submission_lacks_is_named(tmp_path):
 
     def complaints(tree):
         (tmp_path / "all.json").write_text(json.dumps(tree))
-        return submission.check(path)
+        return babylm.check(path)
 
     tree = whole_submission()
-    assert complaints(tree) == [] and len(submission.revisions("strict")) == 28
+    assert complaints(tree) == [] and len(babylm.revisions("strict")) == 28
     tree["blimp"].pop("passive_1")
     tree["blimp"]["invented"] = {}
     tree["comps"] = None
@@ -198,7 +198,7 @@ def test_what_a_submission_lacks_is_named(tmp_path):
         "aoa: missing",
         "aoa_surprisals/chck_100M: 8004 words instead of 8005",
         "fast_eval_results/ewok: 0 checkpoints instead of 19",
-        *(f"fast_eval_results/reading/{mark}: 2 of 2 parts missing" for mark in submission.revisions("strict-small")),
+        *(f"fast_eval_results/reading/{mark}: 2 of 2 parts missing" for mark in babylm.revisions("strict-small")),
     ]
     assert len(complaints({})) == 7 + 2 + 1 + 19 + 7
     with pytest.raises(UserError, match="all.json"):

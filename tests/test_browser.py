@@ -7,7 +7,7 @@ import shutil
 
 from conftest import ROOT
 from lab import play
-from lab.report import page as html_page
+from lab.report import tables
 from lab.score.scorers import load_scorer
 from stand_ins import lively, pair, sentences
 from test_compare_page import evaluations
@@ -57,7 +57,7 @@ def report(tmp_path_factory):
     for i, (good, bad) in enumerate(zip(texts[::2], texts[1::2])):
         rows.append(pair(good, bad, UID=f"paradigm_with_a_rather_long_name_{i % 3}", linguistics_term=f"term {i % 3}"))
     results = evaluations(rows, folder, [lively(seed=seed) for seed in range(3)])
-    (folder / "page.html").write_text(html_page.page(results), encoding="utf-8")
+    (folder / "page.html").write_text(tables.page(results), encoding="utf-8")
     return (folder / "page.html").as_uri()
 
 

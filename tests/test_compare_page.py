@@ -6,7 +6,7 @@ import html.parser
 import pathlib
 
 import eval_blimp
-from lab.report import page as report
+from lab.report import tables as report
 from lab.score import statistics
 from lab.score.scorers import Ours
 from stand_ins import Words, lively, pair, read, uniform, write

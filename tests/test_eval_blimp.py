@@ -244,11 +244,11 @@ def test_an_existing_result_is_replaced_only_when_asked(workplace, monkeypatch):
 
 
 @pytest.mark.slow
-def test_what_only_a_plot_or_a_page_needs_is_not_imported(workplace):
+def test_what_only_a_plot_needs_is_not_imported(workplace):
     code = """
 import sys, eval_blimp
 eval_blimp.main("0.pt --data mine --json r.json --csv p.csv".split())
-sys.exit(", ".join({"matplotlib", "lab.report.plots", "lab.report.page", "transformers"} & sys.modules.keys()) or 0)
+sys.exit(", ".join({"matplotlib", "lab.report.plots", "transformers"} & sys.modules.keys()) or 0)
 """
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)

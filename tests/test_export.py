@@ -11,7 +11,7 @@ from conftest import command
 import export
 from lab import checkpoint
 from lab.files import UserError
-from lab.hub import tokenizer_files
+from lab.hub.folder import tokenizer_files
 from lab.text import pocket_english
 from model import ATTENTION
 from test_model import CASES, EVERY, GOLDEN, label, random_model, tiny
@@ -218,14 +218,14 @@ def sentencepiece_model(vocab_size, **options):
 )
 def test_refuses_a_tokenizer_of_another_kind(options):
     with pytest.raises(UserError, match="byte-pair encoding"):
-        tokenizer_files.tokenizer_files(sentencepiece_model(400, byte_fallback=True, **options), 256)
+        tokenizer_files(sentencepiece_model(400, byte_fallback=True, **options), 256)
 
 
 def test_refuses_a_tokenizer_that_changes_a_single_letter(tmp_path):
     (tmp_path / "rules.tsv").write_text("51\t71\n")  # Q becomes q
     tok = sentencepiece_model(400, byte_fallback=True, normalization_rule_tsv=str(tmp_path / "rules.tsv"))
     with pytest.raises(UserError, match="normalises text"):
-        tokenizer_files.tokenizer_files(tok, 256)
+        tokenizer_files(tok, 256)
 
 
 # --- and back
