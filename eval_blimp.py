@@ -17,9 +17,9 @@ The rule. A model is correct on a pair if it gives the grammatical sentence the 
                       BLiMP has 67 paradigms of 1000 pairs
 
 The forward pass is in float32, the sums are in float64. `log_probabilities` below is the rule, and scores any causal
-model that gives logits. For our own checkpoints lab/score/tries.py gives the same numbers, and computes what sentences
-have in common only once. A masked model gives a sentence no probability: it has a pseudo-log-likelihood, see --pll.
-`--compat` changes the rule to what another evaluator computes.
+model that gives logits. For our own checkpoints lab/score/scoring.py gives the same numbers, and computes only once
+what sentences have in common. A masked model gives a sentence no probability: it has a pseudo-log-likelihood, see
+--pll. `--compat` changes the rule to what another evaluator computes.
 """
 
 import argparse

@@ -10,7 +10,7 @@ import re
 import sys
 import types
 
-from lab.score import tries
+from lab.score import scoring
 from model import LinearCrossEntropy
 from tests import fakeguard
 
@@ -102,8 +102,8 @@ def faults(model_settings, train_settings, dtype, device):
 def inference_faults(model, device):
     """The same of scoring and generation, which are in float32."""
     with fakeguard.Watch() as watch, torch.no_grad():
-        batch = next(tries.batches([[1, 5, 6, 7], [1, 5, 6, 8], [1, 9, 6]], [1, 1, 1], 64))
-        scores = tries.token_log_probabilities(model, batch)
+        batch = next(scoring.batches([[1, 5, 6, 7], [1, 5, 6, 8], [1, 9, 6]], [1, 1, 1], 64))
+        scores = scoring.token_log_probabilities(model, batch)
         tokens = list(model.generate([1, 2, 3, 4, 5], 5))  # and past the context of 8
     found = [f"inference: CPU tensor in {name}" for name in watch.strays]
     if scores.device != device or scores.dtype != torch.float32:
@@ -179,7 +179,7 @@ def test_the_device_refuses_what_a_gpu_would(python):
 
 def test_scoring_leaves_cudnns_attention_alone():
     """A new shape a batch is a new plan each; the other fused kernels stay, the CPU's among them."""
-    with tries.evaluation_mode(torch.nn.Linear(1, 1)):
+    with scoring.evaluation_mode(torch.nn.Linear(1, 1)):
         assert not torch.backends.cuda.cudnn_sdp_enabled()
         assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.mem_efficient_sdp_enabled()
 
