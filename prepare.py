@@ -32,8 +32,7 @@ from lab import cli, corpus
 from lab.files import UserError, load_tokenizer
 from lab.settings import parse_args
 from lab.text import pocket_english
-from lab.text.cleaning import CLEANING, clean, in_parts
-from lab.text.cores import PART, Cores
+from lab.text.cleaning import CLEANING, PART, Cores, clean, in_parts
 from lab.text.sources import BABYLM, DOWNLOADS, DownloadError, find, get_blimp
 import tokenizer
 

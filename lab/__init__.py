@@ -1,6 +1,6 @@
 """What keeps the lessons safe and comfortable, a drawer for each: it changes no number, and nobody reads it first.
 
-text/    for prepare.py: where text comes from, cleaning, a pool of processes, Pocket English
+text/    for prepare.py: where text comes from, cleaning on all cores, Pocket English
 run/     for train.py: the surroundings of a run, its data, Muon, mntp, resume, progress
 score/   for eval_blimp.py: minimal pairs, models of others, n-grams, fast scoring, statistics, surprisal
 report/  tables and the HTML page, plots: what score/ made, and the curves of a run

@@ -8,8 +8,7 @@ import time
 
 from conftest import ROOT
 from lab.files import UserError
-from lab.text.cores import WORTH, Cores
-
+from lab.text.cleaning import WORTH, Cores
 import pytest
 
 
@@ -39,7 +38,7 @@ def test_what_goes_wrong_in_a_process_is_one_error(function, last, error, words)
 PARENT = """
 import time
 from lab.cli import run
-from lab.text.cores import Cores
+from lab.text.cleaning import Cores
 
 def main():
     with Cores(2) as cores:

@@ -5,13 +5,18 @@ A step is a function of text that looks at one line at a time, so a large text i
 """
 
 import codecs
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 import functools
 import html
 import itertools
+import multiprocessing
+import os
 import re
+import signal
+import threading
 import unicodedata
 
-from lab.text.cores import PART
+from lab.files import UserError
 from tokenizer import LONGEST_LINE
 
 
@@ -143,27 +148,9 @@ CLEANING = {
     ),
 }
 
-EMPTY_LINE = re.compile(rb"\n\r?\n")
-NEWLINE = re.compile(rb"\n")
 ONLY_SPACES = re.compile(r"^[^\S\n]+$", re.MULTILINE)
 TOO_LONG = re.compile(rf"^.{{{LONGEST_LINE + 1},}}", re.MULTILINE)
 PIECE = re.compile(rf"\S.{{0,{LONGEST_LINE - 2}}}(?!\S)|\S{{1,{LONGEST_LINE}}}")  # cut at spaces if there are any
-
-
-def in_parts(text):
-    """The bytes of a text, in parts of about PART, each ending after an empty line, or after any line if none is near.
-
-    Newlines become "\n", and a byte order mark goes.
-    """
-    start = 0
-    while start < len(text):
-        found = EMPTY_LINE.search(text, start + PART, start + 2 * PART) or NEWLINE.search(text, start + 2 * PART)
-        end = found.end() if found else len(text)
-        part = text[start:end].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        if start == 0:
-            part = part.removeprefix(codecs.BOM_UTF8)
-        yield part if part.endswith(b"\n") else part + b"\n"
-        start = end
 
 
 def apply(steps, part):
@@ -192,3 +179,79 @@ def clean(parts, steps, each=map):
         wrapped, total = map(sum, zip(*each(count_wrapped, parts)))
         steps = steps[at:] if 2 * wrapped >= total else steps[at + 1 :]
     return each(functools.partial(finish, steps), parts)
+
+
+# ---------------------------------------------------------------------------------------------------- in parts
+
+PART = 1_000_000  # bytes of text in a part, about
+WORTH = 8  # parts from which on starting processes takes less time than it saves
+EMPTY_LINE = re.compile(rb"\n\r?\n")
+NEWLINE = re.compile(rb"\n")
+
+
+def in_parts(text):
+    """The bytes of a text, in parts of about PART, each ending after an empty line, or after any line if none is near.
+
+    Newlines become "\n", and a byte order mark goes.
+    """
+    start = 0
+    while start < len(text):
+        found = EMPTY_LINE.search(text, start + PART, start + 2 * PART) or NEWLINE.search(text, start + 2 * PART)
+        end = found.end() if found else len(text)
+        part = text[start:end].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        if start == 0:
+            part = part.removeprefix(codecs.BOM_UTF8)
+        yield part if part.endswith(b"\n") else part + b"\n"
+        start = end
+
+
+class Cores:
+    """cores.map(function, parts) is map(function, parts) by one process a core, for as long as the `with` block lasts.
+
+    The processes are started anew (spawn) on every system, so `function` and its arguments must be picklable.
+    """
+
+    def __init__(self, count=None):
+        self.count = count or min(os.cpu_count() or 1, 16)
+        self.executor = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.executor:
+            self.executor.shutdown(cancel_futures=True)
+
+    def start(self):
+        """Starts the processes. Ctrl-C is not for them: the one that starts them ends them."""
+        context = multiprocessing.get_context("spawn")
+        self.executor = ProcessPoolExecutor(self.count, context, end_with_parent)
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which they inherit
+        for _ in range(self.count):
+            self.executor.submit(int)
+        signal.signal(signal.SIGINT, before)
+
+    def map(self, function, parts):
+        """Yields function(part) for each part, in order."""
+        parts = iter(parts)
+        first = list(itertools.islice(parts, WORTH))
+        parts = itertools.chain(first, parts)
+        if len(first) < WORTH or self.count == 1:
+            yield from map(function, parts)
+            return
+        if not self.executor:
+            self.start()
+        try:
+            yield from self.executor.map(function, parts)
+        except BrokenExecutor:
+            raise UserError("a process was ended from outside, perhaps for want of memory; run again") from None
+
+
+def end_with_parent():
+    """In a new process: ends it when the one that started it is gone, however that ended."""
+
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
