@@ -9,6 +9,7 @@ import time
 from conftest import ROOT
 from lab.files import UserError
 from lab.text.cleaning import WORTH, Cores
+
 import pytest
 
 
