@@ -27,12 +27,10 @@ A checkpoint from train.py is a dictionary, and so is the model that comes with 
 """
 
 from collections.abc import Callable, Iterator
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 import itertools
 import math
-import typing
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -68,8 +66,8 @@ class ModelConfig:
     dropout: float = 0.0  # on the embedding and both residual branches
 
     def problems(self) -> list[str]:
-        """What stands in the way of building it, each as `key: reason`; empty if nothing does."""
-        return out_of_range(self) or list(conflicts(self))
+        """Why it cannot be built, each reason as `key: reason`; empty if it can."""
+        return list(out_of_range(self)) or list(conflicts(self))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -79,7 +77,7 @@ class ModelConfig:
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight, in float32 (Zhang and Sennrich 2019).
 
-    What comes out goes into matrix products, so it has their type already and none of them has to convert it.
+    Its output goes into matrix products, so it is in their type already and none of them has to convert it.
     """
 
     def __init__(self, size, eps):
@@ -94,8 +92,8 @@ class RMSNorm(nn.Module):
 def rope_table(positions, head_dim, theta):
     """cos and sin, each (positions, hs): position m turns pair i by m * theta^(-2i/hs) radians (Su et al. 2021).
 
-    Pair i is the numbers a and b at i and i + hs/2 of a head. Each has its cos here, and the sin that the other is
-    multiplied by: (a, b) becomes (a cos - b sin, b cos + a sin).
+    Pair i is a = x[i] and b = x[i + hs/2] of a head, and becomes (a cos - b sin, b cos + a sin). So cos is here twice,
+    once for a and once for b; and so is sin, first with its minus sign, to be multiplied by b and a.
     """
     frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)  # (hs/2)
     angles = np.outer(np.arange(positions), frequencies)  # (positions, hs/2)
@@ -275,7 +273,7 @@ class AttentionProjector(nn.Module):
 
 
 class Block(nn.Module):
-    """What a layer has to itself: its norms. Attention and MLP belong to its group."""
+    """A layer: its norms are its own, attention and MLP are its group's."""
 
     def __init__(self, config):
         super().__init__()
@@ -391,13 +389,11 @@ class Model(nn.Module):
         """
         return linear_cross_entropy(x.flatten(0, 1), self.lm_head.weight, targets.flatten())
 
-    def generate(
-        self, ids: list[int], max_tokens: int, seed: int = 0, pick: Callable | None = None
-    ) -> Iterator[tuple[int, float]]:
+    def generate(self, ids: list[int], max_tokens: int, seed: int = 0, pick: Callable | None = None) -> Iterator:
         """Yields (token, the probability that the model gave it) for `max_tokens` tokens after `ids`, at least one.
 
         pick(logits (V), ids so far) -> probabilities (V) to draw from; default: the model's own, softmax(logits).
-        A text that outgrows the context goes on from the second half of it.
+        A text that outgrows the context goes on from its last tokens, half a context of them.
         """
         device, context = self.lm_head.weight.device, self.config.max_position_embeddings
         generator = torch.Generator().manual_seed(seed)
@@ -545,7 +541,7 @@ def chunk_size(tokens, vocab, dtype, device):
 
 
 def fused_kernel_is_slow(q, k, mask):
-    """bfloat16 on a CPU, where PyTorch's kernel takes 2 to 3 times as long as what follows (bench/speed/parts.py)."""
+    """bfloat16 on a CPU, where PyTorch's kernel takes 2 to 3 times as long as what follows (results/speed.md)."""
     slow_there = q.dtype == torch.bfloat16 and q.device.type == "cpu" and 1 < q.shape[2] <= 1024
     return slow_there and q.shape == k.shape and (mask is None or mask.shape[-1] == mask.shape[-2])
 
@@ -569,9 +565,9 @@ def attend_written_out(q, k, v, mask):
 
 
 def drop(x, p):
-    """Dropout. On a CPU PyTorch draws a number for each element, one after another; here each draw gives eight bytes.
+    """Dropout. On a CPU PyTorch draws a number for each element, one after another; here each draw serves eight.
 
-    A byte knows p in 256ths, so there 0.1 is 0.1016. A p that rounds to 0 of them is left to PyTorch.
+    Each gets a byte, which knows p in 256ths, so there 0.1 is 0.1016. A p that rounds to none is left to PyTorch.
     """
     limit = round(256 * p)  # a byte below it drops
     if limit == 0 or x.device.type != "cpu":
@@ -589,41 +585,37 @@ def parameter_counts(config: ModelConfig) -> dict[str, int]:
     """Parameters by part: {"embedding", "attention", "mlp", "norms", "head"}. Takes no memory."""
     with torch.device("meta"):
         model = Model(config)
-    parts = {
-        "lm_head": "head",
-        "norm": "norms",
-        "layers": "norms",
-        "embed_tokens": "embedding",
-        "projector": "embedding",
+
+    def size(*modules):
+        return sum(p.numel() for name, p in model.named_parameters() if name.split(".")[0] in modules)
+
+    return {
+        "embedding": size("embed_tokens", "projector"),
+        "attention": size("attention"),
+        "mlp": size("mlp"),
+        "norms": size("layers", "norm"),
+        "head": size("lm_head"),
     }
-    counts = dict.fromkeys(("embedding", "attention", "mlp", "norms", "head"), 0)
-    for name, p in model.named_parameters():
-        module = name.split(".")[0]
-        counts[parts.get(module, module)] += p.numel()
-    return counts
 
 
 LIMITS = {"rms_norm_eps": (1e-12, 0.1), "rope_theta": (1e-3, 1e12), "dropout": (0, 0.9)}
-WHOLE = (1, 2**20)  # of any whole number: no mistyped or damaged file makes us build what no memory holds
+WHOLE = (1, 2**20)  # of any other number: a mistyped one should not ask for more than any memory holds
 
 
 def out_of_range(config):
-    """Settings that are impossible by themselves, each as `key: reason`."""
-    choices = {field.name: typing.get_args(field.type) for field in dataclasses.fields(config)}
-    choices["attention"] = tuple(ATTENTION)
-    found = []
-    for key, value in vars(config).items():
-        low, high = LIMITS.get(key, WHOLE)
-        if value is None or isinstance(value, bool):
-            continue
+    """Yields settings that are impossible by themselves, as `key: reason`."""
+    for field in fields(config):
+        key, value = field.name, getattr(config, field.name)
         if isinstance(value, str):
-            if value not in choices[key]:
-                found.append(f"{key}: {value!r}: expected one of {', '.join(choices[key])}")
-        elif value < low:
-            found.append(f"{key}: {value} must be at least {low}")
-        elif not value <= high:  # NaN too
-            found.append(f"{key}: {value} must be at most {high}")
-    return found
+            choices = tuple(ATTENTION) if key == "attention" else get_args(field.type)
+            if value not in choices:
+                yield f"{key}: {value!r}: expected one of {', '.join(choices)}"
+        elif value is not None and not isinstance(value, bool):
+            low, high = LIMITS.get(key, WHOLE)
+            if value < low:
+                yield f"{key}: {value} must be at least {low}"
+            elif not value <= high:  # NaN too
+                yield f"{key}: {value} must be at most {high}"
 
 
 def conflicts(config):
