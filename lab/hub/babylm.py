@@ -21,10 +21,10 @@ import time
 
 from lab import checkpoint, cli
 from lab.checkpoint import BABYLM_WORDS
-from lab.files import UserError, atomic_write, file_sha256, read_json
+from lab.files import UserError, atomic_write, file_sha256, read_json, read_text
 from lab.report.tables import predictions
 from lab.score import scoring
-from lab.score.pairs import BLIMP, data_files, parse_json, read_bytes
+from lab.score.pairs import BLIMP, data_files, json_rows
 
 import numpy as np
 import yaml
@@ -97,12 +97,11 @@ def read_items(task, folder):
     """(Items of the *.jsonl files in a folder, sha256 of the files). Raises UserError naming file and line."""
     items, digest = [], hashlib.sha256()
     for file in data_files(folder, (".jsonl",)):
-        content = read_bytes(file)
-        digest.update(content)
-        stem = os.path.splitext(os.path.basename(file))[0]
-        for number, line in enumerate(content.splitlines(), 1):
+        text = read_text(file, "fetch it again")
+        digest.update(text.encode())
+        for number, row in json_rows(file, text):
             try:
-                item = READERS[task](parse_json(line), stem)
+                item = READERS[task](row, pathlib.Path(file).stem)
             except (ValueError, LookupError, TypeError) as e:
                 raise UserError(f"{file}:{number}: not an item of {task} ({e}); fetch the file again") from None
             if item is not None:
