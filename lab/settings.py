@@ -9,18 +9,14 @@ range is found before anything starts, and everything that is wrong is reported 
 """
 
 import contextlib
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, field, fields
 import difflib
 import math
 import operator
 import os
-import pathlib
-import reprlib
 import shlex
 import types
-import typing
-from typing import Literal
+from typing import Literal, get_args, get_origin
 
 from lab.cli import ROOT
 from lab.files import UserError, read_text
@@ -30,9 +26,9 @@ import yaml
 RULES = {"at_least": operator.ge, "at_most": operator.le, "above": operator.gt}
 
 
-def number(default=dataclasses.MISSING, **limits):
-    """A numeric setting and what it is limited by: at_least, at_most, above."""
-    return dataclasses.field(default=default, metadata=limits)
+def number(default=MISSING, **limits):
+    """A numeric setting and its limits: at_least, at_most, above."""
+    return field(default=default, metadata=limits)
 
 
 @dataclass
@@ -116,8 +112,7 @@ class Config:
     train: TrainConfig
     eval: EvalConfig
 
-    arguments = ()  # of the command line: no setting, so no field
-    notes = ()  # what the user is to know about them
+    arguments = ()  # of the command line: not a setting, so not a field
 
     def command(self, script):
         """`script` with the preset and overrides of this command, ready to be pasted into a shell."""
@@ -132,15 +127,13 @@ class Config:
         return self.train.out or os.path.join("out", self.preset)
 
 
-# Settings of before that gained nothing (results/log.md): the value that did nothing, with which a file still loads,
-# and the last commit that knows others.
-REMOVED = {
-    "model": {"hidden_act": ("silu", "b92dfc8"), "qk_norm": (False, "b92dfc8")},
-    "train": {"z_loss": (0, "b92dfc8"), "ema": (0, "b92dfc8")},
-}
-REMOVED_VALUES = {"boundary=sentence": "b92dfc8"}
+SECTIONS = {f.name: f.type for f in fields(Config) if f.name != "preset"}
 
-SECTIONS = {field.name: field.type for field in dataclasses.fields(Config) if field.name != "preset"}
+# Settings that are gone because they gained nothing (results/log.md), each with the value that switched it off. Files
+# that have it at that value still load.
+REMOVED = {"hidden_act": "silu", "qk_norm": False, "z_loss": 0, "ema": 0}
+REMOVED_VALUES = ["sentence"]  # of data.boundary
+IN_HISTORY = "; b92dfc8 is the last commit that has it"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -174,26 +167,25 @@ def convert(value, kind):
     (0.0003, None, True)
     """
     if isinstance(kind, types.UnionType):  # such as int | None
-        return None if value is None else convert(value, typing.get_args(kind)[0])
-    if typing.get_origin(kind) is Literal:
-        choices = {str(choice).lower(): choice for choice in typing.get_args(kind)}
+        return None if value is None else convert(value, get_args(kind)[0])
+    if get_origin(kind) is list:
+        if not isinstance(value, list):
+            raise ValueError("expected a list, such as [a, b]")
+        return [convert(item, get_args(kind)[0]) for item in value]
+    if kind is bool:
+        kind = Literal[True, False]
+    if get_origin(kind) is Literal:
+        choices = {str(choice).lower(): choice for choice in get_args(kind)}
         if str(value).lower() not in choices:
             raise ValueError("expected one of " + ", ".join(choices))
         return choices[str(value).lower()]
-    if typing.get_origin(kind) is list:
-        if not isinstance(value, list):
-            raise ValueError("expected a list, such as [a, b]")
-        return [convert(item, typing.get_args(kind)[0]) for item in value]
-    if kind is bool:
-        return convert(value, Literal[True, False])
     if isinstance(value, (str, int, float)) and not isinstance(value, bool):
         with contextlib.suppress(ValueError, OverflowError):
             if kind is str:
                 return str(value)
-            if kind is int and float(value) == int(float(value)):
-                return value if isinstance(value, int) else int(float(value))  # a float has no 2**60 + 1
-            if kind is float and math.isfinite(float(value)):
-                return float(value)
+            number = value if isinstance(value, int) else float(value)  # float(2**60 + 1) would be 2**60
+            if math.isfinite(number) and (kind is float or number == int(number)):
+                return kind(number)
     raise ValueError("expected " + {int: "a whole number", float: "a number", str: "text"}[kind])
 
 
@@ -202,62 +194,44 @@ def convert(value, kind):
 
 
 def nearest(name, known):
-    """A hint at known names that look like this one, have these initials (lr) or share a word (heads, n_layers)."""
-    known = [str(name) for name in known]
-    close = difflib.get_close_matches(str(name), known, 1)
-    if not close:
-        close = [other for other in known if "".join(word[0] for word in other.split("_")) == str(name)]
-    if not close:
-        words = [word.rstrip("s") for word in str(name).split("_") if len(word) > 3]
-        close = [other for other in known if any(word in other for word in words)]
-    if close:
-        return "did you mean " + " or ".join(f"`{other}`" for other in close) + "?"
-    return f"known: {', '.join(known)}"
+    """A hint at the known name that looks like `name`, or has it as its initials (lr); at all of them if none does."""
+    name, known = str(name), [str(other) for other in known]
+    initials = {"".join(word[:1] for word in other.split("_")): other for other in known}
+    close = difflib.get_close_matches(name, known, 1) or [initials.get(name)]
+    return f"did you mean `{close[0]}`?" if close[0] else f"known: {', '.join(known)}"
 
 
-def take_out_removed(section, values):
-    """Takes what REMOVED lists out of a section's values; returns complaints, of settings that did something."""
-    complaints = []
-    for key, (off, commit) in REMOVED.get(section, {}).items():
-        if values.pop(key, off) != off:
-            complaints.append(f"{key}: this setting is gone; {commit} is the last commit that has it")
-    return complaints
+def take_out_removed(values):
+    """Takes the REMOVED settings out of a section's values; returns complaints about those that did something."""
+    gone = [key for key, off in REMOVED.items() if values.pop(key, off) != off]
+    return [f"{key}: this setting is gone{IN_HISTORY}" for key in gone]
 
 
 def build(section, values):
     """(its dataclass or None, complaints): converts and checks the values of one section."""
-    cls = section_class(section)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    from model import ModelConfig  # here: it brings PyTorch, which the processes that clean text do not need
+
+    cls = ModelConfig if section == "model" else SECTIONS[section]
+    declared = {f.name: f for f in fields(cls)}
     settings = {}
-    complaints = take_out_removed(section, values)
-    complaints += [f"{key}: unknown key; {nearest(key, fields)}" for key in values if key not in fields]
-    for name, field in fields.items():
+    complaints = take_out_removed(values)
+    complaints += [f"{key}: unknown key; {nearest(key, declared)}" for key in values if key not in declared]
+    for name, f in declared.items():
         if name in values:
             try:
-                settings[name] = value = convert(values[name], field.type)
+                settings[name] = value = convert(values[name], f.type)
+                for rule, limit in f.metadata.items():
+                    if value is not None and not RULES[rule](value, limit):
+                        raise ValueError(f"must be {rule.replace('_', ' ')} {limit}")
             except ValueError as e:
-                complaint = f"{name}: {reprlib.repr(values[name])[:80]}: {e}"
-                if commit := REMOVED_VALUES.get(f"{name}={values[name]}"):
-                    complaint += f"; {commit} is the last commit that has this one"
-                complaints.append(complaint)
-                continue
-            for rule, limit in field.metadata.items():
-                if value is not None and not RULES[rule](value, limit):
-                    complaints.append(f"{name}: {value} must be {rule.replace('_', ' ')} {limit}")
-        elif field.default is dataclasses.MISSING:
+                gone = IN_HISTORY if values[name] in REMOVED_VALUES else ""
+                complaints.append(f"{name}: {repr(values[name])[:80]}: {e}{gone}")
+        elif f.default is MISSING:
             complaints.append(f"{name}: missing")
     if complaints:
         return None, complaints
     made = cls(**settings)
     return made, list(made.problems()) if hasattr(made, "problems") else []
-
-
-def section_class(name):
-    if name == "model":
-        from model import ModelConfig  # here: it brings PyTorch, a second or two, and prepare.py needs neither
-
-        return ModelConfig
-    return SECTIONS[name]
 
 
 def model_config(values):
@@ -268,36 +242,11 @@ def model_config(values):
     return config
 
 
-def read_tree(path):
-    """The file as {"preset": name, "presets": {name: {section: {key: value}}}, section: {key: value}, ...}."""
-    if path == "config.yaml" and not os.path.exists(path):  # in another folder: the project's own
-        path = pathlib.Path(__file__).resolve().parent.parent / path
-    tree = parse_yaml(read_text(path, "give another with --config FILE"), path)
-    presets = tree.get("presets") if isinstance(tree, dict) else None
-    if not isinstance(presets, dict) or not all(isinstance(layer or {}, dict) for layer in presets.values()):
-        raise UserError(f"{path}: expected the sections preset, {', '.join(SECTIONS)}, presets")
-    return tree
-
-
-def load_config(preset=None, overrides=(), path="config.yaml", model=True):
-    """The settings of `path` under `preset` (default: the one the file names), then `section.key=value` overrides.
-
-    model=False leaves that section as it is, neither converted nor checked.
-    Raises UserError listing every unknown key, wrong type, value out of range and impossible combination.
-    """
-    arguments = ["--preset", preset] if preset else []
-    if path != "config.yaml":
-        arguments += ["--config", path]
-    tree = read_tree(path)
-    presets = {str(name): layer or {} for name, layer in tree.pop("presets").items()}
-    named = tree.pop("preset", None)
-    preset = str(preset or named)
-    if preset not in presets:
-        raise UserError(f"{path}: preset `{preset}` is unknown; {nearest(preset, presets)}")
-    last_word, complaints = tree_of(overrides)
-
+def resolve(layers):
+    """({section: its dataclass}, complaints) of layers {section: {key: value}}, each over those before it."""
     values = {name: {} for name in SECTIONS}
-    for layer in (tree, presets[preset], last_word):
+    complaints = []
+    for layer in layers:
         for name, section in layer.items():
             if name not in SECTIONS:
                 complaints.append(f"{name}: unknown key; {nearest(name, SECTIONS)}")
@@ -305,43 +254,70 @@ def load_config(preset=None, overrides=(), path="config.yaml", model=True):
                 complaints.append(f"{name}: expected settings below it")
             else:
                 values[name].update(section)
-    notes = one_length(values["train"], last_word.get("train", {}))
-
     values["model"].setdefault("vocab_size", values["tokenizer"].get("vocab_size"))  # train.py: the prepared data's
-    sections = dict(values)
+    sections = {}
     for name in SECTIONS:
-        if model or name != "model":
-            sections[name], found = build(name, values[name])
-            complaints += [f"{name}.{complaint}" for complaint in found]
-    if len(complaints) == 1:
-        raise UserError(f"{path}: {complaints[0]}")
-    if complaints:
-        raise UserError(f"{path}: {len(complaints)} problems\n" + "\n".join("  - " + line for line in complaints))
-    config = Config(preset, **sections)
-    config.arguments, config.notes = [*arguments, *overrides], notes
-    return config
+        sections[name], found = build(name, values[name])
+        complaints += [f"{name}.{complaint}" for complaint in found]
+    return sections, complaints
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# File, preset, command line
+
+
+def read_tree(path):
+    """The file as {"preset": name, "presets": {name: {section: {key: value}}}, section: {key: value}, ...}."""
+    if path == "config.yaml" and not os.path.exists(path):  # in another folder: the project's own
+        path = os.path.join(ROOT, path)
+    tree = parse_yaml(read_text(path, "give another with --config FILE"), path)
+    if not isinstance(tree, dict) or not isinstance(tree.get("presets"), dict):
+        raise UserError(f"{path}: expected the sections preset, {', '.join(SECTIONS)}, presets")
+    return tree
 
 
 def tree_of(overrides):
-    """({section: {key: value}} of section.key=value words, complaints about other words)."""
-    tree, complaints = {}, []
+    """{section: {key: value}} of section.key=value words."""
+    tree = {}
     for item in overrides:
         place, equals, text = item.partition("=")
         section, dot, key = place.partition(".")
-        if equals and dot:
-            tree.setdefault(section, {})[key] = parse_yaml(text, item)
-        else:
-            complaints.append(f"`{item}`: expected section.key=value, such as train.seed=1")
-    return tree, complaints
-
-
-def one_length(train, given):
-    """Given alone on the command line, train.epochs takes the place of max_steps, and the other way round: a note."""
+        if not equals or not dot:
+            raise UserError(f"command line: `{item}`: expected section.key=value, such as train.seed=1")
+        tree.setdefault(section, {})[key] = parse_yaml(text, f"command line: {item}")
+    length = tree.get("train", {})
     for key, other in (("epochs", "max_steps"), ("max_steps", "epochs")):
-        if given.get(key) is not None and other not in given and train.get(other) is not None:
-            replaced, train[other] = train[other], None
-            return [f"train.{key}: {train[key]} takes the place of train.{other}, {replaced}"]
-    return []
+        if length.get(key) is not None:  # given alone, it takes the place of the other
+            length.setdefault(other, None)
+    return tree
+
+
+def load_config(preset=None, overrides=(), path="config.yaml") -> Config:
+    """The settings of `path` under `preset` (default: the one the file names), then `section.key=value` overrides.
+
+    Raises UserError listing every unknown key, wrong type, value out of range and impossible combination, and whether
+    the file or the command line has it.
+    """
+    tree = read_tree(path)
+    presets = {str(name): layer for name, layer in tree.pop("presets").items()}
+    named = tree.pop("preset", None)
+    name = str(preset or named)
+    if not isinstance(presets.get(name), dict):
+        raise UserError(f"{path}: there is no preset `{name}`; {nearest(name, presets)}")
+    in_file = [tree, presets[name]]
+    sections, complaints = resolve([*in_file, tree_of(overrides)])
+    if complaints:
+        _, of_file = resolve(in_file)
+        lines = [f"{path if line in of_file else 'command line'}: {line}" for line in complaints]
+        if len(lines) > 1:
+            lines.insert(0, f"{len(lines)} problems")
+        raise UserError("\n  - ".join(lines))
+    config = Config(name, **sections)
+    arguments = ["--preset", preset] if preset else []
+    if path != "config.yaml":
+        arguments += ["--config", path]
+    config.arguments = [*arguments, *overrides]
+    return config
 
 
 def command_line(script, *words):
@@ -350,7 +326,7 @@ def command_line(script, *words):
     return shlex.join(["python", path, *words])
 
 
-def parse_args(parser, argv=None, model=True):
+def parse_args(parser, argv=None):
     """Adds --preset, --config, --replace and section.key=value to an argparse parser; returns (args, Config)."""
     parser.add_argument("--preset", help="a preset of config.yaml")
     parser.add_argument("--config", default="config.yaml", help="settings file (default: config.yaml)")
@@ -359,7 +335,4 @@ def parse_args(parser, argv=None, model=True):
         "overrides", nargs="*", metavar="section.key=value", help="settings that override the file's, e.g. train.seed=1"
     )
     args = parser.parse_intermixed_args(argv)
-    config = load_config(args.preset, args.overrides, args.config, model)
-    if model and os.environ.get("RANK", "0") == "0":  # prepare.py trains nothing; of many processes one speaks
-        print("".join(note + "\n" for note in config.notes), end="")
-    return args, config
+    return args, load_config(args.preset, args.overrides, args.config)

@@ -248,7 +248,7 @@ def test_a_boundary_that_is_gone_names_its_last_commit(folder):
         json.dump(sealed({**meta, "boundary": "sentence"}), f)
     with pytest.raises(UserError, match="data/t: .*data.boundary=sentence.* b92dfc8"):
         load_data(load_config("sllama", ["data.name=t"]))
-    with pytest.raises(UserError, match="^config.yaml: data.boundary: 'sentence': expected one of .* b92dfc8"):
+    with pytest.raises(UserError, match="^command line: data.boundary: 'sentence': expected one of .* b92dfc8"):
         make("data.boundary=sentence")
 
 

@@ -169,7 +169,7 @@ def find_last(run):
     with checkpoint.reading(path):
         then = tree["provenance"]["settings"]
         for section in ("model", "train"):
-            if gone := take_out_removed(section, then[section]):
+            if gone := take_out_removed(then[section]):
                 raise UserError(f"{section}.{gone[0]}")
         tree["training"]["changes"] += changes(run, tree["provenance"], tree["training"]["step"], own)
     return own if here else path, tree
