@@ -1,1 +1,1 @@
-"""Every figure in README.md and RESULTS.md has its script here. Run from the checkout: python -m bench.speed.loss"""
+"""The scripts behind the figures of README.md, RESULTS.md and results/: README.md here lists them."""

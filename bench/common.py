@@ -1,11 +1,11 @@
 """What the benchmarks share: commands in processes of their own, a training step, timing in turns, printing."""
 
-import contextlib
 import multiprocessing
 import os
 import statistics
 import sys
 import time
+from unittest import mock
 
 from lab.files import UserError
 
@@ -21,7 +21,7 @@ def script(name, *arguments):
 
 
 def module(name, *arguments):
-    """The command line of a benchmark; it needs ENVIRONMENT where the current folder is not the checkout."""
+    """The command line of a benchmark; outside the checkout it needs ENVIRONMENT."""
     return [sys.executable, "-m", name, *arguments]
 
 
@@ -36,12 +36,12 @@ def closing_block(output):
 
 
 def random_ids(seed, batch, length, vocabulary):
-    """Windows (batch, length) of tokens that stand in for text: only their number costs time."""
+    """Windows (batch, length) of random tokens, which take as long to train on as text does."""
     return torch.randint(3, vocabulary, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
 def training_step(loss, batches, parameters, optimizers, dtype):
-    """Forward, backward, clipping and update, as in train.py without what it watches; returns the last batch's loss.
+    """Forward, backward, clipping and update, as in train.py but without its checks; returns the last batch's loss.
 
     loss(ids (B, T)) -> the mean loss of a micro-batch; batches: those of one step.
     """
@@ -60,31 +60,26 @@ def contestant(serve, *args, env=None):
     """Starts serve(pipe, *args) in a process of its own, in the environment `env`; returns our end of its pipe."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    with contextlib.ExitStack() as stack:
-        if env is not None:
-            stack.callback(os.environ.update, dict(os.environ))
-            stack.callback(os.environ.clear)
-            os.environ.clear()
-            os.environ.update(env)
+    with mock.patch.dict(os.environ, env or {}, clear=env is not None):
         context.Process(target=serve, args=(theirs, *args), daemon=True).start()
     theirs.close()  # so that its end is noticed here
     return ours
 
 
 def ask(pipe, question):
-    """A contestant's answer; UserError if it ended."""
+    """A contestant's answer; UserError if its process has ended."""
     pipe.send(question)
     try:
         return pipe.recv()
     except EOFError:
-        raise UserError("a contestant ended; its own message says why") from None
+        raise UserError("the process of a contestant ended; its message is above") from None
 
 
 def in_turns(ways, rounds):
     """{name: [seconds]}: calls each function of `ways` {name: function} once a round; a first round is not counted.
 
-    In turns, and every other round in the opposite order, so that a machine that is busy with other work, or grows
-    warm, is so for all.
+    In turns, and every other round in the opposite order, so that a machine that is busy with other work or gets warm
+    is so for all of them.
     """
     seconds = {name: [] for name in ways}
     order = list(ways)
@@ -95,14 +90,6 @@ def in_turns(ways, rounds):
             seconds[name].append(time.perf_counter() - start)
         order.reverse()
     return {name: times[1:] for name, times in seconds.items()}
-
-
-def ratios(seconds, over):
-    """Text: what each round took over what the way `over` took in it, least / median / most, for each way."""
-    text = {}
-    for name, times in seconds.items():
-        text[name] = spread([mine / theirs for mine, theirs in zip(times, seconds[over])])
-    return text
 
 
 def spread(values):

@@ -1,10 +1,10 @@
-"""What bench/gpu.sh runs: tests on a GPU, three recipes with BLiMP, compiling, precisions, memory, attention, speed.
+"""What bench/gpu.sh runs: tests on a GPU, three recipes with BLiMP, compiling, precisions, memory, speed.
 
 Environment: DATA (folder with babylm-2mb, babylm-10mb and babylm-10m as prepare.py leaves them; any that is missing is
-replaced by Pocket English and marked as stand-in), BLIMP (folder or zip), DEVICE (cuda, cpu), QUICK=1 (tiny models, a
+replaced by Pocket English and marked as a stand-in), BLIMP (its folder), DEVICE (cuda, cpu), QUICK=1 (tiny models, a
 few steps), STAGES (names, to run only those), SECONDS_ALLOWED (default 520). Each command runs in a process of its own
-and under a time limit; one that fails or runs out of time is recorded and the next one starts. All goes into one JSON
-file, written anew after every command, so that whatever ends the script loses nothing.
+and under a time limit; one that fails or runs out of time is recorded, and the next one starts. Everything goes into
+one JSON file, written anew after every command, so that nothing is lost, whatever ends the script.
 """
 
 import contextlib
@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 
 from bench.common import ENVIRONMENT, ROOT, closing_block, module, script
 from lab.files import atomic_write
@@ -37,7 +36,7 @@ else:  # the card's 16 x 4 windows with checkpointing are for small GPUs; these 
     LARGE["llama-66m"] = LARGE["llama-26m"]
 
 
-def call(command, limit, until, cwd, environment=()):
+def call(command, limit, until, cwd):
     """Runs a command: {command, status, seconds, the end of its output and, if it failed, of its errors}.
 
     It is stopped after `limit` seconds, or when the whole script has run for `until`, both of 520 allowed.
@@ -48,8 +47,7 @@ def call(command, limit, until, cwd, environment=()):
         return {**record, "status": "no time left"}
     start = time.time()
     try:
-        env = {**ENVIRONMENT, **dict(environment)}
-        done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=limit, env=env)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=limit, env=ENVIRONMENT)
         record |= {"status": done.returncode, "tail": done.stdout[-3000:]}
         if done.returncode:
             record["errors"] = done.stderr[-1500:]
@@ -70,7 +68,7 @@ def block(record):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Stages: functions of (state, run, put); run(command, limit, environment) -> record, put(name, record or value)
+# Stages: functions of (state, run, put); run(command, limit) -> record, put(name, record or value)
 
 
 def environment(state, run, put):
@@ -82,7 +80,7 @@ def environment(state, run, put):
 
 
 def data(state, run, put):
-    """Links what DATA has into the working folder, and makes Pocket English for the rest."""
+    """Links what DATA has into the working folder; Pocket English stands in for the rest."""
     folder, missing = os.environ.get("DATA", os.path.join(ROOT, "data")), []
     os.makedirs("data")
     for name in CORPORA.values():
@@ -95,17 +93,8 @@ def data(state, run, put):
     for name in missing:
         os.symlink("pocket", os.path.join("data", name))
     put("stand_in", {name: "Pocket English" for name in missing})
-    blimp = os.environ.get("BLIMP", "")
-    if blimp.endswith(".zip") and os.path.exists(blimp):
-        with zipfile.ZipFile(blimp) as z:
-            z.extractall("blimp")
-    elif os.path.isdir(blimp):
-        os.symlink(os.path.abspath(blimp), "blimp")
-    pairs = "Pocket English's own, BLIMP was not given"
-    for here, _, names in os.walk("blimp", followlinks=True):
-        if any(name.endswith(".jsonl") for name in names):
-            pairs = here
-    put("pairs", pairs)
+    blimp = os.environ.get("BLIMP")
+    put("pairs", os.path.abspath(blimp) if blimp else "Pocket English's own, BLIMP was not given")
 
 
 def tests(state, run, put):
@@ -133,10 +122,10 @@ def sllama(state, run, put):
     recipe("sllama", 150, state, run, put)
 
 
-def step(preset, run, *options, **environment):
+def step(preset, run, *options):
     """Tokens a second, peak memory, and the seconds of the first step, of training steps on random tokens."""
     settings = ["--preset", preset, *TINY, *LARGE.get(preset, []), f"train.device={DEVICE}", *options]
-    record = run(module("bench.speed.step", "--steps", "2" if QUICK else "20", *settings), 60, environment)
+    record = run(module("bench.speed.step", "--steps", "2" if QUICK else "20", *settings), 60)
     return block(record) if record["status"] == 0 else record
 
 
@@ -169,13 +158,6 @@ def memory(state, run, put):
         put(" ".join(["llama-66m", *options]), step("llama-66m", run, "train.compile=false", *options))
 
 
-def attention(state, run, put):
-    """cuDNN's kernel, PyTorch's default on recent cards, and without it."""
-    for deprioritized in ("0", "1"):
-        found = step("sllama", run, "train.compile=false", TORCH_CUDNN_SDPA_DEPRIORITIZED=deprioritized)
-        put(f"sllama, TORCH_CUDNN_SDPA_DEPRIORITIZED={deprioritized}", found)
-
-
 def transformers(state, run, put):
     """If time is left: tokens a second beside transformers, both compiled."""
     if QUICK:
@@ -184,9 +166,9 @@ def transformers(state, run, put):
     put("llama-66m", run(module("bench.speed.throughput", *settings), 90))
 
 
-# seconds of the whole script after which a stage starts nothing more; what one leaves goes to the next
-ORDER = (environment, data, tests, sllama, compiling, precisions, cards, memory, attention, transformers)
-STAGES = dict(zip(ORDER, (40, 60, 140, 270, 310, 380, 460, 490, 510, 520)))
+# seconds of the whole script after which a stage starts nothing more; time that one leaves goes to the next
+ORDER = (environment, data, tests, sllama, compiling, precisions, cards, memory, transformers)
+STAGES = dict(zip(ORDER, (40, 60, 140, 270, 310, 380, 460, 490, 520)))
 
 SHORT = ["--preset", "quick", *TINY, f"train.device={DEVICE}", "train.compile=false", "train.dtype=float32"]
 SHORT += ["train.max_steps=20", "train.decay_steps=20", "train.warmup=2", "train.gradient_accumulation_steps=2"]
@@ -251,8 +233,8 @@ def main():
                 continue
             records = result["stages"][name] = {}
 
-            def run(command, limit, environment=(), until=until):
-                return call(command, limit, until, folder, environment)
+            def run(command, limit, until=until):
+                return call(command, limit, until, folder)
 
             def put(key, value, records=records, name=name):
                 records[key] = value

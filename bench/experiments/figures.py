@@ -30,7 +30,9 @@ PLACES = [(8, -3), (8, 7), (8, -14), (-8, -3), (-8, 7), (-8, -14), (8, 17), (8, 
 def text_of(row):
     """Which of COLOURS a row was trained on, by the words of an epoch."""
     words = float(row["words"]) / float(row["epochs"])
-    return "2 MB" if words < 1e6 else "10 MB" if words < 5e6 else "10 M words"
+    if words < 1e6:
+        return "2 MB"
+    return "10 MB" if words < 5e6 else "10 M words"
 
 
 def core_minutes(row):

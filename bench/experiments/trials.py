@@ -55,19 +55,14 @@ def train(out, settings):
     best = checkpoint.load(os.path.join(out, "ckpt.pt"))
     made = best.provenance
     steps = int(block["steps"])
-    return {
+    row = {key: block[key] for key in ("words", "tokens", "tokens_per_second", "peak_memory_mb", "val_loss", "corpus")}
+    return row | {
         "parameters": sum(parameter_counts(best.config).values()),
-        "words": block["words"],
-        "tokens": block["tokens"],
         "steps": steps,
         "epochs": round(made["epochs"] * steps / max(1, made["steps"]), 2),  # `made` is of the best step
         "minutes": round(float(block["seconds"]) / 60, 2),
-        "tokens_per_second": block["tokens_per_second"],
-        "peak_memory_mb": block["peak_memory_mb"],
         "device": made["device"],
-        "val_loss": block["val_loss"],
         "bits_per_byte": block["val_bits_per_byte"],
-        "corpus": block["corpus"],
         "commit": made["commit"],
     }
 
@@ -120,7 +115,7 @@ def write(path, rows):
 
 
 def run_list(entries, path, overrides, args):
-    """Runs what has no row yet, round after round over the seeds, so that a cut list has every trial once."""
+    """Runs what has no row yet, the first seed of every trial before the second of any."""
     todo = []
     for entry in entries:
         if re.search(args.only, entry["name"]):
@@ -132,7 +127,7 @@ def run_list(entries, path, overrides, args):
             continue
         print(f"\n=== {entry['name']}, seed {seed}", flush=True)
         row = trial(entry, seed, overrides, args.blimp, args.keep)
-        write(path, [*read(path), row])  # read again: others may have written meanwhile
+        write(path, [*read(path), row])  # read again: another process may have added to it
 
 
 def main(argv=None):

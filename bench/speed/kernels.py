@@ -2,9 +2,9 @@
 
     python -m bench.speed.kernels [--preset sllama --preset llama-26m] [train.optimizer=muon] [--names]     # a minute
 
-A real step of train.py runs on tensors that have shapes and no numbers (tests/fakeguard.py); what is counted is each
-call that computes something on the device, attention, RMSNorm and SiLU as the one that they are there. torch.compile
-joins others, so it is an upper bound.
+A real step of train.py runs on tensors that have shapes and no numbers (tests/fakeguard.py). Counted is each call that
+computes something on the device; attention, RMSNorm and SiLU count once, as they do there. torch.compile joins others,
+so the count is an upper bound.
 """
 
 import argparse
@@ -62,8 +62,9 @@ def report(presets, overrides, dtype, names):
                 f"micro-batch; optimiser {optimizer}; {step} kernels and {parts['step'].syncs.total()} syncs a step",
                 flush=True,
             )
-            for part, watch in parts.items() if names else ():
-                print(f"  {part}: {', '.join(f'{name} {n}' for name, n in watch.kernels.most_common())}")
+            for part, watch in parts.items():
+                if names:
+                    print(f"  {part}: {', '.join(f'{name} {n}' for name, n in watch.kernels.most_common())}")
 
 
 def main(argv=None):

@@ -3,9 +3,9 @@
     python -m bench.speed.threads                 # four minutes; needs a quiet machine; prints a table in Markdown
 
 Training steps of up to 4,096 random tokens with as many threads as there are cores, compiled where train.py compiles.
-Each value of GOMP_SPINCOUNT has a process of its own, and they take turns of two seconds, alone and beside the busy
-ones in each round; median of the rounds, and the least and the most. `default` is GNU OpenMP's own, `passive` is
-OMP_WAIT_POLICY=PASSIVE. lab/cli.py sets the value for every command.
+Each value of GOMP_SPINCOUNT has a process of its own. They take turns of two seconds, in each round alone and beside
+the busy ones; printed are the median of the rounds, the least and the most. `default` is GNU OpenMP's own wait,
+`passive` is OMP_WAIT_POLICY=PASSIVE. lab/cli.py sets the value for every command.
 """
 
 import argparse
@@ -26,14 +26,17 @@ PLAIN = {name: value for name, value in ENVIRONMENT.items() if name not in ("OMP
 
 
 def environment(spins):
-    if spins == "default":  # LLVM's default: something is set, so lab/cli.py sets nothing
-        return PLAIN | {"KMP_BLOCKTIME": "200"}
-    return PLAIN | ({"OMP_WAIT_POLICY": "PASSIVE"} if spins == "passive" else {"GOMP_SPINCOUNT": spins})
+    """The environment of a process whose threads wait as `spins` says."""
+    others = {
+        "default": {"KMP_BLOCKTIME": "200"},  # LLVM's default: something is set, so lab/cli.py sets nothing
+        "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
+    }
+    return PLAIN | others.get(spins, {"GOMP_SPINCOUNT": spins})
 
 
 @contextlib.contextmanager
 def busy(processes):
-    """So many processes that want a core all the time."""
+    """Meanwhile so many other processes keep a core busy each."""
     running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
     yield
     for process in running:
@@ -42,7 +45,7 @@ def busy(processes):
 
 
 def serve(pipe, config, threads):
-    """A process of its own: for each number of seconds that comes, trains so long and sends tokens a second."""
+    """A process of its own: for each number of seconds it receives, trains that long and sends tokens a second."""
     torch.set_num_threads(threads)
     step, _, _ = make_step(config)
     step()  # compiles

@@ -3,10 +3,10 @@
     python -m bench.speed.throughput --preset llama-26m --batch 4                   # peer: LlamaForCausalLM with SDPA
     python -m bench.speed.throughput --preset sllama --batch 32 --released PATH     # peer: ovasoft/sllama in PATH
 
-A step is forward, loss, backward, clipping and AdamW, on windows of T random tokens, of which T - 1 are scored. Each
-round runs --steps steps of one, then of the other, and the next round begins with the other; the ratio of the rounds is
-printed as least / median / most. Each runs in a process of its own: ours keeps its freed memory, as train.py does, the
-peer is as its users run it, unless --same-allocator gives it that too and --compile both compiles it. The released code
+A step is forward, loss, backward, clipping and AdamW, on windows of T random tokens, of which T - 1 are scored. A round
+runs --steps steps of one, then of the other, and the next round begins with the other; printed are least / median /
+most of the rounds' ratios. Each runs in a process of its own: ours keeps its freed memory, as train.py does, the peer
+runs as its users run it, unless --same-allocator gives it that too and --compile both compiles it. The released code
 needs transformers 4.46.3.
 """
 
@@ -15,7 +15,7 @@ from importlib import metadata
 import statistics
 import sys
 
-from bench.common import ask, contestant, in_turns, random_ids, ratios, show, training_step
+from bench.common import ask, contestant, in_turns, random_ids, show, spread, training_step
 from export import our_name
 from lab import cli, devices, settings
 from model import Model
@@ -118,6 +118,7 @@ def main(argv=None):
     seconds, losses = compete(config, args)
     tokens = args.steps * args.batch * config.model.max_position_embeddings
     peer = "released SLlama" if args.released else "transformers LlamaForCausalLM"
+    ratios = [theirs / ours for theirs, ours in zip(seconds["peer"], seconds["ours"])]
     figures = {
         "preset": config.preset,
         "peer": f"{peer}, transformers {metadata.version('transformers')}",
@@ -128,7 +129,7 @@ def main(argv=None):
         "same_allocator": args.same_allocator,
         "our_tokens_per_second": round(tokens / statistics.median(seconds["ours"])),
         "their_tokens_per_second": round(tokens / statistics.median(seconds["peer"])),
-        "times_as_fast": ratios(seconds, over="ours")["peer"],
+        "times_as_fast": spread(ratios),
         "largest_loss_difference": max(abs(a - b) for a, b in zip(losses["ours"], losses["peer"])),
     }
     show(figures)
