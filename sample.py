@@ -44,35 +44,22 @@ def adjust(logits, seen, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty
     return p / p.sum()
 
 
-def text_pieces(tokens, tokenizer, prompt, stop_at_line=False):
-    """Yields the text of `tokens`, (id, probability) one by one: whole characters, and a newline after each line."""
+def text_pieces(tokens, tokenizer, prompt):
+    """Yields the text of each of `tokens`, (id, probability) one by one, and its probability.
+
+    The text is "\\n" at the end of a line, and "" for a part of a character, which comes with the last of its bytes.
+    """
     line, text = tokenizer.encode(prompt), prompt  # ids and text since the line began
-    for token, _ in tokens:
+    for token, p in tokens:
         if token in (tokenizer.bos_id, tokenizer.eos_id):
-            if stop_at_line:
-                return
-            yield "\n"
             line, text = [], ""
+            yield "\n", p
             continue
         line.append(token)
         now = tokenizer.decode(line)
-        new = now[len(text) :]
-        if stop_at_line and "\n" in new:  # where a document holds several lines
-            yield new.partition("\n")[0]
-            return
-        if not now.endswith("\ufffd"):  # the bytes of a character come one by one
-            yield new
-            text = now
-
-
-def probability_rows(tokens, tokenizer, prompt, stop_at_line=False):
-    """Yields a line for each of `tokens`: the probability that the model gave it, and its text."""
-    for token, p in tokens:
-        ended = token in (tokenizer.bos_id, tokenizer.eos_id)
-        after_point = tokenizer.decode([*tokenizer.encode("."), token])  # alone, a word would lose its space
-        yield f"\n{p:8.4f}  {'end of line' if ended else repr(after_point[1:])}"
-        if ended and stop_at_line:
-            return
+        new = "" if now.endswith("\ufffd") else now[len(text) :]
+        text += new
+        yield new, p
 
 
 def main(argv=None):
@@ -106,18 +93,21 @@ def main(argv=None):
     def pick(logits, seen):
         return adjust(logits, seen, args.temperature, args.top_k, args.top_p, args.repetition_penalty)
 
-    show = probability_rows if args.probabilities else text_pieces
     for prompt in prompts or [""]:
         start = [ckpt.tokenizer.bos_id, *ckpt.tokenizer.encode(prompt)]
         for i in range(args.num_samples):
             tokens = model.generate(start, args.max_tokens, args.seed + i, pick)
             print(prompt, end="", flush=True)
-            for piece in show(tokens, ckpt.tokenizer, prompt, args.stop_at_line):
-                print(piece, end="", flush=True)
+            for text, p in text_pieces(tokens, ckpt.tokenizer, prompt):
+                last = args.stop_at_line and "\n" in text
+                if last:
+                    text = text.partition("\n")[0]
+                print(f"\n{p:8.4f}  {text!r}" if args.probabilities else text, end="", flush=True)
+                if last:
+                    break
             print()
             if len(prompts) > 1 or args.num_samples > 1:
                 print("---")
-    return 0
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ MODEL is what eval_blimp.py takes: a checkpoint, a Hugging Face folder or a name
 """
 
 import argparse
-import contextlib
 import math
 
 import eval_blimp
@@ -14,7 +13,7 @@ from lab import cli
 from lab.devices import pick_device
 from lab.files import UserError
 from lab.report.tables import short_names
-from lab.score.scorers import PLL, Ngram, load_scorer
+from lab.score.scorers import PLL, load_scorer
 from lab.text import pocket_english
 import sample
 
@@ -54,12 +53,10 @@ def verdict(model, first, second):
 
 @torch.no_grad()
 def look(model, sentence, place, likeliest=10, longest=40):
-    """At the place of a token in a sentence: ({text: probability} of the likeliest tokens, the sentence up to there as
-    the model continues it). Raises UserError."""
+    """What the model makes of a sentence up to the token at a place: ({text: probability} of the likeliest tokens
+    there, the text as the model continues it). Raises UserError."""
     if model.masked:
         raise UserError("a masked model also reads what follows: it predicts no next word and cannot continue a text")
-    if isinstance(model, Ngram):
-        raise UserError("n-grams only score sentences here; for the rest give a checkpoint or a Hugging Face model")
     (tokens,) = model.encode([sentence])
     start = tokens.end - len(model.ends(sentence))  # of the sentence itself
     ids = list(tokens.ids[: start + place])
@@ -70,9 +67,7 @@ def look(model, sentence, place, likeliest=10, longest=40):
         return model.logits(torch.tensor([ids], device=model.device))[0, -1]
 
     top = logits().softmax(-1).topk(likeliest)
-    expected = {}
-    for p, token in zip(top.values.tolist(), top.indices.tolist()):
-        expected[spelled(model, ids[start:], token)] = p
+    texts = [spelled(model, ids[start:], token) for token in top.indices.tolist()]
     special = getattr(model.tokenizer, "all_special_ids", None) or (model.tokenizer.bos_id, model.tokenizer.eos_id)
     for _ in range(longest):
         p = sample.adjust(logits(), ids, temperature=0.8, top_p=0.95)
@@ -80,7 +75,7 @@ def look(model, sentence, place, likeliest=10, longest=40):
         if token in special or len(ids) == model.context:
             break
         ids.append(token)
-    return expected, model.decode(ids[start:])
+    return dict(zip(texts, top.values.tolist())), model.decode(ids[start:])
 
 
 def spelled(model, before, token):
@@ -89,42 +84,43 @@ def spelled(model, before, token):
     new = model.decode([*before, token])[len(text) :]
     if not new.strip() or "\ufffd" in new:  # a special token, or less than a character
         return model.pieces()[token]
-    inside_a_word = text[-1:].isalnum() and new[0].isalnum()
-    return "-" + new if inside_a_word else new.strip()
+    continues = text[-1:].isalnum() and new[0].isalnum()
+    return "-" + new if continues else new.strip()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The page
 
 
-def build(model, gr):
-    """The page of a Scorer. gr: the module gradio."""
+def serve(model, gr, **how):
+    """Builds the page of a Scorer and serves it. gr: the module gradio; how: see its `launch`."""
 
-    @contextlib.contextmanager
-    def mistakes_shown():
+    def or_error(function, *args):
         try:
-            yield
+            return function(model, *args)
         except UserError as e:
             raise gr.Error(str(e), title="", print_exception=False) from None
 
+    def colored(tokens):  # the more bits a token has, the deeper its colour
+        known = [bits for _, bits in tokens if bits is not None]
+        colors = {f"{bits:.1f}": f"hsl(12, 90%, {95 - 45 * min(bits / MOST_BITS, 1):.0f}%)" for bits in known}
+        value = [(text, None if bits is None else f"{bits:.1f}") for text, bits in tokens]
+        return gr.HighlightedText(value, color_map=colors)
+
     def compare(*sentences):
-        with mistakes_shown():
-            found = [surprisals(model, sentence) for sentence in sentences]
-        return verdict(model, *found), *(colored(tokens, gr) for tokens in found), *sentences
+        found = [or_error(surprisals, sentence) for sentence in sentences]
+        return verdict(model, *found), *map(colored, found), *sentences
 
     def clicked(sentence, event: gr.SelectData):
-        with mistakes_shown():
-            return look(model, sentence, event.index)
+        return or_error(look, sentence, event.index)
 
     pairs = [rows[0] for rows in pocket_english.pairs(per_paradigm=1).values()]
     examples = sorted(([pair["sentence_good"], pair["sentence_bad"]] for pair in pairs), key=lambda pair: len(pair[0]))
-    (name,) = short_names([model.label])
+    (name,) = short_names([model.name])
     with gr.Blocks(title=name, analytics_enabled=False) as page:
         gr.Markdown(f"# {name}\nEach token with its surprisal in bits. Before the first one: `{model.before}`.")
         with gr.Row():
-            sentences = [
-                gr.Textbox(text, label=f"Sentence {i}", min_width=300) for i, text in enumerate(examples[0], 1)
-            ]
+            boxes = [gr.Textbox(examples[0][i], label=f"Sentence {i + 1}", min_width=300) for i in (0, 1)]
         button = gr.Button("Compare", variant="primary")
         result = gr.Markdown()
         with gr.Row():
@@ -134,27 +130,12 @@ def build(model, gr):
             text = gr.Textbox(label="The model continues", lines=6, min_width=300)
         compared = [gr.State(), gr.State()]  # the sentences shown, whatever the boxes hold by now
         outputs = [result, *views, *compared]
-        gr.Examples(examples, sentences, outputs, compare, run_on_click=True, label="Examples: Pocket English")
-        gr.on([page.load, button.click, *(box.submit for box in sentences)], compare, sentences, outputs)
+        gr.Examples(examples, boxes, outputs, compare, run_on_click=True, label="Examples: Pocket English")
+        gr.on([page.load, button.click, *(box.submit for box in boxes)], compare, boxes, outputs)
         for sentence, view in zip(compared, views):
             view.select(clicked, sentence, [expected, text])
-    return page
-
-
-def colored(tokens, gr):
-    """The view of a sentence: the more bits a token has, the deeper its colour."""
-    value, colors = [], {}
-    for text, bits in tokens:
-        label = None if bits is None else f"{bits:.1f}"
-        value.append((text, label))
-        if bits is not None:
-            colors[label] = f"hsl(12, 90%, {95 - 45 * min(bits / MOST_BITS, 1):.0f}%)"
-    return gr.HighlightedText(value, color_map=colors)
-
-
-def launch(page, gr, **how):
-    """Serves the page, in the browser's own fonts, so that nothing is fetched from elsewhere."""
-    return page.launch(theme=gr.themes.Default(font="sans-serif", font_mono="monospace"), css=STYLE, **how)
+    theme = gr.themes.Default(font="sans-serif", font_mono="monospace")  # the browser's own: nothing is fetched
+    return page.launch(theme=theme, css=STYLE, **how)
 
 
 def main(argv=None):
@@ -168,8 +149,7 @@ def main(argv=None):
         import gradio
     except ImportError:
         raise UserError("the page needs the package gradio: pip install gradio") from None
-    model = load_scorer(args.model, pick_device(args.device), args.pll, args.trust_remote_code)
-    launch(build(model, gradio), gradio)
+    serve(load_scorer(args.model, pick_device(args.device), args.pll, args.trust_remote_code), gradio)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import shlex
 
 from conftest import ROOT
 import eval_blimp
-from lab.files import UserError
+from lab.files import UserError, sealed
 from lab.score.pairs import BLIMP, read_pairs
 from stand_ins import pair, write
 from test_eval_blimp import load_json, workplace  # noqa: F401  (a fixture)
@@ -202,11 +202,13 @@ def test_what_is_missing_of_blimp_is_said(tmp_path):
 
 def test_pocket_english_is_never_called_blimp(tmp_path):
     folder = write(tmp_path / "pocket" / "pairs", {"p": [pair("a", "b")]})
-    meta = tmp_path / "pocket" / "meta.json"
-    meta.write_text('{"source": "pocket"}')
-    assert read_pairs(folder)[1]["benchmark"] == "POCKET ENGLISH PAIRS, NOT BLiMP"
-    meta.write_text("broken")
     assert read_pairs(folder)[1]["benchmark"] == "pairs of pairs, not BLiMP"
+    meta = tmp_path / "pocket" / "meta.json"
+    meta.write_text(json.dumps(sealed({"source": "pocket"})))
+    assert read_pairs(folder)[1]["benchmark"] == "POCKET ENGLISH PAIRS, NOT BLiMP"
+    meta.write_text('{"source": "pocket"}')
+    with pytest.raises(UserError, match="meta.json: damaged: not as prepare.py wrote it"):
+        read_pairs(folder)
 
 
 @pytest.mark.skipif(not (SHARED / "blimp").is_dir(), reason="needs BLiMP beside the project")

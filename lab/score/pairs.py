@@ -12,7 +12,8 @@ import json
 import os
 import pathlib
 
-from lab.files import UserError, read_json, read_text
+from lab.corpus import read_meta
+from lab.files import UserError, read_text
 
 import yaml
 
@@ -181,10 +182,10 @@ def recognise(pairs, path):
     missing = [uid for uid in BLIMP if uid not in counts]
     extra = [uid for uid in counts if uid not in BLIMP]
     if len(extra) >= len(counts) / 2:
-        path = os.path.abspath(path)
-        if read_json(os.path.join(os.path.dirname(path), "meta.json")).get("source") == "pocket":
+        folder, name = os.path.split(os.path.abspath(path))
+        if name == "pairs" and read_meta(folder).get("source") == "pocket":  # as prepare.py lays them out
             return "POCKET ENGLISH PAIRS, NOT BLiMP", []
-        return f"pairs of {os.path.basename(path)}, not BLiMP", []
+        return f"pairs of {name}, not BLiMP", []
 
     # All of BLiMP may say pair_id too, as on the Hub; the filtered paradigms are shorter
     filtered = any(pair["filtered"] for pair in pairs) and max(counts.values()) < 1000
