@@ -112,6 +112,15 @@ def project(tiny_corpus, tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(scope="session")
+def strangers(tmp_path_factory):
+    """{kind: a Hugging Face folder} of small models of others."""
+    from strangers import make
+
+    folder = tmp_path_factory.mktemp("strangers")
+    return {kind: make(kind, folder / kind) for kind in ("gpt2", "pythia", "opt", "bert")}
+
+
 def command(script, *args, cwd=None, env=None, timeout=300, **kwargs):
     """Runs a command line as a user types it; returns the finished process with its output as text."""
     return subprocess.run(

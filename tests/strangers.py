@@ -4,8 +4,6 @@ from lab.text import pocket_english
 
 import torch
 
-KINDS = ("gpt2", "pythia", "opt", "bert")
-
 
 def make(kind, folder, vocab_size=600, hidden=32, layers=2, heads=2):
     """A Hugging Face folder of that shape, its weights large enough to tell sentences apart. Returns its path."""

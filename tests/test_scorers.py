@@ -2,14 +2,14 @@
 
 import json
 import pathlib
+import shutil
 import sys
 
 import eval_blimp
 import export
 from lab.files import UserError
-from lab.score.scorers import KneserNey, load_scorer
+from lab.score.scorers import KneserNey, Tokens, load_scorer
 from lab.text import pocket_english
-import strangers
 from test_eval_blimp import blimp, load_csv, load_json, workplace  # noqa: F401  (a fixture)
 
 import numpy as np
@@ -20,101 +20,91 @@ TEXTS = ["The old dog sees a cup.", "the cats sleep", "Who did Ella rescue near 
 TEXTS.append(TEXTS[0])
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("strangers")
-    return {kind: strangers.make(kind, folder / kind) for kind in strangers.KINDS}
-
-
 def scores_of(model, texts):
     return eval_blimp.score(model, texts, model.encode(texts))
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "pythia", "opt"])
-def test_causal_models(folders, kind):
-    """Sentence by sentence, from BOS, by transformers alone."""
+def test_causal_models(strangers, kind):
+    """Sentence by sentence, from BOS, by the loss of transformers, a mean over the tokens after BOS."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    hf, tok = AutoModelForCausalLM.from_pretrained(folders[kind]), AutoTokenizer.from_pretrained(folders[kind])
+    hf, tok = AutoModelForCausalLM.from_pretrained(strangers[kind]), AutoTokenizer.from_pretrained(strangers[kind])
     expected = []
     for text in TEXTS:
         ids = torch.tensor([[tok.bos_token_id, *tok(text, add_special_tokens=False)["input_ids"]]])
-        with torch.no_grad():
-            logp = hf(ids).logits[0, :-1].double().log_softmax(-1)
-        expected.append(logp.gather(1, ids[0, 1:, None]).sum().item())
-    scores = scores_of(load_scorer(folders[kind]), TEXTS)
+        expected.append(-hf(ids, labels=ids).loss.item() * (ids.shape[1] - 1))
+    scores = scores_of(load_scorer(strangers[kind]), TEXTS)
     assert scores == pytest.approx(expected, abs=1e-4) and scores[0] == scores[4]
 
 
 @pytest.mark.parametrize("pll", ["original", "l2r"])
-def test_masked_models(folders, pll):
+def test_masked_models(strangers, pll):
     """Token by token, each hidden alone or with the rest of its word, by transformers alone."""
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-    hf, tok = AutoModelForMaskedLM.from_pretrained(folders["bert"]), AutoTokenizer.from_pretrained(folders["bert"])
+    hf, tok = AutoModelForMaskedLM.from_pretrained(strangers["bert"]), AutoTokenizer.from_pretrained(strangers["bert"])
     expected = []
     for text in TEXTS:
         encoded = tok(text)
         ids, words, total = encoded["input_ids"], encoded.word_ids(), 0.0
         for place in range(1, len(ids) - 1):
-            hidden = list(ids)
-            for other in range(place, len(ids)):
-                if other == place or (pll == "l2r" and words[other] == words[place]):
-                    hidden[other] = tok.mask_token_id
-            with torch.no_grad():
-                total += hf(torch.tensor([hidden])).logits[0, place].double().log_softmax(-1)[ids[place]].item()
+            hidden = torch.tensor([ids])
+            hidden[0, place] = tok.mask_token_id
+            if pll == "l2r":
+                hidden[0, place:][[word == words[place] for word in words[place:]]] = tok.mask_token_id
+            total += hf(hidden).logits[0, place].log_softmax(-1)[ids[place]].item()
         expected.append(total)
-    model = load_scorer(folders["bert"], pll=pll)
-    shapes = []
-    head = model.model.get_output_embeddings()
-    head.register_forward_hook(lambda head, hidden, logits: shapes.append(logits.shape))
-    assert scores_of(model, TEXTS) == pytest.approx(expected, abs=1e-4)
-    assert model.label.endswith(f"[PLL {pll}]")
+    model = load_scorer(strangers["bert"], pll=pll)
+    rows, head = [], model.model.get_output_embeddings()
+    head.register_forward_hook(lambda head, hidden, logits: rows.append(len(logits)))
+    assert scores_of(model, TEXTS) == pytest.approx(expected, abs=1e-4) and model.method == f"PLL {pll}"
     different = {tokens.ids: tokens.end - tokens.first for tokens in model.encode(TEXTS)}
-    assert sum(n for n, _ in shapes) == sum(different.values())  # the head sees each hidden token, and no other
+    assert sum(rows) == sum(different.values())  # the head sees each hidden token, and no other
     model.model.get_output_embeddings = lambda: None  # as of models that do not say which module it is
     assert scores_of(model, TEXTS) == pytest.approx(expected, abs=1e-4)
 
 
-def test_minicons_gives_the_same(folders):
+def test_minicons_gives_the_same(strangers):
     minicons = pytest.importorskip("minicons.scorer")
     total = {"reduction": lambda logp: logp.sum(0).item()}
     for kind in ("gpt2", "pythia"):
-        theirs = minicons.IncrementalLMScorer(folders[kind], "cpu").sequence_score(TEXTS, bos_token=True, **total)
-        assert scores_of(load_scorer(folders[kind]), TEXTS) == pytest.approx(theirs, abs=1e-4)
-    masked = minicons.MaskedLMScorer(folders["bert"], "cpu")
+        theirs = minicons.IncrementalLMScorer(strangers[kind], "cpu").sequence_score(TEXTS, bos_token=True, **total)
+        assert scores_of(load_scorer(strangers[kind]), TEXTS) == pytest.approx(theirs, abs=1e-4)
+    masked = minicons.MaskedLMScorer(strangers["bert"], "cpu")
     masked.tokenizer.batch_encode_plus = masked.tokenizer  # its name before transformers 5
     for pll, metric in (("original", "original"), ("l2r", "within_word_l2r")):
         theirs = masked.sequence_score(TEXTS, PLL_metric=metric, **total)
-        assert scores_of(load_scorer(folders["bert"], pll=pll), TEXTS) == pytest.approx(theirs, abs=1e-4)
+        assert scores_of(load_scorer(strangers["bert"], pll=pll), TEXTS) == pytest.approx(theirs, abs=1e-4)
 
 
-def test_lm_eval_gives_the_same(folders):
+def test_lm_eval_gives_the_same(strangers):
     """With --compat lm-eval: what stands before a text, and the space."""
     huggingface = pytest.importorskip("lm_eval.models.huggingface")
     from lm_eval.api.instance import Instance
 
     for kind in ("gpt2", "pythia", "opt"):
-        theirs = huggingface.HFLM(pretrained=folders[kind], dtype="float32", device="cpu", batch_size=4)
+        theirs = huggingface.HFLM(pretrained=strangers[kind], dtype="float32", device="cpu", batch_size=4)
         requests = [Instance("loglikelihood", {}, ("", " " + text), i) for i, text in enumerate(TEXTS)]
         expected = [logp for logp, _ in theirs.loglikelihood(requests, disable_tqdm=True)]
-        model = load_scorer(folders[kind])
+        model = load_scorer(strangers[kind])
         scores = eval_blimp.score(model, TEXTS, model.encode(TEXTS, leading_space=True))
         assert scores == pytest.approx(expected, abs=1e-4)
 
 
-def test_what_stands_before_the_first_token(folders):
+def test_what_stands_before_the_first_token(strangers):
     """In BabyLM's pipelines only what the tokenizer puts there: GPT-2's nothing, and the first token has no score."""
-    model = load_scorer(folders["gpt2"])
+    model = load_scorer(strangers["gpt2"])
     (usual,) = model.encode(["The cats"])
     assert model.before == "BOS <|endoftext|>" and usual.ids[0] == model.tokenizer.bos_token_id
     model.begin_as_its_tokenizer_does()
-    (tokens,) = model.encode(["The cats"])
-    assert model.before.startswith("nothing") and tokens.ids == usual.ids[1:] and tokens.first == 1
-    model = load_scorer(folders["opt"])
-    (usual,) = model.encode(["The cats"])
+    assert model.before.startswith("nothing") and model.encode(["The cats"]) == [
+        Tokens(usual.ids[1:], 1, usual.end - 1)
+    ]
+    model = load_scorer(strangers["opt"])
+    usual = model.encode(["The cats", ""])
     model.begin_as_its_tokenizer_does()
-    assert model.encode(["The cats"]) == [usual] and model.before == "BOS </s>"
+    assert model.encode(["The cats", ""]) == usual and model.before == "BOS </s>"
 
 
 def test_an_export_scores_as_its_checkpoint(workplace):  # noqa: F811
@@ -127,8 +117,8 @@ def test_an_export_scores_as_its_checkpoint(workplace):  # noqa: F811
         assert ours["right"] == theirs["right"]
 
 
-def test_every_output_says_how_a_masked_model_was_scored(workplace, folders, capsys):  # noqa: F811
-    bert = folders["bert"]
+def test_every_output_says_how_a_masked_model_was_scored(workplace, strangers, capsys):  # noqa: F811
+    bert = strangers["bert"]
     outputs = ["--json", "r.json", "--csv", "p.csv", "--plot", "p.svg"]
     eval_blimp.main([bert, "--data", "mine", "--compare", "0.pt", *outputs])
     result, out = load_json("r.json"), capsys.readouterr().out
@@ -137,17 +127,18 @@ def test_every_output_says_how_a_masked_model_was_scored(workplace, folders, cap
     assert pathlib.Path("p.svg").read_text().startswith("<?xml")
 
 
-def test_what_is_no_language_model(tmp_path, folders):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="neither a checkpoint nor a Hugging Face folder"):
-        load_scorer(tmp_path / "empty")
+def test_what_is_no_language_model(tmp_path, strangers):
     with pytest.raises(UserError, match="weights alone; give the folder"):
-        load_scorer(pathlib.Path(folders["gpt2"]) / "model.safetensors")
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    (broken / "config.json").write_text(json.dumps({"model_type": "none such"}))
-    with pytest.raises(UserError, match="broken: cannot be loaded"):
-        load_scorer(broken)
+        load_scorer(f"{strangers['gpt2']}/model.safetensors")
+    with pytest.raises(UserError, match="a folder; give a checkpoint"):
+        load_scorer(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "none such"}')
+    with pytest.raises(UserError, match="cannot be loaded as a language model"):
+        load_scorer(tmp_path)
+    shutil.copytree(strangers["gpt2"], tmp_path, dirs_exist_ok=True)
+    shutil.copy(f"{strangers['bert']}/model.safetensors", tmp_path)
+    with pytest.raises(UserError, match="not a trained language model: it has no weights for "):
+        load_scorer(tmp_path)
 
 
 def test_code_that_a_model_brings_is_not_run_unasked(tmp_path):
@@ -159,10 +150,10 @@ def test_code_that_a_model_brings_is_not_run_unasked(tmp_path):
     assert not ran.exists()
 
 
-def test_without_transformers(folders, monkeypatch):
+def test_without_transformers(strangers, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match="need transformers: pip install transformers"):
-        load_scorer(folders["gpt2"])
+        load_scorer(strangers["gpt2"])
 
 
 # ------------------------------------------------------------------------------------------------------------ n-grams
@@ -180,9 +171,8 @@ def plain_kneser_ney(lines, V, order, given, token):
         return len({longer for longer in grams if longer[1:] == gram})
 
     def p(context, token):
-        n = len(context) + 1
         shorter = p(context[1:], token) if context else 1 / V
-        of_order = [count(gram) for gram in {gram for gram in grams if len(gram) == n}]
+        of_order = [count(gram) for gram in set(grams) if len(gram) == len(context) + 1]
         discount = of_order.count(1) / max(1, of_order.count(1) + 2 * of_order.count(2)) or 0.5
         seen = [count((*context, w)) for w in range(V)]
         if not sum(seen):
@@ -199,17 +189,24 @@ def test_kneser_ney():
     lines = [(0, *rng.integers(1, 5, rng.integers(1, 7)).tolist()) for _ in range(12)]
     model = KneserNey(np.concatenate(lines), 0, 6, order=3)
     for given in ((0,), (0, 1), (0, 3, 2), (0, 5, 1), (0, 1, 2, 3)):
-        logp = [model.log_probabilities(np.array([*given, w]))[-1] for w in range(1, 6)]
-        expected = [plain_kneser_ney(lines, 6, 3, given, w) for w in range(1, 6)]
-        assert np.exp(logp) == pytest.approx(expected, abs=1e-12)
-        assert sum(expected) + plain_kneser_ney(lines, 6, 3, given, 0) == pytest.approx(1)
+        p = [np.exp(model(np.array([*given, w]))[-1]) for w in range(1, 6)]
+        expected = [plain_kneser_ney(lines, 6, 3, given, w) for w in range(6)]
+        assert p == pytest.approx(expected[1:], abs=1e-12) and sum(expected) == pytest.approx(1)
 
 
 def test_n_grams_of_a_prepared_text_are_a_model_as_any_other(project):
     rows = [json.dumps(row) for row in next(iter(pocket_english.pairs(0, 10).values()))]
-    pathlib.Path("mine").mkdir()
-    pathlib.Path("mine/p.jsonl").write_text("\n".join(rows))
-    eval_blimp.main(["ngram:data/tiny", "--data", "mine", "--json", "r.json"])
-    assert load_json("r.json")["checkpoint"] == "ngram:data/tiny" and load_json("r.json")["pairs"] == 10
+    pathlib.Path("mine.jsonl").write_text("\n".join(rows))
+    eval_blimp.main(["ngram:data/tiny", "--data", "mine.jsonl", "--json", "r.json"])
+    result = load_json("r.json")
+    assert (
+        result["checkpoint"] == "ngram:data/tiny" and result["corpus"] == "tiny test corpus" and result["pairs"] == 10
+    )
+    words = ["ngram:data/tiny", "--surprisal", "mine.jsonl", "--csv", "w.csv", "--whitespace", "trailing"]
+    with pytest.raises(UserError, match="n-grams only score text"):
+        eval_blimp.main(words)
     with pytest.raises(UserError, match="no prepared text"):
         load_scorer("ngram:nowhere")
+    pathlib.Path("meta.json").write_text("{}")
+    with pytest.raises(UserError, match="meta.json: damaged: not as prepare.py wrote it"):
+        load_scorer("ngram:.")

@@ -12,7 +12,6 @@ from lab.score import scoring, surprisal
 from lab.score.scorers import Ours, load_scorer
 from stand_ins import History, Words, by_hand, plainly, uniform
 from test_eval_blimp import blimp, load_csv, workplace  # noqa: F401  (a fixture)
-from test_scorers import folders  # noqa: F401  (a fixture)
 
 import numpy as np
 import pytest
@@ -70,7 +69,7 @@ def test_transformers_computes_the_same(workplace):  # noqa: F811
 
 @pytest.mark.parametrize("whitespace", ["leading", "trailing"])
 @pytest.mark.parametrize("kind", ["gpt2", "pythia", "opt", "export of ours"])
-def test_minicons_computes_the_same(workplace, folders, kind, whitespace):  # noqa: F811
+def test_minicons_computes_the_same(workplace, strangers, kind, whitespace):  # noqa: F811
     """Its figures of a word's tokens add up to ours, corrected ones (its bow_correction) to those of `trailing`.
 
     (Not by its words: it encodes each of them alone, which a tokenizer with a space in front of every text does
@@ -79,7 +78,7 @@ def test_minicons_computes_the_same(workplace, folders, kind, whitespace):  # no
     minicons = pytest.importorskip("minicons.scorer")
     if kind == "export of ours":
         export.export_folder("0.pt", "hf")
-    folder = folders.get(kind, "hf")
+    folder = strangers.get(kind, "hf")
     lines = ["The old dog sees a cup.", "the cats sleep", "Who did Ella rescue near the singers?", "a", "naïve girls"]
     rows = surprisal.word_surprisals(load_scorer(folder), lines, eval_blimp.score_tokens, whitespace)
     theirs = minicons.IncrementalLMScorer(folder, "cpu").token_score(
