@@ -61,10 +61,9 @@ def reading(path):
         yield
     except UserError as e:
         raise UserError(f"{path}: {' '.join(str(e).split())}") from None
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; train.py writes checkpoints to out/NAME/ckpt.pt") from None
-    except PermissionError as e:
-        raise UserError(f"{path}: cannot be read ({e.strerror})") from None
+    except (FileNotFoundError, PermissionError) as e:
+        ours = "train.py writes checkpoints to out/NAME/ckpt.pt"
+        raise UserError(f"{path}: cannot be read ({e.strerror}); {ours}") from None
     except Exception:  # a broken file, and what is made of its parts, can raise nearly anything
         raise UserError(
             f"{path}: not a readable checkpoint (damaged, cut short or of another kind); copy it again or train it anew"
@@ -75,17 +74,14 @@ def read(path):
     """The dictionary in a file that `save` wrote. Raises UserError."""
     with reading(path):
         folder = path if os.path.isdir(path) else os.path.dirname(path)
-        convert = f"convert the folder first: python export.py --from-hf {shlex.quote(folder or '.')} converted.pt"
-        if os.path.exists(os.path.join(path, "config.json")):
-            raise UserError(f"a Hugging Face folder, not a checkpoint; {convert}")
-        if os.path.isdir(path):
-            raise UserError(f"a folder; give a checkpoint, such as {os.path.join(path, 'ckpt.pt')}")
-        with open(path, "rb") as f:
-            if f.read(9).endswith(b"{"):  # safetensors: the size of the header in eight bytes, then JSON
-                raise UserError(f"holds weights alone (safetensors), not a checkpoint; {convert}")
+        if os.path.isdir(path) or str(path).endswith(".safetensors"):
+            raise UserError(
+                f"not a checkpoint; give one, such as {os.path.join(folder, 'ckpt.pt')}, or convert a Hugging Face "
+                f"folder first: python export.py --from-hf {shlex.quote(str(folder) or '.')} converted.pt"
+            )
         with zipfile.ZipFile(path) as z:
-            if damaged := z.testzip():  # torch.load does not look at the checksums in its own format
-                raise UserError(f"not a readable checkpoint ({damaged} is damaged); copy it again or train it anew")
+            if z.testzip():  # torch.load does not look at the checksums in its own format
+                raise ValueError
         tree = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(tree, dict) or tree.get("format") != FORMAT:
             raise UserError("not a checkpoint of this project; export.py --from-hf converts Hugging Face folders")

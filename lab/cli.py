@@ -10,8 +10,7 @@ import signal
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PACKAGES = ("torch", "numpy", "yaml", "tqdm", "sentencepiece", "pooch", "matplotlib")  # what we import
-FOR_EXPORT = ("safetensors", "tokenizers")
+PACKAGES = "torch numpy yaml tqdm sentencepiece pooch matplotlib jinja2 safetensors tokenizers".split()
 
 
 def on_interrupt(handler):
@@ -32,14 +31,13 @@ def end_in_order(*_):
 
 def explain_missing(kind, error, trace):
     """Instead of a traceback, one line for a missing package, with both ways out."""
-    if kind is not ModuleNotFoundError or error.name not in PACKAGES + FOR_EXPORT:
+    if kind is not ModuleNotFoundError or error.name not in PACKAGES:
         sys.__excepthook__(kind, error, trace)
         return
     package = "PyYAML" if error.name == "yaml" else error.name
-    target = ROOT + "[hub]" if package in FOR_EXPORT else ROOT
     print(
         f"error: the package {package} is not installed here. After `make`, use its environment: "
-        f"source .venv/bin/activate. In one of your own: python -m pip install -e {shlex.quote(target)}",
+        f"source .venv/bin/activate. In one of your own: python -m pip install -e {shlex.quote(ROOT + '[hub]')}",
         file=sys.stderr,
     )
     sys.stderr.flush()
@@ -60,39 +58,30 @@ sys.excepthook = explain_missing
 
 def run(main):
     """Runs a command to its exit: a UserError is one `error:` line and status 2, Ctrl-C is 130, a closed pipe 141."""
+    from lab.files import UserError  # not above: it takes longer than this module
+
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if stream and "PYTHONIOENCODING" not in os.environ:  # whatever the locale says, or Windows
             stream.reconfigure(encoding="utf-8")
     sys.argv[1:] = [os.fsencode(word).decode("utf-8", "surrogateescape") for word in sys.argv[1:]]
     if sys.stdout:
         sys.stdout.reconfigure(line_buffering=True, errors="replace")  # a log file shows each line at once
-    try:
-        on_interrupt(end_in_order)
-        status = outcome(main)
-        on_interrupt(signal.SIG_IGN)  # the interpreter takes a moment to end
-    except KeyboardInterrupt:
-        on_interrupt(signal.SIG_IGN)
-        print("interrupted", file=sys.stderr)
-        status = 130
-    sys.exit(status)
-
-
-def outcome(main):
-    """The exit status of main()."""
-    from lab.files import UserError  # not above: it takes longer than this module
-
+    on_interrupt(end_in_order)
     try:
         status = main()
         sys.stdout.flush()
-        return status
     except SystemExit as e:  # argparse has said why
-        return e.code
+        status = e.code
+    except KeyboardInterrupt:
+        status = 130
+        print("interrupted", file=sys.stderr)
     except UserError as e:
+        status = 2
         print(f"error: {e}", file=sys.stderr)
-        return 2
     except OSError as e:  # a closed pipe, or a full disk below the output
+        status = 141 if isinstance(e, BrokenPipeError) else 2
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer goes nowhere: it would fail again
-        if isinstance(e, BrokenPipeError):
-            return 141
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+        if status == 2:
+            print(f"error: {e}", file=sys.stderr)
+    on_interrupt(signal.SIG_IGN)  # the interpreter takes a moment to end
+    sys.exit(status)

@@ -1,6 +1,7 @@
 """A prepared corpus on the disk, data/NAME/: train.bin, val.bin, tokenizer.model, pairs/*.jsonl, and meta.json.
 
-meta.json says what the others must be. It is removed first and written last, so a folder that has one is whole.
+meta.json holds the settings and the checksums of the others. It is removed first and written last, so a folder that
+has one is whole.
 """
 
 import glob
@@ -14,56 +15,44 @@ from lab.files import UserError, atomic_write, file_sha256, read_json, sealed
 def read_meta(folder):
     """What meta.json holds, {} if there is none. UserError if it cannot be read, or is not as it was written."""
     path = os.path.join(folder, "meta.json")
-    if not os.path.exists(path):
-        return {}
-    try:
-        meta = read_json(path, required=True)
-        if sealed(meta) != meta:
-            raise UserError(f"{path}: damaged: not as prepare.py wrote it")
-    except UserError as e:
-        raise UserError(f"{e}; mend that, or delete the folder and run prepare.py again") from None
+    meta = read_json(path)
+    if os.path.exists(path) and sealed(meta) != meta:
+        raise UserError(f"{path}: damaged, or edited; delete the folder and run prepare.py again")
     return meta
 
 
 def up_to_date(folder, settings, replace=False):
-    """meta.json if the folder holds, bit for bit, what these settings gave; None if it is to be made.
+    """meta.json if the folder holds, bit for bit, what these settings made; None if it has to be made.
 
-    UserError if it holds what other settings gave, unless that may be replaced.
+    UserError if it holds what other settings made, unless that may be replaced.
     """
     meta = read_meta(folder)
-    if not meta:
-        return None
     there = meta.get("settings") or {}
+    if not meta or (there != settings and replace):
+        return None
     if there != settings:
-        if replace:
-            return None
         raise UserError(
             f"{folder}: holds a corpus made with other settings, which is kept; "
             "add --replace, or choose another name with data.name=NAME" + differences(there, settings)
         )
     intact = pairs_sha256(folder) == meta["pairs_sha256"]
-    for name, sha256 in (
-        ("train.bin", meta["train"]["sha256"]),
-        ("val.bin", meta["val"]["sha256"]),
-        ("tokenizer.model", meta["tokenizer_sha256"]),
-    ):
+    made = {"train.bin": meta["train"]["sha256"], "val.bin": meta["val"]["sha256"]}
+    for name, sha256 in {**made, "tokenizer.model": meta["tokenizer_sha256"]}.items():
         path = os.path.join(folder, name)
         intact = intact and os.path.exists(path) and file_sha256(path) == sha256
     if intact:
         return meta
-    print(f"{folder}: a file is missing or damaged; all of it is made again")
+    print(f"{folder}: a file is missing or damaged, so everything is made again")
     return None
 
 
 def differences(there, settings):
     """A line for each setting that differs, with both values."""
-    names = [name for name in settings if name in there]
-    if there.get("data.source") == settings["data.source"]:  # else the other inputs have nothing in common
-        names = list(there | settings)
+    same_source = there.get("data.source") == settings["data.source"]  # else their inputs have nothing in common
     lines = ""
-    for name in names:
+    for name in there | settings:
         old, new = (json.dumps(tree.get(name)).strip('"') for tree in (there, settings))
-        if old != new:
+        if old != new and (same_source or (name in there and name in settings)):
             lines += f"\n  - {name}: {old} there, {new} now"
     return lines
 
@@ -71,10 +60,8 @@ def differences(there, settings):
 def pairs_sha256(folder):
     """One hash of the files of minimal pairs, or None without any."""
     paths = sorted(glob.glob(os.path.join(glob.escape(folder), "pairs", "*.jsonl")))
-    if not paths:
-        return None
     listing = "".join(os.path.basename(path) + file_sha256(path) for path in paths)
-    return hashlib.sha256(listing.encode()).hexdigest()
+    return hashlib.sha256(listing.encode()).hexdigest() if paths else None
 
 
 def write(folder, files, meta):

@@ -1,11 +1,11 @@
 """Files that are written whole or not at all, and the one error that a user sees."""
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
 import pathlib
+import secrets
 import sys
 import tempfile
 
@@ -20,28 +20,21 @@ def first_line(error):
     return lines[0] if lines else type(error).__name__
 
 
-UMASK = os.umask(0)  # it cannot be read without being set
-os.umask(UMASK)
-
-
 def atomic_write(path, content):
     """Writes bytes, text or what content(file) writes to `path`: a reader sees the old file or the new, never a part.
 
     Raises UserError when it cannot be written (full disk, read-only folder); the old file is then untouched.
     """
-    folder = os.path.dirname(os.path.abspath(path))
-    temporary = None
+    temporary = f"{path}.{secrets.token_hex(4)}.tmp"
     try:
-        os.makedirs(folder, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=os.path.basename(path) + ".", suffix=".tmp")
-        with os.fdopen(handle, "wb") as f:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        with open(temporary, "wb") as f:
             if callable(content):
                 content(f)
             else:
                 f.write(content.encode("utf-8") if isinstance(content, str) else content)
             f.flush()
             os.fsync(f.fileno())
-        os.chmod(temporary, 0o666 & ~UMASK)  # mkstemp's files are private; others are not
         os.replace(temporary, path)
     except (OSError, RuntimeError) as e:
         cause = e.__context__ if isinstance(e, RuntimeError) and e.__context__ else e  # torch.save wraps what happened
@@ -53,7 +46,7 @@ def atomic_write(path, content):
             "another folder"
         ) from None
     finally:
-        with contextlib.suppress(OSError, TypeError):  # renamed by now, or never made
+        with contextlib.suppress(OSError):  # it is there only if something went wrong
             os.unlink(temporary)
 
 
@@ -64,7 +57,7 @@ def require_writable(path):
         folder = os.path.dirname(folder)
     try:
         if os.path.isdir(path):
-            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+            raise OSError(0, "it is a folder")
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as e:
         raise UserError(f"{path}: cannot be written ({e.strerror}); choose another place") from None
@@ -94,20 +87,18 @@ def file_sha256(path):
 
 
 def read_json(path, required=False):
-    """The dictionary in a JSON file; {} if there is none, or if it is `required` a UserError."""
+    """The dictionary in a JSON file; if there is none, {}, or a UserError if one is `required`."""
     try:
         with open(path, encoding="utf-8") as f:
             tree = json.load(f)
-        if isinstance(tree, dict):
-            return tree
-        problem = "is not a JSON dictionary"
-    except OSError as e:
-        problem = f"cannot be read ({e.strerror})"
-    except (ValueError, RecursionError):
-        problem = "is damaged, or not JSON"
-    if required:
-        raise UserError(f"{path}: {problem}")
-    return {}
+        if not isinstance(tree, dict):
+            raise ValueError
+        return tree
+    except (OSError, ValueError, RecursionError) as e:
+        if not required and not isinstance(e, PermissionError):
+            return {}
+        reason = getattr(e, "strerror", None) or "damaged, or not a JSON dictionary"
+        raise UserError(f"{path}: cannot be read ({reason})") from None
 
 
 def sealed(tree):

@@ -2,8 +2,8 @@
 
 import io
 import os
+import pathlib
 import pickle
-import random
 
 from lab import checkpoint, files
 from lab.files import UserError
@@ -11,24 +11,18 @@ from model import Model, ModelConfig
 from stand_ins import train_tokenizer
 
 import pytest
-import safetensors.torch
 import torch
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 SHAPE = ModelConfig(vocab_size=400, max_position_embeddings=32, layer_sharing="share", **SIZES)
 
 
-@pytest.fixture(scope="module")
-def tok():
-    return train_tokenizer(400)
-
-
 @pytest.fixture
-def good(tok, tmp_path):
+def good(tmp_path):
     """(path of a checkpoint, the dictionary in it)"""
     torch.manual_seed(0)
     weights = dict(Model(SHAPE).named_parameters())
-    tree = checkpoint.make(SHAPE, weights, tok.model_bytes, {"corpus": "test", "steps": 3})
+    tree = checkpoint.make(SHAPE, weights, train_tokenizer(400).model_bytes, {"corpus": "test", "steps": 3})
     path = str(tmp_path / "ckpt.pt")
     checkpoint.save(path, tree)
     return path, tree
@@ -87,7 +81,6 @@ def test_what_does_not_fit_together_is_refused(good):
         ("NaN or infinite", changed(tree, "weights", **{"lm_head.weight": head.double() * 1e300})),
         ("do not fit its settings", changed(tree, "weights", **{"lm_head.weight": head.T.contiguous()})),
         ("Unexpected key", changed(tree, "weights", extra=torch.zeros(3))),
-        ("Missing key", {**tree, "weights": {name + "x": w for name, w in weights.items()}}),
         ("not a readable checkpoint", {**tree, "weights": [1, 2]}),
         ("pieces, its model", {**tree, "tokenizer": other}),
     ]
@@ -98,40 +91,23 @@ def test_what_does_not_fit_together_is_refused(good):
 
 def test_damaged_files_are_refused(good):
     path, tree = good
-    whole = open(path, "rb").read()
-    for size in (0, 1, 100, len(whole) // 2, len(whole) - 1):
-        open(path, "wb").write(whole[:size])
+    whole = pathlib.Path(path).read_bytes()
+    flipped = bytearray(whole)
+    flipped[whole.index(tree["weights"]["lm_head.weight"].numpy().tobytes())] ^= 1
+    for damaged in (b"", whole[:100], whole[: len(whole) // 2], whole[:-1], flipped):
+        pathlib.Path(path).write_bytes(damaged)
         refuses(path, "not a readable checkpoint")
-    rng, noticed = random.Random(0), 0
-    for _ in range(60):  # a flipped bit is caught by a checksum, or changes nothing that is used
-        at = rng.randrange(len(whole))
-        open(path, "wb").write(whole[:at] + bytes([whole[at] ^ (1 << rng.randrange(8))]) + whole[at + 1 :])
-        try:
-            loaded = checkpoint.load(path)
-        except UserError:
-            noticed += 1
-        else:
-            assert all(torch.equal(w, loaded.weights[name]) for name, w in tree["weights"].items())
-    assert noticed > 30
 
 
 def test_what_else_a_user_gives_is_called_by_its_name(good, tmp_path):
-    """No file, the run's folder, Hugging Face's folders and weights: each is said, with what to do."""
-    _, tree = good
-    hf = tmp_path / "it's hf"
-    hf.mkdir()
-    (hf / "config.json").write_text("{}")
-    weights = str(hf / "model.safetensors")
-    safetensors.torch.save_file(tree["weights"], weights)
-    refuses(str(tmp_path / "none.pt"), "no such file; train.py writes")
-    refuses(str(tmp_path), f"a folder; give a checkpoint, such as {tmp_path}/ckpt.pt")
-    convert = f"python export.py --from-hf '{tmp_path}/it'\"'\"'s hf' converted.pt"
-    refuses(str(hf), f"a Hugging Face folder, not a checkpoint; convert the folder first: {convert}")
-    refuses(weights, f"holds weights alone (safetensors), not a checkpoint; convert the folder first: {convert}")
-
-
-def test_a_file_without_permission_is_not_called_damaged(good):
+    """No file, one without permission, a folder, Hugging Face's weights: each is said, with what to do."""
     path, _ = good
+    refuses(str(tmp_path / "none.pt"), "cannot be read (No such file or directory); train.py writes")
+    folder = tmp_path / "my hf"
+    folder.mkdir()
+    for given in (folder, folder / "model.safetensors"):
+        refuses(str(given), f"not a checkpoint; give one, such as {folder}/ckpt.pt, or convert a Hugging Face folder")
+        refuses(str(given), f"python export.py --from-hf '{folder}' converted.pt")
     os.chmod(path, 0)
     me = os.geteuid()
     if me == 0:
@@ -162,7 +138,7 @@ def test_a_fault_in_the_middle_of_a_write_is_called_by_its_name(good, fault, exp
                 raise fault
             return super().write(data)
 
-    monkeypatch.setattr(os, "fdopen", Failing)
+    monkeypatch.setattr(files, "open", Failing, raising=False)
     with pytest.raises(expected, match="No space left" if expected is UserError else None):
         checkpoint.save(path, tree)
     assert open(path, "rb").read() == before and os.listdir(os.path.dirname(path)) == ["ckpt.pt"]

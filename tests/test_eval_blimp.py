@@ -354,7 +354,7 @@ def test_which_data_is_scored(workplace, capsys):
 @pytest.mark.parametrize(
     "line, reason",
     [
-        ("missing.pt --data mine", "missing.pt.*no such file"),
+        ("missing.pt --data mine", "missing.pt.*No such file"),
         ("0.pt --data nowhere", "nowhere.*no such folder"),
         ("0.pt --data mine --device cuda:77", "--device cuda:77"),
         ("0.pt --data mine --max-pairs-per-paradigm 0", "--max-pairs-per-paradigm"),

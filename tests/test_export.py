@@ -371,7 +371,7 @@ def test_biases_that_are_not_those_of_rra_are_refused(make, tmp_path):
 @pytest.mark.parametrize(
     "name, content, reason",
     [
-        ("config.json", b"{", "is damaged, or not JSON"),
+        ("config.json", b"{", "damaged, or not a JSON dictionary"),
         ("config.json", None, "no config.json in it"),
         ("tokenizer.model", None, "only SentencePiece tokenizers"),
         ("tokenizer.model", b"junk", "not a SentencePiece model"),

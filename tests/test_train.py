@@ -545,7 +545,7 @@ def test_what_was_made_before_settings_were_removed_goes_on_if_they_were_off(pro
     [
         ("train.sed=1", "seed"),
         ("data.name=none", r"data/none: no prepared corpus; run: .*prepare.py .*data.name=none"),
-        ("train.resume=nothing.pt", "nothing.pt: no such file"),
+        ("train.resume=nothing.pt", "nothing.pt: cannot be read"),
         ("train.dtype=float16", "float16 needs CUDA"),
         ("model.max_position_embeddings=4096", "val.bin.*less than one window"),
     ],
