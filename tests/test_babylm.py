@@ -124,7 +124,7 @@ def test_a_second_start_does_what_is_missing(work, capsys):
     shutil.copy("run/ckpt.pt", "run/chck_1M.pt")  # trained again
     assert scored() == [["chck_1M", folder] for folder in ("blimp_fast", "supplement_fast", "ewok_fast")]
     (work / "results/m/scores.json").write_text('{"main": ')
-    with pytest.raises(UserError, match="scores.json: is damaged"):
+    with pytest.raises(UserError, match="scores.json: .*damaged"):
         scored()
 
 
