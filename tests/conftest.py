@@ -1,7 +1,6 @@
-"""A tiny prepared corpus that the tests share: Pocket English, 1000 pieces."""
+"""What the tests share: a tiny prepared corpus, commands as a user types them, which tests are slow."""
 
 import hashlib
-import json
 import os
 import pathlib
 import shutil
@@ -36,10 +35,6 @@ SLOW_FIXTURES = {"project", "walk"}
 SLOW_CALLS = {"command", "compile", "run", "Popen", "subprocess"}
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: trains, compiles or starts processes; not part of `make check`")
-
-
 def pytest_collection_modifyitems(items):
     for item in items:
         called, fixtures = {*item.function.__code__.co_names}, {*item.fixturenames}
@@ -67,28 +62,20 @@ def strictness():
 
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory):
-    """A folder in which train.py finds config.yaml and data/tiny."""
-    from lab import files
+    """A folder data/ with a prepared corpus `tiny`: Pocket English, 1000 pieces."""
+    from lab import corpus
     from lab.text import pocket_english
     import tokenizer
 
-    folder = tmp_path_factory.mktemp("project")
-    (folder / "config.yaml").write_text((ROOT / "config.yaml").read_text())
-    data = folder / "data" / "tiny"
-    data.mkdir(parents=True)
     lines = [line for line in pocket_english.text(20000, seed=1) if line]
     tok = tokenizer.train(lines, 1000)
     cut = len(lines) * 9 // 10
-    meta = {
-        "corpus": "tiny test corpus",
-        "name": "tiny",
-        "vocab_size": 1000,
-        "tokenizer_sha256": tok.sha256,
-        "pairs": None,
-    }
+    files = {"tokenizer.model": tok.model_bytes}
+    meta = {"name": "tiny", "corpus": "tiny test corpus", "pairs": None}
+    meta |= {"vocab_size": 1000, "tokenizer_sha256": tok.sha256}
     for split, part in (("train", lines[:cut]), ("val", lines[cut:])):
         ids = np.array([i for line in part for i in (1, *tok.encode(line))], dtype="<u2")
-        (data / f"{split}.bin").write_bytes(ids.tobytes())
+        files[f"{split}.bin"] = ids.tobytes()
         meta[split] = {
             "bytes": sum(len(line.encode()) + 1 for line in part),
             "words": sum(len(line.split()) for line in part),
@@ -97,17 +84,17 @@ def tiny_corpus(tmp_path_factory):
             "sha256": hashlib.sha256(ids.tobytes()).hexdigest(),
         }
     meta["tokens_per_word"] = meta["train"]["tokens"] / meta["train"]["words"]
-    (data / "tokenizer.model").write_bytes(tok.model_bytes)
-    (data / "meta.json").write_text(json.dumps(files.sealed(meta)))
+    folder = tmp_path_factory.mktemp("data")
+    corpus.write(str(folder / "tiny"), files, meta)
     return folder
 
 
 @pytest.fixture
 def project(tiny_corpus, tmp_path, monkeypatch):
     """A fresh working folder with the tiny corpus in it; the current directory of the test."""
-    (tmp_path / "config.yaml").write_text((tiny_corpus / "config.yaml").read_text())
+    shutil.copy(ROOT / "config.yaml", tmp_path)
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "tiny").symlink_to(tiny_corpus / "data" / "tiny")
+    (tmp_path / "data" / "tiny").symlink_to(tiny_corpus / "tiny")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -121,17 +108,11 @@ def strangers(tmp_path_factory):
     return {kind: make(kind, folder / kind) for kind in ("gpt2", "pythia", "opt", "bert")}
 
 
-def command(script, *args, cwd=None, env=None, timeout=300, **kwargs):
+def command(script, *args, env=None, timeout=300, **kwargs):
     """Runs a command line as a user types it; returns the finished process with its output as text."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / script), *map(str, args)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        timeout=timeout,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
-        **kwargs,
-    )
+    words = [sys.executable, str(ROOT / script), *map(str, args)]
+    env = {**os.environ, **(env or {})}
+    return subprocess.run(words, capture_output=True, text=True, env=env, timeout=timeout, **kwargs)
 
 
 def refused(result, *words):

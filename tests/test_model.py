@@ -411,7 +411,7 @@ def test_a_fork_by_the_letter_of_the_pages(tmp_path, tiny_corpus):
     done = run_alone(fork, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests)
     assert int(re.search(r"(\d+) passed", done)[1]) >= 3 + 13 + 1
 
-    (fork / "data").symlink_to(tiny_corpus / "data")
+    (fork / "data").symlink_to(tiny_corpus)
     options = [*TINY, "train.optimizer=nadam", "train.schedule=stable", "train.max_steps=10"]
     run_alone(fork, "train.py", *options, "train.activation_penalty=1", "train.out=out")
     with open(fork / "out/losses.csv", encoding="utf-8") as f:
