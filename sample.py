@@ -100,9 +100,11 @@ def main(argv=None):
             print(prompt, end="", flush=True)
             for text, p in text_pieces(tokens, ckpt.tokenizer, prompt):
                 last = args.stop_at_line and "\n" in text
-                if last:
+                if args.probabilities:
+                    text = f"\n{p:8.4f}  {text!r}"
+                elif last:
                     text = text.partition("\n")[0]
-                print(f"\n{p:8.4f}  {text!r}" if args.probabilities else text, end="", flush=True)
+                print(text, end="", flush=True)
                 if last:
                     break
             print()

@@ -1,5 +1,6 @@
 """A tokenizer and models whose scores can be written down by hand, random models of every variant, folders of pairs."""
 
+import functools
 import json
 import random
 
@@ -90,6 +91,7 @@ def by_hand(model, sequence, start):
     return total
 
 
+@functools.cache
 def train_tokenizer(pieces=400):
     """A real one, of a little Pocket English."""
     return tokenizer.train([line for line in pocket_english.text(3000, seed=1) if line], pieces)
@@ -100,9 +102,8 @@ def save_checkpoint(path, seed=0):
     torch.manual_seed(seed)
     model = Model(ModelConfig(400, 16, 2, 2, 24, max_position_embeddings=32))
     nn.init.normal_(model.lm_head.weight)
-    checkpoint.save(
-        path, checkpoint.make(model.config, model.state_dict(), train_tokenizer().model_bytes, {"corpus": "test"})
-    )
+    tree = checkpoint.make(model.config, model.state_dict(), train_tokenizer().model_bytes, {"corpus": "test"})
+    checkpoint.save(path, tree)
 
 
 KINDS = {
@@ -120,10 +121,9 @@ def lively(kind="llama", seed=0):
     """A random model with differences between sentences."""
     torch.manual_seed(seed)
     model = Model(ModelConfig(V, 16, 4, 2, 24, max_position_embeddings=24, **KINDS[kind])).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.dim() > 1:
-                p.mul_(12)
+    for p in model.parameters():
+        if p.dim() > 1:
+            p.data.mul_(12)
     return model
 
 

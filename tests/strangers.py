@@ -26,10 +26,9 @@ def make(kind, folder, vocab_size=600, hidden=32, layers=2, heads=2):
     else:
         config |= {"bos_token_id": 0, "eos_token_id": 0}
         model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**config))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(5)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data.mul_(5)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)

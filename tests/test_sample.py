@@ -22,8 +22,15 @@ def ckpt(tmp_path_factory):
     return path
 
 
-def run(ckpt, *args):
-    sample.main([str(ckpt), *map(str, args)])
+@pytest.fixture
+def run(ckpt, capsys):
+    """What the command prints, given these options."""
+
+    def printed(*args):
+        sample.main([str(ckpt), *map(str, args)])
+        return capsys.readouterr().out
+
+    return printed
 
 
 @pytest.mark.parametrize(
@@ -44,55 +51,47 @@ def test_ways_to_pick_by_hand(ways, expected):
     assert sample.adjust(logits, [0], **ways).tolist() == pytest.approx(expected)
 
 
-def test_same_seed_same_text(ckpt, tmp_path, capsys):
-    (tmp_path / "prompts.txt").write_text("The cat\nA dog\n")
-    args = ("--prompt-file", tmp_path / "prompts.txt", "--num-samples", 2, "--max-tokens", 5, "--seed", 7)
-    run(ckpt, *args)
-    first = capsys.readouterr().out
-    run(ckpt, *args)
-    assert first == capsys.readouterr().out and first.count("The cat") == 2 and first.count("---") == 4
+def test_same_seed_same_text(ckpt, run, monkeypatch):
+    def sampled():
+        monkeypatch.setattr(sys, "stdin", io.StringIO("The cat\nA dog\n"))
+        return run("--prompt-file", "-", "--num-samples", 2, "--max-tokens", 5, "--seed", 7)
 
-
-def test_probabilities_of_what_is_piped_in(ckpt, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("Once\n"))
-    run(ckpt, "--prompt-file", "-", "--max-tokens", 3, "--probabilities")
-    prompt, *rows = capsys.readouterr().out.strip().splitlines()
-    assert prompt == "Once" and len(rows) == 3 and all(0 <= float(row.split()[0]) <= 1 for row in rows)
+    first = sampled()
+    assert sampled() == first and first.count("The cat") == first.count("A dog") == 2 and first.count("---") == 4
 
 
 @pytest.mark.parametrize(
     "option, value, complaint",
     [
         ("--temperature", -1, "--temperature: must be 0 .. 100"),
-        ("--seed", 10**30, "--seed: must be"),
         ("--prompt", b"\xff".decode("utf-8", "surrogateescape"), "the prompt is not UTF-8 text"),
         ("--prompt-file", "none.txt", "none.txt: cannot be read"),
         ("--device", "cuda:99", "--device cuda:99: cannot be used here"),
     ],
 )
-def test_mistakes(option, value, complaint, ckpt):
+def test_mistakes(option, value, complaint, run):
     with pytest.raises(UserError, match=complaint):
-        run(ckpt, option, value)
+        run(option, value)
 
 
 @pytest.mark.parametrize("prompt", ["", " ", "The cat saw the dog. " * 100, "naïve 日本語 🙂\t"])
-def test_any_prompt(prompt, ckpt, capsys):
-    """Empty, longer than the context, of characters the tokenizer never saw: printed as given, and gone on from."""
-    run(ckpt, "--prompt", prompt, "--max-tokens", 30, "--seed", 3)
-    out = capsys.readouterr().out
+def test_any_prompt(prompt, run):
+    """Empty, longer than the context, of characters the tokenizer never saw: printed as given, and continued."""
+    out = run("--prompt", prompt, "--max-tokens", 30, "--seed", 3)
     assert out.startswith(prompt) and len(out.strip()) > len(prompt.strip())
 
 
-def test_stop_at_line(ckpt, capsys, monkeypatch):
+def test_what_is_printed_of_a_line_and_its_end(ckpt, run, monkeypatch):
     """The end of a line is BOS, EOS, or a newline inside a document."""
     tok = checkpoint.load(ckpt).tokenizer
     for end in (tok.bos_id, tok.eos_id, tok.encode("a\n")[-1]):
-        ids = [*tok.encode("The dog"), end, *tok.encode("More")]
-        monkeypatch.setattr(Model, "generate", lambda *_, ids=ids: ((i, 0.5) for i in ids))
-        run(ckpt, "--stop-at-line")
-        assert capsys.readouterr().out == "The dog\n"
-        run(ckpt)
-        assert capsys.readouterr().out.startswith("The dog\n") and end not in tok.encode("More")
+        ids = [*tok.encode("é dog"), end, *tok.encode("More")]
+        monkeypatch.setattr(Model, "generate", lambda *_, ids=ids: ((i, 0.25) for i in ids))
+        assert run().replace("\n ", "\n") == "é dog\nMore\n"  # a word encoded alone begins with a space
+        assert run("--stop-at-line") == "é dog\n"
+        rows = run("--stop-at-line", "--probabilities").splitlines()[1:]
+        assert len(rows) == ids.index(end) + 1 and {row[:8] for row in rows} == {"  0.2500"}
+        assert [row[10:] for row in rows][-3:] == ["' do'", "'g'", r"'\n'"]
 
 
 def test_a_closed_pipe_is_no_traceback(ckpt):
