@@ -13,7 +13,7 @@ import sys
 from conftest import ROOT, TINY, command, refused
 import eval_blimp
 from lab import checkpoint
-from lab.files import UserError
+from lab.files import UserError, sealed
 from lab.score import pairs, scoring, statistics
 from lab.score.scorers import Ours
 from model import Model, ModelConfig
@@ -341,7 +341,7 @@ def test_which_data_is_scored(workplace, capsys):
         blimp("0.pt")
     (workplace / "data" / "own").mkdir()
     write(workplace / "data" / "own" / "pairs", {"p": [pair("the cup.", "cup the.")]})
-    (workplace / "data" / "own" / "meta.json").write_text('{"source": "pocket"}')
+    (workplace / "data" / "own" / "meta.json").write_text(json.dumps(sealed({"source": "pocket"})))
     tree = checkpoint.read("0.pt")
     tree["provenance"]["data"]["name"] = "own"
     checkpoint.save("out/sllama/ckpt.pt", tree)
