@@ -65,8 +65,9 @@ def score_tokens(model, sentences, **how):
 def score(model, texts, sentences, **how):
     """The score of each sentence, in nats: float64 (N). Raises UserError for one that is NaN or infinite."""
     if isinstance(model, Ours):  # the same numbers, faster
-        return scoring.score_sequences(model.model, texts, [sentence.ids for sentence in sentences], **how)
-    scores = np.array([logp.sum() for logp in score_tokens(model, sentences, **how)])
+        scores = scoring.log_likelihoods(model.model, [sentence.ids for sentence in sentences], **how)
+    else:
+        scores = np.array([logp.sum() for logp in score_tokens(model, sentences, **how)])
     scoring.require_finite(texts, scores)
     return scores
 
@@ -77,10 +78,11 @@ def evaluate(model, pairs, leading_space=False, ties_correct=False, ties_half=Fa
     ties_half: a tie counts as half in the accuracies; the decision itself is a coin's, the same in every run.
     Raises UserError if no pair fits into the model's context, and for scores that are NaN or infinite.
     """
+    space = " " if leading_space else ""
     texts = []
     for pair in pairs:
-        texts += [pair["good"], pair["bad"]]
-    sentences = model.encode(texts, leading_space)
+        texts += [space + pair["good"], space + pair["bad"]]
+    sentences = model.encode(texts)
     fits = np.array([model.given(sentence) <= model.context for sentence in sentences]).reshape(-1, 2).all(1)
     if not fits.any():
         raise UserError(f"no pair fits into the model's context of {model.context} tokens")
@@ -302,19 +304,15 @@ def evaluate_model(model, pairs, data, args):
         result.views["dev"] = result.views["test"] = None
     asked = ("compat", "dtype", "split", "max_pairs_per_paradigm", "good", "bad", "group")
     known = ("corpus", "words", "steps", "parameters", "bits_per_byte")
+    conventions = {**RULE, "method": model.method, "bos": model.before.startswith("BOS"), **changes}
+    conventions |= {option: getattr(args, option) for option in asked}
     result.origin = statistics.Origin(
         checkpoint=model.name,
         method=model.method,
         before_first_token=model.before,
         benchmark=data["benchmark"],
         data=data["data"],
-        conventions={
-            **RULE,
-            "method": model.method,
-            "bos": model.before.startswith("BOS"),
-            **changes,
-            **{option: getattr(args, option) for option in asked},
-        },
+        conventions=conventions,
         sha256={**model.sha256, "data": data["sha256"]},
         device=str(model.device),
         torch=torch.__version__,

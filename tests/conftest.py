@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pathlib
+import random
 import shutil
 import signal
 import subprocess
@@ -106,6 +107,40 @@ def strangers(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("strangers")
     return {kind: make(kind, folder / kind) for kind in ("gpt2", "pythia", "opt", "bert")}
+
+
+@pytest.fixture
+def workplace(project):
+    """A working folder with two small checkpoints, 0.pt and 1.pt, and a folder of 90 pairs in BLiMP's fields, mine."""
+    from lab import checkpoint
+    from model import Model, ModelConfig
+    from stand_ins import pair, write
+    import tokenizer
+
+    import torch
+
+    tok = tokenizer.load("data/tiny/tokenizer.model")
+    config = ModelConfig(tok.vocab_size, 32, 2, 2, 48, max_position_embeddings=32)
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = Model(config)
+        for p in model.parameters():
+            p.data.mul_(8 if p.dim() > 1 else 1)
+        provenance = {"corpus": "tiny test corpus", "data": {"name": "tiny"}, "words": 1000 * (seed + 1), "steps": 5}
+        tree = checkpoint.make(config, dict(model.named_parameters()), tok.model_bytes, provenance)
+        checkpoint.save(f"{seed}.pt", tree)
+    rng = random.Random(0)
+    words = "the boy girls dog sees runs cup old and to".split()
+
+    def sentence():
+        return " ".join(rng.choices(words, k=rng.randint(3, 7))) + "."
+
+    files = {}
+    for uid, term in (("alpha", "s-selection"), ("beta", "argument_structure"), ("gamma", "binding")):
+        fields = {"UID": uid, "linguistics_term": term, "field": "f"}
+        files[uid] = [pair(sentence(), sentence(), **fields, pairID=str(i)) for i in range(30)]
+    write(project / "mine", files)
+    return project
 
 
 def command(script, *args, env=None, timeout=300, **kwargs):

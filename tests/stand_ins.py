@@ -36,7 +36,9 @@ class Words:
 
 
 class StandIn(nn.Module):
-    """`hidden` and `lm_head` as model.Model has them; called, the logits (B, T, V), in float64."""
+    """`hidden`, `lm_head` and `cos` as model.Model has them; called, the logits (B, T, V), in float64."""
+
+    cos = sin = torch.zeros(400, 1)  # its context is 400
 
     def forward(self, ids):
         T = ids.shape[1]
@@ -70,6 +72,12 @@ class History(StandIn):
     def hidden(self, ids, positions=None, mask=None):
         seen = mask[:, 0].float() @ F.one_hot(ids, V).float()  # (B, T, V)
         return torch.cat((seen, F.one_hot(positions, self.longest).float()), dim=-1)
+
+
+def score(model, texts, tokenizer=None, **how):
+    """The scores of a model.Model or a stand-in as eval_blimp.py computes them: float64 (N), nats."""
+    scorer = Ours(model, tokenizer or Words())
+    return eval_blimp.score(scorer, texts, scorer.encode(texts), **how)
 
 
 def plainly(model, tokenizer, texts):

@@ -10,7 +10,7 @@ from lab.report import tables as report
 from lab.score import statistics
 from lab.score.scorers import Ours
 from stand_ins import Words, lively, pair, read, uniform, write
-from test_eval_blimp import load_csv, load_json, workplace  # noqa: F401  (a fixture)
+from test_eval_blimp import load_csv, load_json
 
 import numpy as np
 import pytest
@@ -108,7 +108,7 @@ def signed(change):
     return [str(change["difference"]), points(change["interval"], "{:+.1f}")]
 
 
-def test_numbers_are_those_of_the_json(workplace):  # noqa: F811
+def test_numbers_are_those_of_the_json(workplace):
     text, page = shown("0.pt", "1.pt", "--data", "mine", "--json", "r.json")
     eval_blimp.main(["1.pt", "--data", "mine", "--compare", "0.pt", "--json", "c.json", "--csv", "1.csv"])
     eval_blimp.main(["0.pt", "--data", "mine", "--csv", "0.csv"])
@@ -192,7 +192,7 @@ def test_any_text_is_shown_as_it_is(tmp_path, monkeypatch):
     assert not keys & {"src", "href", "action"} and not [key for key in keys if key.startswith("on")]
 
 
-def test_nothing_is_fetched(workplace):  # noqa: F811
+def test_nothing_is_fetched(workplace):
     text, page = shown("0.pt", "1.pt", "--data", "mine")
     assert not [word for word in ("http:", "https:", "url(", "@import") if word in text]
     assert not {"link", "img", "iframe", "object", "base", "video"} & page.names
@@ -200,7 +200,7 @@ def test_nothing_is_fetched(workplace):  # noqa: F811
     assert policy.startswith("default-src 'none'")
 
 
-def test_one_checkpoint_and_pairs_without_phenomena(workplace):  # noqa: F811
+def test_one_checkpoint_and_pairs_without_phenomena(workplace):
     rows = {"p": [pair("the cup.", "cup the.")] * 2, "q": [pair("the old dog.", "old the dog.")]}
     path = write(workplace / "plain", rows)
     text, page = shown(str(workplace / "0.pt"), "--data", path)
@@ -210,7 +210,7 @@ def test_one_checkpoint_and_pairs_without_phenomena(workplace):  # noqa: F811
     assert str(workplace) not in text  # no path is shown whole
 
 
-def test_three_checkpoints_and_compare(workplace):  # noqa: F811
+def test_three_checkpoints_and_compare(workplace):
     _, page = shown("0.pt", "1.pt", "0.pt", "--data", "mine")
     rows = page.table("paradigms")
     assert list(rows[0])[-4:-2] == ["1 - 0", "0 - 0"] and {row["0 - 0"][1] for row in rows} == {"0.0"}

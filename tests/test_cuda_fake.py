@@ -179,7 +179,7 @@ def test_the_device_refuses_what_a_gpu_would(python):
 
 def test_scoring_leaves_cudnns_attention_alone():
     """A new shape a batch is a new plan each; the other fused kernels stay, the CPU's among them."""
-    with scoring.evaluation_mode(torch.nn.Linear(1, 1)):
+    with scoring.evaluation_mode(torch.nn.Linear(1, 1), "cpu", "float32"):
         assert not torch.backends.cuda.cudnn_sdp_enabled()
         assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.mem_efficient_sdp_enabled()
 

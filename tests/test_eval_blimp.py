@@ -4,20 +4,15 @@ import copy
 import csv
 import json
 import math
-import os
 import pathlib
-import random
-import subprocess
-import sys
 
-from conftest import ROOT, TINY, command, refused
+from conftest import TINY, command, refused
 import eval_blimp
 from lab import checkpoint
 from lab.files import UserError, sealed
 from lab.score import pairs, scoring, statistics
 from lab.score.scorers import Ours
-from model import Model, ModelConfig
-from stand_ins import History, Table, V, Words, by_hand, pair, plainly, read, uniform, write
+from stand_ins import History, Table, V, Words, by_hand, pair, plainly, read, score, uniform, write
 
 import numpy as np
 import pytest
@@ -48,19 +43,15 @@ def test_a_uniform_model_and_the_three_views_of_a_tie(tmp_path):
         "two": [pair("a", "b")],
     }
     result = evaluated(uniform(), rows, tmp_path)
-    views = {
-        "strict": (1 / 4 + 0) / 2,
-        "ties_half": (2 / 4 + 1 / 2) / 2,
-        "ties_correct": (3 / 4 + 1) / 2,
-        "micro": 1 / 5,
-    }
-    assert {view: result.views[view] for view in views} == pytest.approx(views)
-    assert result.overall.accuracy == result.views["strict"]
-    assert len(result.pairs) == result.overall.pairs == 5 and result.overall.ties == 3 and result.nan == 0
+    assert result.views["strict"] == result.overall.accuracy == pytest.approx((1 / 4 + 0) / 2)
+    assert result.views["ties_half"] == pytest.approx((2 / 4 + 1 / 2) / 2)
+    assert result.views["ties_correct"] == pytest.approx((3 / 4 + 1) / 2)
+    assert result.views["micro"] == pytest.approx(1 / 5)
+    assert result.overall.pairs == 5 and result.overall.ties == 3
     one = result.paradigms["one"]
     assert one.accuracy == 0.25 and one.pairs == 4 and one.ties == 2 and one.margin == pytest.approx(0)
     assert one.interval == pytest.approx(statistics.wilson(1, 4))
-    assert "3 ties in 5 pairs" in result.warnings[0] and result.incomplete is False
+    assert "3 ties in 5 pairs" in result.warnings[0] and not result.incomplete
     assert result.correct.tolist() == [True, False, False, False, False]
     assert result.tokens.tolist() == [[1, 2], [2, 2], [3, 3], [3, 2], [1, 1]]
     lenient = evaluated(uniform(), rows, tmp_path, ties_correct=True)
@@ -68,7 +59,6 @@ def test_a_uniform_model_and_the_three_views_of_a_tie(tmp_path):
     tossed = evaluated(uniform(), rows, tmp_path, ties_half=True)
     assert tossed.overall.accuracy == result.views["ties_half"]
     assert tossed.accuracy_range == [result.views["strict"], result.views["ties_correct"]]
-    assert tossed.paradigms["one"].interval == pytest.approx(statistics.wilson(2, 4))
 
 
 def test_the_mean_per_token(tmp_path):
@@ -117,12 +107,9 @@ def test_groups(tmp_path):
     }
     result = evaluated(uniform(), rows, tmp_path)
     assert {uid: group.accuracy for uid, group in result.paradigms.items()} == {"u": 0.5, "v": 0, "y": 1}
-    assert {name: group.accuracy for name, group in result.phenomena.items()} == {
-        "argument_structure": 1 / 4,
-        "other": 1,
-    }
-    assert {name: group.paradigms for name, group in result.phenomena.items()} == {"argument_structure": 2, "other": 1}
-    assert {name: group.pairs for name, group in result.fields.items()} == {"syntax_semantics": 3}
+    assert result.phenomena.keys() == {"argument_structure", "other"} and result.fields.keys() == {"syntax_semantics"}
+    structure = result.phenomena["argument_structure"]
+    assert structure.accuracy == 1 / 4 and structure.paradigms == 2 and result.fields["syntax_semantics"].pairs == 3
     assert result.views["phenomena"] == 5 / 8 and result.views["fields"] == 1 / 4
     assert result.overall.accuracy == pytest.approx(1.5 / 3)
 
@@ -141,35 +128,6 @@ def test_too_long_pairs_are_left_out_and_said(tmp_path):
 # ------------------------------------------------------------------------------------------------------ the command
 
 
-@pytest.fixture
-def workplace(project):
-    """A working folder with two small checkpoints, 0.pt and 1.pt, and a folder of pairs in BLiMP's fields, mine."""
-    from tokenizer import load
-
-    tok = load("data/tiny/tokenizer.model")
-    config = ModelConfig(tok.vocab_size, 32, 2, 2, 48, max_position_embeddings=32)
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        model = Model(config)
-        for p in model.parameters():
-            p.data.mul_(8 if p.dim() > 1 else 1)
-        provenance = {"corpus": "tiny test corpus", "data": {"name": "tiny"}, "words": 1000 * (seed + 1), "steps": 5}
-        tree = checkpoint.make(config, dict(model.named_parameters()), tok.model_bytes, provenance)
-        checkpoint.save(f"{seed}.pt", tree)
-    rng = random.Random(0)
-    words = "the boy girls dog sees runs cup old and to".split()
-
-    def sentence():
-        return " ".join(rng.choices(words, k=rng.randint(3, 7))) + "."
-
-    files = {}
-    for uid, term in (("alpha", "s-selection"), ("beta", "argument_structure"), ("gamma", "binding")):
-        fields = {"UID": uid, "linguistics_term": term, "field": "f"}
-        files[uid] = [pair(sentence(), sentence(), **fields, pairID=str(i)) for i in range(30)]
-    write(project / "mine", files)
-    return project
-
-
 def blimp(line):
     eval_blimp.main(line.split())
 
@@ -185,30 +143,25 @@ def load_csv(path):
 
 @pytest.mark.slow
 def test_all_outputs_agree(workplace, capsys):
-    outputs = "--json o/r.json --csv o/p.csv --predictions o/b.json --plot o/p.png"
-    blimp(f"0.pt --data mine --compare 1.pt {outputs}")
+    blimp("0.pt --data mine --compare 1.pt --json o/r.json --csv o/p.csv --predictions o/b.json --plot o/p.png")
     out = capsys.readouterr().out
     result = load_json("o/r.json")
     block = dict(line.split(": ", 1) for line in out.splitlines()[-20:] if ": " in line)
     assert float(block["accuracy"]) == pytest.approx(result["accuracy"], abs=1e-6)
     assert block["pairs"] == "90" and block["corpus"] == "tiny test corpus"
     both = set("accuracy accuracy_ties_half pairs ties paradigms corpus checkpoint seconds incomplete".split())
-    assert block.keys() >= both | {"nan", "data", "benchmark", "rule"}
+    assert block.keys() >= both | {"data", "benchmark", "rule"}
     assert result.keys() >= both | {"accuracy_ties_correct", "phenomena", "fields"}
     assert result["paradigms"]["beta"].keys() >= {"accuracy", "pairs", "ties", "interval"}
-    assert max(map(len, out.splitlines())) <= 100 and "mine" in out and "not BLiMP" in out
-    assert result["incomplete"] is False
+    assert max(map(len, out.splitlines())) <= 100 and "not BLiMP" in out and "warning" not in out
     assert result["sha256"].keys() == {"checkpoint", "tokenizer", "data"}
     assert result["sha256"]["checkpoint"] == checkpoint.file_sha256("0.pt")
     asked_for_nothing = dict.fromkeys(["compat", "max_pairs_per_paradigm", "good", "bad", "group"])
     assert result["conventions"] == eval_blimp.RULE | asked_for_nothing | {"dtype": "float32", "split": "all"}
-    assert result["phenomena"].keys() == {"argument_structure", "binding"}
-    assert result["phenomena"]["argument_structure"]["paradigms"] == 2
-    assert result["accuracy_interval"][0] < result["accuracy"] < result["accuracy_interval"][1]
-    assert len(result["hardest"]) == 10
 
     rows = load_csv("o/p.csv")
-    assert {(r["checkpoint"], r["rule"]) for r in rows} == {(result["sha256"]["checkpoint"][:16], "strict")}
+    assert {row["checkpoint"] for row in rows} == {result["sha256"]["checkpoint"][:16]}
+    assert {row["rule"] for row in rows} == {"strict"}
     accuracies = [np.mean([int(r["right"]) for r in rows if r["uid"] == uid]) for uid in ("alpha", "beta", "gamma")]
     assert len(rows) == 90 and np.mean(accuracies) == pytest.approx(result["accuracy"])
     assert {row["split"] for row in rows} == {""} and result["accuracy_dev"] is None  # those parts are BLiMP's alone
@@ -225,8 +178,8 @@ def test_all_outputs_agree(workplace, capsys):
     comparison = result["comparison"]
     assert comparison["with"] == "1.pt" and "McNemar" in out
     blimp("1.pt --data mine --csv other.csv")
-    decisions = [(ours["right"], other["right"]) for ours, other in zip(rows, load_csv("other.csv"))]
-    assert comparison["gained"] == decisions.count(("1", "0")) and comparison["lost"] == decisions.count(("0", "1"))
+    decisions = [ours["right"] + other["right"] for ours, other in zip(rows, load_csv("other.csv"))]
+    assert comparison["gained"] == decisions.count("10") and comparison["lost"] == decisions.count("01")
     assert comparison["changed"] == comparison["gained"] + comparison["lost"] > 0
 
 
@@ -241,31 +194,6 @@ def test_an_existing_result_is_replaced_only_when_asked(workplace, monkeypatch):
     assert pathlib.Path("r.json").read_text() == "another's"
     blimp("0.pt --data mine --json r.json --replace")
     assert load_json("r.json")["pairs"] == 90
-
-
-@pytest.mark.slow
-def test_what_only_a_plot_needs_is_not_imported(workplace):
-    code = """
-import sys, eval_blimp
-eval_blimp.main("0.pt --data mine --json r.json --csv p.csv".split())
-sys.exit(", ".join({"matplotlib", "lab.report.plots", "transformers"} & sys.modules.keys()) or 0)
-"""
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr
-
-
-def test_more_than_one_percent_of_ties_is_said(workplace, capsys):
-    """Weights of zero: the model is uniform and ties on every pair of as many tokens."""
-    tree = copy.deepcopy(checkpoint.read("0.pt"))
-    tree["weights"]["lm_head.weight"].zero_()
-    checkpoint.save("zero.pt", tree)
-    blimp("zero.pt --data mine --csv p.csv")
-    ties = sum(row["tokens_good"] == row["tokens_bad"] for row in load_csv("p.csv"))
-    assert ties > 0.01 * 90
-    assert f"warning: {ties} ties in 90 pairs: the model or the precision is degenerate" in capsys.readouterr().out
-    blimp("0.pt --data mine")
-    assert "warning" not in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -292,18 +220,17 @@ def test_learning_curve(workplace, monkeypatch, capsys):
     monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **how: figures.append(figure))
     blimp("0.pt 1.pt --data mine --json r.json --plot curve.png --paradigms")
     last = load_json("r.json")
-    results = last["checkpoints"]
-    assert [r["words"] for r in results] == [1000, 2000]
-    assert last["checkpoint"] == "1.pt" and last["accuracy"] == results[1]["accuracy"]
+    first, second = last["checkpoints"]
+    assert first["words"] == 1000 and second["words"] == 2000
+    assert last["checkpoint"] == "1.pt" and last["accuracy"] == second["accuracy"]
     out = capsys.readouterr().out
     assert "words seen" in out and "alpha" in out
 
-    drawn = figures[0].axes[0].get_lines()
-    lines = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in drawn}
-    words = [0.001, 0.002]
-    for name in ("argument_structure", "binding"):
-        assert lines[name.replace("_", " ")] == (words, [100 * r["phenomena"][name]["accuracy"] for r in results])
-    assert lines["mean over paradigms"] == (words, [100 * r["accuracy"] for r in results])
+    lines = {line.get_label(): line for line in figures[0].axes[0].get_lines()}
+    binding, mean = lines["binding"], lines["mean over paradigms"]
+    assert list(binding.get_xdata()) == list(mean.get_xdata()) == [0.001, 0.002]
+    assert list(binding.get_ydata()) == [100 * r["phenomena"]["binding"]["accuracy"] for r in (first, second)]
+    assert list(mean.get_ydata()) == [100 * first["accuracy"], 100 * second["accuracy"]]
 
 
 @pytest.mark.parametrize(
@@ -320,8 +247,7 @@ def test_other_rules(workplace, capsys, flags, leading_space, rule):
     blimp(f"0.pt --data mine --csv p.csv --json r.json {flags}")
     model, ckpt = checkpoint.load_model("0.pt")
     rows = load_csv("p.csv")
-    sentences = [" " * leading_space + row["good"] for row in rows]
-    expected = scoring.score_sentences(model, ckpt.tokenizer, sentences)
+    expected = score(model, [" " * leading_space + row["good"] for row in rows], ckpt.tokenizer)
     assert [float(row["score_good"]) for row in rows] == pytest.approx(expected, abs=1e-4)
     out = capsys.readouterr().out
     assert f"rule: {rule}\n" in out
@@ -355,7 +281,7 @@ def test_which_data_is_scored(workplace, capsys):
     "line, reason",
     [
         ("missing.pt --data mine", "missing.pt.*No such file"),
-        ("0.pt --data nowhere", "nowhere.*no such folder"),
+        ("0.pt --data nowhere", "nowhere: no folder with"),
         ("0.pt --data mine --device cuda:77", "--device cuda:77"),
         ("0.pt --data mine --max-pairs-per-paradigm 0", "--max-pairs-per-paradigm"),
         ("0.pt --data mine --compare o.pt", "o.pt"),
@@ -391,10 +317,16 @@ def test_different_contexts_are_refused_and_nothing_is_written(workplace):
 
 @pytest.mark.slow
 def test_as_a_user_types_it(workplace):
-    done = command("eval_blimp.py", "0.pt", "--data", "mine", "--max-pairs-per-paradigm", "5", cwd=workplace)
-    assert done.returncode == 0 and done.stderr == "" and done.stdout.splitlines()[-1] == "checkpoint: 0.pt"
+    """The output, the error, and that nothing is imported that only a picture or a model of others needs."""
+    env = {"PYTHONPROFILEIMPORTTIME": "1"}
+    line = "0.pt --data mine --max-pairs-per-paradigm 5".split()
+    done = command("eval_blimp.py", *line, cwd=workplace, env=env)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "checkpoint: 0.pt"
+    said = done.stderr.splitlines()
+    assert all(text.startswith("import time:") for text in said)
+    assert {text.split()[-1] for text in said}.isdisjoint({"matplotlib", "lab.report.plots", "transformers"})
     (workplace / "mine" / "beta.jsonl").write_text(json.dumps(pair("a", "b")) + "\n{broken")
-    refused(command("eval_blimp.py", "0.pt", "--data", "mine", "--json", "r.json", cwd=workplace), "beta.jsonl:2")
+    refused(command("eval_blimp.py", *line, "--json", "r.json", cwd=workplace), "beta.jsonl:2")
     assert not (workplace / "r.json").exists()
 
 

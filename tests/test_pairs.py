@@ -10,7 +10,7 @@ import eval_blimp
 from lab.files import UserError, sealed
 from lab.score.pairs import BLIMP, read_pairs
 from stand_ins import pair, write
-from test_eval_blimp import load_json, workplace  # noqa: F401  (a fixture)
+from test_eval_blimp import load_json
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -133,7 +133,7 @@ MINIATURES = {  # of the sets that docs/pairs.md names: their files, in their co
 }
 
 
-def test_the_sets_that_the_docs_name(workplace):  # noqa: F811
+def test_the_sets_that_the_docs_name(workplace):
     """Every command of docs/pairs.md, and its conversion, on the sets' files in miniature."""
     for name, text in MINIATURES.items():
         pathlib.Path(name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,5 @@
-"""Scores that can be written down by hand, and what ends in an error."""
+"""Scores that can be written down by hand, and the fast ones beside the plain ones."""
 
-import copy
 import dataclasses
 import math
 import random
@@ -11,8 +10,7 @@ from lab.files import UserError
 from lab.score import scoring
 from lab.text import pocket_english
 from model import Model, ModelConfig
-from stand_ins import KINDS, History, StandIn, Table, V, Words, by_hand, lively, plainly, sentences, uniform
-from test_eval_blimp import workplace  # noqa: F401  (a fixture)
+from stand_ins import KINDS, History, Table, V, Words, by_hand, lively, plainly, score, sentences, uniform
 import tokenizer
 
 from hypothesis import given, settings
@@ -22,23 +20,11 @@ import pytest
 import torch
 
 
-def score(model, texts, **options):
-    return scoring.score_sentences(model, Words(), texts, **options)
-
-
 @pytest.mark.parametrize("value", [0, -300, 300, 1e4])
 def test_uniform_model(value):
     scores = score(uniform(value), ["a", "a b", "h g f"])
     assert scores == pytest.approx([-math.log(V), -2 * math.log(V), -3 * math.log(V)], abs=1e-6)
     assert scores.dtype == np.float64
-
-
-def test_unigram_model():
-    logits = np.full(V, -1e4)
-    logits[3:7] = np.log([1 / 2, 1 / 4, 1 / 8, 1 / 8])  # a b c d
-    model = Table(np.tile(logits, (V, 1)))
-    scores = score(model, ["a", "b a", "d c b a"])
-    assert scores == pytest.approx([-math.log(2), -3 * math.log(2), -9 * math.log(2)], abs=1e-5)
 
 
 def test_bigram_model_reads_the_correct_neighbour():
@@ -57,11 +43,16 @@ def test_order_duplicates_and_empty_input():
     assert len(score(History(), [])) == 0
 
 
-def test_leading_space():
-    assert scoring.tokenize(Words(), ["a b"]) == [(1, 3, 4)]
-    assert scoring.tokenize(Words(), ["a b"], leading_space=True) == [(1, 0, 3, 4)]
-    by_the_word = by_hand(History(), [1, 0, 3, 4], 1)
-    assert score(History(), ["a b"], leading_space=True) == pytest.approx([by_the_word], abs=1e-5)
+@pytest.mark.parametrize("factor, logit, value", [(math.nan, 1, "nan"), (2e38, 10, "nan"), (2e38, -10, "-inf")])
+def test_nan_and_infinity_name_the_sentence(factor, logit, value):
+    """What follows b is broken: only the sentence where something does is named."""
+    table = np.zeros((V, V))
+    table[4, 5] = logit  # b -> c
+    model = Table(table)
+    hidden = model.hidden
+    model.hidden = lambda ids, *rest: hidden(ids) * torch.where(ids == 4, factor, 1.0)[..., None]
+    with pytest.raises(UserError, match=f"log-likelihood of 'a b c' is {value}"):
+        score(model, ["a b", "a b c", "c a"])
 
 
 # ------------------------------------------------------------------------------------------------------ alternatives
@@ -69,33 +60,23 @@ def test_leading_space():
 
 def test_alternatives_in_a_context():
     """As many as an item likes; a token that reaches into the text is scored, whichever side the space is on."""
-    model = History()
     items = [
         [("", "a b"), ("", "b a")],
         [("a", " c"), ("b", " c")],
         [("a b", " c d"), ("a b ", "c d"), ("a b", " d"), ("a", " b c d")],
     ]
-    expected = [
-        [by_hand(model, ids, 1) for ids in ([1, 3, 4], [1, 4, 3])],
-        [by_hand(model, ids, 2) for ids in ([1, 3, 5], [1, 4, 5])],
-        [
-            by_hand(model, ids, start)
-            for ids, start in (([1, 3, 4, 5, 6], 3), ([1, 3, 4, 5, 6], 3), ([1, 3, 4, 6], 3), ([1, 3, 4, 5, 6], 2))
-        ],
+    tasks = [  # of each alternative, its tokens and the first one that is scored
+        [([1, 3, 4], 1), ([1, 4, 3], 1)],
+        [([1, 3, 5], 2), ([1, 4, 5], 2)],
+        [([1, 3, 4, 5, 6], 3), ([1, 3, 4, 5, 6], 3), ([1, 3, 4, 6], 3), ([1, 3, 4, 5, 6], 2)],
     ]
+    model = History()
     scores = scoring.score_items(model, Words(), items)
-    for of_item, values in zip(scores, expected, strict=True):
-        assert of_item == pytest.approx(values, abs=1e-5)
-    lengths = [[2, 2], [1, 1], [2, 2, 1, 3]]
     means = scoring.score_items(model, Words(), items, per_token=True)
-    for of_item, values, n in zip(means, expected, lengths, strict=True):
-        assert of_item == pytest.approx(np.divide(values, n), abs=1e-5)
+    for of_item, mean, alternatives in zip(scores, means, tasks, strict=True):
+        assert of_item == pytest.approx([by_hand(model, *task) for task in alternatives], abs=1e-5)
+        assert mean == pytest.approx(of_item / [len(ids) - start for ids, start in alternatives])
     assert scoring.score_items(model, Words(), []) == []
-
-
-def test_the_best_and_what_ties_with_it():
-    assert scoring.best(np.array([-3.0, -1.0, -2.0])).tolist() == [1]
-    assert scoring.best(np.array([-1.0, -2.0, -1.0])).tolist() == [0, 2]
 
 
 def test_where_tokens_end():
@@ -113,7 +94,7 @@ def test_where_tokens_end():
         scoring.token_ends(Words(), "x y", [3])
 
 
-def test_the_first_scored_token_is_where_offsets_say(workplace):  # noqa: F811
+def test_the_first_scored_token_is_where_offsets_say(workplace):
     """As in BabyLM's pipelines: a token is scored if its offsets in transformers' tokenizer end beyond the context."""
     from transformers import AutoTokenizer
 
@@ -131,41 +112,16 @@ def test_the_first_scored_token_is_where_offsets_say(workplace):  # noqa: F811
 def test_beyond_the_context():
     """The rotary angles go on, as those of a model with a longer context; afterwards the model is as it was."""
     model = lively()
+    trained = model.cos
     longer = Model(dataclasses.replace(model.config, max_position_embeddings=40)).eval()
     longer.load_state_dict(model.state_dict())
     items = [[("a b c " * 10, "d"), ("a b c " * 10, "e")]]
-    expected = scoring.score_items(longer, Words(), items)
-    assert scoring.score_items(model, Words(), items, beyond_context=True)[0] == pytest.approx(expected[0], abs=1e-5)
-    with pytest.raises(UserError, match="more than the model's context of 24"):
-        scoring.score_items(model, Words(), items)
+    (expected,) = scoring.score_items(longer, Words(), items)
+    (scores,) = scoring.score_items(model, Words(), items)
+    assert scores == pytest.approx(expected, abs=1e-5) and model.cos is trained
 
 
-# ------------------------------------------------------------------------------------------------------ errors
-
-
-@pytest.mark.parametrize("factor, logit, value", [(math.nan, 1, "nan"), (2e38, 10, "nan"), (2e38, -10, "-inf")])
-def test_nan_and_infinity_name_the_sentence(factor, logit, value):
-    """What follows b is broken: only the sentence where something does is named."""
-    table = np.zeros((V, V))
-    table[4, 5] = logit  # b -> c
-    model = Table(table)
-    hidden = model.hidden
-    model.hidden = lambda ids, *rest: hidden(ids) * torch.where(ids == 4, factor, 1.0)[..., None]
-    with pytest.raises(UserError, match=f"log-likelihood of 'a b c' is {value}"):
-        score(model, ["a b", "a b c", "c a"])
-
-
-def test_too_long_and_foreign_tokens():
-    model = uniform()
-    model.cos = torch.zeros(3, 1)
-    assert len(score(model, ["a b c"])) == 1  # BOS a b are fed in, c is only predicted
-    with pytest.raises(UserError, match="5 tokens, more than the model's context of 3"):
-        score(model, ["a b c d"])
-    with pytest.raises(UserError, match="not the model's tokenizer"):
-        score(Table(np.zeros((5, 5))), ["a b c"])
-
-
-# ------------------------------------------------------------------------------------------------ our own models, fast
+# ------------------------------------------------------------------------------------------ our own models, fast
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "bigram", "history"])
@@ -178,8 +134,7 @@ def test_scores_are_the_plain_ones(kind):
     else:
         model = lively(kind)
     texts = sentences()
-    plain = plainly(model, Words(), texts)
-    assert scoring.score_sentences(model, Words(), texts) == pytest.approx(plain, abs=1e-4)
+    assert score(model, texts) == pytest.approx(plainly(model, Words(), texts), abs=1e-4)
 
 
 @pytest.mark.slow
@@ -187,7 +142,7 @@ def test_scores_are_the_plain_ones(kind):
 @given(st.data())
 def test_any_sequences_in_any_layout(data):
     """However they share prefixes, in any row length and batch: the masks and positions are those of each alone."""
-    ids = st.lists(st.integers(3, 5), min_size=1, max_size=9).map(lambda ids: [1, *ids])
+    ids = st.lists(st.integers(3, 5), min_size=1, max_size=9).map(lambda ids: (1, *ids))
     sequences = data.draw(st.lists(ids, min_size=1, max_size=30))
     starts = [data.draw(st.integers(1, len(ids))) for ids in sequences]
     model, sizes = History(data.draw(st.integers(0, 9))), (scoring.ROW, scoring.BLOCK)
@@ -199,13 +154,6 @@ def test_any_sequences_in_any_layout(data):
     finally:
         scoring.ROW, scoring.BLOCK = sizes
     assert scores == pytest.approx([by_hand(model, *one) for one in zip(sequences, starts)], abs=1e-4)
-
-
-def test_a_sequence_longer_than_a_row():
-    sequences = [[1, *random.Random(seed).choices(range(3, V), k=300)] for seed in (0, 0)]
-    scores = scoring.log_likelihoods(History(), sequences, [1, 290])
-    expected = [by_hand(History(), sequences[0], 1), by_hand(History(), sequences[1], 290)]
-    assert scores == pytest.approx(expected, abs=1e-3)
 
 
 def test_the_trie_of_the_docstring():
@@ -232,31 +180,18 @@ def test_work_is_shared_and_hardly_padded():
             assert row.last[parent] >= row.last[place] >= place
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype")
-def test_products_in_float64_give_the_same():
-    """Token by token, from the definition; only RMSNorm takes float32."""
-    model, texts = lively(), sentences()
-    exact = copy.deepcopy(model).double()
-    expected = [by_hand(exact, [1, *ids], 1) for ids in Words().encode_batch(texts)]
-    assert scoring.score_sentences(model, Words(), texts) == pytest.approx(expected, abs=1e-4)
-
-
 def test_batches_order_and_threads_change_nothing():
     model, texts = lively("sllama"), sentences(600)
-
-    def score(texts, **how):
-        return scoring.score_sentences(model, Words(), texts, **how)
-
-    base = score(texts)
-    others = [score(texts, batch_tokens=n) for n in (1, 130, 5000)]
+    base = score(model, texts)
+    others = [score(model, texts, batch_tokens=n) for n in (1, 130, 5000)]
     shuffled = random.Random(5).sample(range(len(texts)), len(texts))
     back = np.empty(len(texts))
-    back[shuffled] = score([texts[i] for i in shuffled])
+    back[shuffled] = score(model, [texts[i] for i in shuffled])
     others.append(back)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1 if threads > 1 else 2)
-        others.append(score(texts))
+        others.append(score(model, texts))
     finally:
         torch.set_num_threads(threads)
     for other in others:
@@ -266,7 +201,7 @@ def test_batches_order_and_threads_change_nothing():
 
 def test_bfloat16_is_coarser():
     model, texts = lively(), sentences(200)
-    base, coarse = (scoring.score_sentences(model, Words(), texts, dtype=d) for d in ("float32", "bfloat16"))
+    base, coarse = (score(model, texts, dtype=dtype) for dtype in ("float32", "bfloat16"))
     assert 1e-3 < np.abs(base - coarse).max() < 10
     assert next(model.parameters()).dtype == torch.float32
 
@@ -275,26 +210,9 @@ def test_the_model_is_left_as_it_was():
     model = Model(ModelConfig(V, 16, 2, 2, 24, dropout=0.5)).train()
     torch.set_float32_matmul_precision("high")
     try:
-        first = scoring.score_sentences(model, Words(), ["a b c", "a c"])
+        first = score(model, ["a b c", "a c"])
         assert model.training and torch.get_float32_matmul_precision() == "high"
-        assert (first == scoring.score_sentences(model, Words(), ["a b c", "a c"])).all()  # dropout was off
+        assert (first == score(model, ["a b c", "a c"])).all()  # dropout was off
         model(torch.tensor([[1, 3]]), torch.tensor([[3, 4]])).backward()  # and it trains on
     finally:
         torch.set_float32_matmul_precision("highest")
-
-
-def test_a_score_that_is_not_finite_ends_the_work():
-    class Counting(StandIn):
-        calls = 0
-
-        def __init__(self):
-            super().__init__()
-            self.lm_head = torch.nn.Linear(V, V, bias=False)
-
-        def hidden(self, ids, positions=None, mask=None):
-            Counting.calls += 1
-            return torch.full((*ids.shape, V), math.nan)
-
-    sequences = [(1, 3 + i % 8, 3 + i // 8) for i in range(64)]
-    scores = scoring.log_likelihoods(Counting(), sequences, [1] * 64, batch_tokens=1)
-    assert Counting.calls == 1 and np.isnan(scores).any()

@@ -11,7 +11,7 @@ from lab.files import UserError
 from lab.score import scoring, surprisal
 from lab.score.scorers import Ours, load_scorer
 from stand_ins import History, Words, by_hand, plainly, uniform
-from test_eval_blimp import blimp, load_csv, workplace  # noqa: F401  (a fixture)
+from test_eval_blimp import blimp, load_csv
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_by_hand():
     assert [row[4] for row in rows] == pytest.approx(bits, abs=1e-5)
 
 
-def test_words_of_a_line_add_up_to_its_score(workplace):  # noqa: F811
+def test_words_of_a_line_add_up_to_its_score(workplace):
     """Every word as it is in the text, every token in one word, and the sum of the bits is the line's score."""
     model, ckpt = checkpoint.load_model("0.pt")
     rows = words_of(model, ckpt.tokenizer, LINES)
@@ -46,7 +46,7 @@ def test_words_of_a_line_add_up_to_its_score(workplace):  # noqa: F811
             assert sum(row[4] for row in of_line) == pytest.approx(-score / math.log(2), abs=1e-3)
 
 
-def test_transformers_computes_the_same(workplace):  # noqa: F811
+def test_transformers_computes_the_same(workplace):
     """Log-probabilities of the exported model, summed over the tokens whose offsets end in the word."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -69,7 +69,7 @@ def test_transformers_computes_the_same(workplace):  # noqa: F811
 
 @pytest.mark.parametrize("whitespace", ["leading", "trailing"])
 @pytest.mark.parametrize("kind", ["gpt2", "pythia", "opt", "export of ours"])
-def test_minicons_computes_the_same(workplace, strangers, kind, whitespace):  # noqa: F811
+def test_minicons_computes_the_same(workplace, strangers, kind, whitespace):
     """Its figures of a word's tokens add up to ours, corrected ones (its bow_correction) to those of `trailing`.
 
     (Not by its words: it encodes each of them alone, which a tokenizer with a space in front of every text does
@@ -97,7 +97,7 @@ def test_minicons_computes_the_same(workplace, strangers, kind, whitespace):  # 
         assert [row[4] for row in of_line] == pytest.approx(sums, abs=1e-4)
 
 
-def test_the_command(workplace, capsys):  # noqa: F811
+def test_the_command(workplace, capsys):
     pathlib.Path("text.txt").write_bytes("\r\n".join(LINES).encode("utf-8-sig"))
     blimp("0.pt --surprisal text.txt --csv o/words.csv")
     out = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
@@ -120,7 +120,7 @@ def test_the_command(workplace, capsys):  # noqa: F811
         ("0.pt 1.pt --surprisal text.txt --csv o.csv", "takes one model"),
     ],
 )
-def test_mistakes(workplace, line, reason):  # noqa: F811
+def test_mistakes(workplace, line, reason):
     pathlib.Path("text.txt").write_text("the boy\n")
     pathlib.Path("empty.txt").write_text("\n \n")
     pathlib.Path("latin.txt").write_bytes("naïve".encode("latin-1"))
@@ -143,7 +143,7 @@ def test_a_token_that_ends_in_the_next_word():
     assert scoring.token_ends(Merging(), "a b c", [3, 4]).tolist() == [3, 5]
 
 
-def test_a_line_longer_than_the_context_is_scored_in_overlapping_windows(workplace):  # noqa: F811
+def test_a_line_longer_than_the_context_is_scored_in_overlapping_windows(workplace):
     """Each token once, given at least the half context before it; a short line beside it is as ever."""
     model, ckpt = checkpoint.load_model("0.pt")
     long = "the cup of the boy sees " * 20
@@ -165,7 +165,7 @@ def test_a_line_longer_than_the_context_is_scored_in_overlapping_windows(workpla
     assert done == len(ids)
 
 
-def test_the_space_after_a_word(workplace):  # noqa: F811
+def test_the_space_after_a_word(workplace):
     """What one word gives up the next one has no more: with a space after it, p of a word is a probability."""
     model, ckpt = checkpoint.load_model("0.pt")
     line = LINES[0]

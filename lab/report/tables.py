@@ -142,7 +142,7 @@ def block(result):
     if result.accuracy_range:
         low, high = result.accuracy_range
         lines.append(f"accuracy_range: {low:.6f} to {high:.6f} (a coin decides each tie; accuracy counts it as half)")
-    for key in ("pairs", "ties", "nan"):
+    for key in ("pairs", "ties"):
         lines.append(f"{key}: {tree[key]}")
     lines.append(f"paradigms: {len(result.paradigms)}")
     lines.append(f"incomplete: {str(result.incomplete).lower()}")

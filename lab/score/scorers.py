@@ -61,8 +61,8 @@ class Scorer:
         parameter = next(self.model.parameters(), None)  # n-grams have none
         return torch.device("cpu") if parameter is None else parameter.device
 
-    def encode(self, texts, leading_space=False):
-        """Tokens of each text, or of " " + text."""
+    def encode(self, texts):
+        """Tokens of each text."""
 
     def begin_as_its_tokenizer_does(self):
         """From now on nothing stands before a text but what the tokenizer itself puts there, as in BabyLM's pipelines:
@@ -94,8 +94,8 @@ class Scorer:
 
 
 class WithOurTokenizer(Scorer):
-    def encode(self, texts, leading_space=False):
-        sequences = scoring.tokenize(self.tokenizer, texts, leading_space)
+    def encode(self, texts):
+        sequences = scoring.tokenize(self.tokenizer, texts)
         return [Tokens(ids, 1, len(ids)) for ids in sequences]
 
     def ends(self, text):
@@ -112,7 +112,7 @@ class Ours(WithOurTokenizer):
     """A model.Model and its tokenizer."""
 
     def __init__(self, model, tokenizer, **known):
-        context, vocab_size = scoring.context_of(model), len(model.lm_head.weight)
+        context, vocab_size = len(model.cos), len(model.lm_head.weight)
         super().__init__(model, tokenizer, context=context, vocab_size=vocab_size, **known)
 
     def logits(self, ids, attention_mask=None):
@@ -230,9 +230,7 @@ class Causal(Scorer):
     def begin_as_its_tokenizer_does(self):
         self.prefix, self.special_tokens = (), True
 
-    def encode(self, texts, leading_space=False):
-        if leading_space:
-            texts = [" " + text for text in texts]
+    def encode(self, texts):
         how = {"add_special_tokens": self.special_tokens, "return_special_tokens_mask": True}
         encoded = self.tokenizer(texts, **how)
         return [self.tokens(encoded, i) for i in range(len(texts))]

@@ -7,7 +7,6 @@ same for our own models, faster: what sequences have in common at their beginnin
 import contextlib
 import ctypes
 from dataclasses import dataclass
-import math
 from operator import itemgetter
 
 from lab.files import UserError
@@ -23,15 +22,7 @@ ROW = 128  # tokens in a trie: the longer, the more is shared; the shorter, the 
 BLOCK = 16384  # sequences laid out at once, so that memory does not grow with their number
 
 
-def score_sentences(model, tokenizer, sentences, leading_space=False, **how):
-    """log p(sentence | BOS) of each sentence in nats, float64 (N). how: dtype, batch_tokens, progress.
-
-    Raises UserError for a sentence longer than the model's context and for a score that is NaN or infinite.
-    """
-    return score_sequences(model, sentences, tokenize(tokenizer, sentences, leading_space), **how)
-
-
-def score_items(model, tokenizer, items, per_token=False, beyond_context=False, **how):
+def score_items(model, tokenizer, items, per_token=False, **how):
     """Of each item, the scores of its alternatives: a list of float64 arrays, nats.
 
     An item is a list of alternatives (context, text), as many as it likes. An alternative's score is
@@ -48,8 +39,8 @@ def score_items(model, tokenizer, items, per_token=False, beyond_context=False, 
         scores = score_items(model, tokenizer, items)
         chosen = [best(of_item)[0] for of_item in scores]         # the first of those that tie, as np.argmax
 
-    beyond_context: score what is longer than the model's context by letting its rotary positions go on, as Hugging
-    Face's Llama does; else it is a UserError that names the text. how: dtype, batch_tokens, progress.
+    What is longer than the model's context is scored too: its rotary positions go on, as Hugging Face's Llama lets
+    them. how: dtype, batch_tokens, progress. Raises UserError for a score that is NaN or infinite.
     """
     sentences, contexts = [], []
     for item in items:
@@ -58,9 +49,9 @@ def score_items(model, tokenizer, items, per_token=False, beyond_context=False, 
             contexts.append(context)
     sequences = tokenize(tokenizer, sentences)
     starts = first_scored(tokenizer, sentences, contexts, sequences)
-    longest = max(map(len, sequences), default=1) - 1
-    with longer_context(model, longest) if beyond_context else contextlib.nullcontext():
-        scores = score_sequences(model, sentences, sequences, starts, **how)
+    with longer_context(model, max(map(len, sequences), default=1) - 1):
+        scores = log_likelihoods(model, sequences, starts, **how)
+    require_finite(sentences, scores)
     if per_token:
         scores = scores / [max(1, len(ids) - start) for ids, start in zip(sequences, starts)]
     remaining = iter(scores)
@@ -72,10 +63,8 @@ def best(scores):
     return np.flatnonzero(scores == scores.max())
 
 
-def tokenize(tokenizer, sentences, leading_space=False):
-    """BOS and the token ids of each sentence, a list of tuples. leading_space: those of " " + sentence."""
-    if leading_space:
-        sentences = [" " + sentence for sentence in sentences]
+def tokenize(tokenizer, sentences):
+    """BOS and the token ids of each sentence, a list of tuples."""
     return [(tokenizer.bos_id, *ids) for ids in tokenizer.encode_batch(sentences)]
 
 
@@ -83,11 +72,9 @@ def first_scored(tokenizer, sentences, contexts, sequences):
     """The index, in each sequence, of the first token that reaches beyond its context."""
     starts = []
     for sentence, context, ids in zip(sentences, contexts, sequences):
-        given = 0
-        if context:
-            ends = token_ends(tokenizer, sentence, ids[1:])
-            given = int(np.searchsorted(ends, len(context.encode()), side="right"))
-        starts.append(1 + given)  # BOS is always given
+        ends = token_ends(tokenizer, sentence, ids[1:]) if context else []
+        given = np.searchsorted(ends, len(context.encode()), side="right")
+        starts.append(1 + int(given))  # BOS is always given
     return starts
 
 
@@ -106,37 +93,19 @@ def token_ends(tokenizer, sentence, ids):
     return np.maximum(ends - added, 1)
 
 
-def score_sequences(model, sentences, sequences, starts=None, **how):
-    """score_sentences of what `tokenize` returned; starts: the first token of each that is scored, default the first
-    after BOS. Equal sequences are computed once, so that they tie exactly."""
-    require_scorable(model, sentences, sequences)
-    tasks = list(zip(sequences, starts or [1] * len(sequences)))
-    index = {}  # task -> its place among the different ones
-    for task in tasks:
-        index.setdefault(task, len(index))
-    scores = np.zeros(0)
-    if tasks:
-        scores = log_likelihoods(model, *zip(*index), **how)[[index[task] for task in tasks]]
-    require_finite(sentences, scores)
-    return scores
-
-
 def in_batches(rule, model, sentences, dtype="float32", batch_tokens=None, progress=False):
     """[rule(model, batch)] of lab.score.scorers.Tokens in batches of about one length, a list of arrays.
 
     Equal ones are computed once, so that they tie exactly. batch_tokens: default what a bound on the logits allows.
     """
-    different = dict.fromkeys(sentences)
-    longest_first = sorted(different, key=lambda tokens: len(tokens.ids), reverse=True)  # one too large fails at once
-    most = batch_tokens or tokens_at_once(model)
-    half = torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16")
-    total, hidden = len(longest_first), None if progress else True
-    bar = tqdm(total=total, desc="scoring", unit="sentence", disable=hidden, leave=False)
+    different = sorted(dict.fromkeys(sentences), key=lambda tokens: -len(tokens.ids))  # a batch too large fails at once
+    at_once = batch_tokens or tokens_at_once(model)
+    bar = tqdm(total=len(different), desc="scoring", unit="sentence", disable=None if progress else True, leave=False)
     found, batches = {}, 0
-    with evaluation_mode(model.model), half, bar:
-        while len(found) < total:
+    with evaluation_mode(model.model, model.device.type, dtype), bar:
+        while len(found) < len(different):
             start = len(found)
-            batch = longest_first[start : start + max(1, most // model.work(longest_first[start]))]
+            batch = different[start : start + max(1, at_once // model.work(different[start]))]
             for tokens, scores in zip(batch, rule(model, batch)):
                 found[tokens] = scores.copy()  # a view would keep the whole batch's array alive
             bar.update(len(batch))
@@ -207,33 +176,13 @@ def require_finite(sentences, scores):
         )
 
 
-def require_scorable(model, sentences, sequences):
-    """UserError if a sequence is longer than the model's context or holds a token that the model does not know."""
-    vocab_size, context = len(model.lm_head.weight), context_of(model)
-    for sentence, ids in zip(sentences, sequences):
-        if len(ids) - 1 > context:
-            raise UserError(
-                f"a sentence has {len(ids)} tokens, more than the model's context of {context}: {sentence[:100]!r}"
-            )
-        if max(ids) >= vocab_size:
-            raise UserError(
-                f"token {max(ids)} of {sentence[:100]!r} is not in the model's vocabulary "
-                f"of {vocab_size}: this is not the model's tokenizer"
-            )
-
-
-def context_of(model):
-    """The most tokens that the model can be given; a stand-in without positions takes any number."""
-    return len(model.cos) if hasattr(model, "cos") else math.inf
-
-
 @contextlib.contextmanager
 def longer_context(model, tokens):
     """Inside, the model takes so many tokens: its rotary angles go on to positions that it was not trained on."""
-    config, trained = model.config, (model.cos, model.sin)
+    trained = model.cos, model.sin
     if tokens > len(model.cos):
-        head_dim = config.hidden_size // config.num_attention_heads
-        cos, sin = rope_table(tokens, head_dim, config.rope_theta)
+        config = model.config
+        cos, sin = rope_table(tokens, config.hidden_size // config.num_attention_heads, config.rope_theta)
         model.cos, model.sin = cos.to(model.cos.device), sin.to(model.sin.device)
     try:
         yield
@@ -252,28 +201,27 @@ def longer_context(model, tokens):
 
 
 @torch.no_grad()
-def log_likelihoods(model, sequences, starts, dtype="float32", batch_tokens=None, progress=False):
-    """log p(sequence[start:] | sequence[:start]) of each sequence of token ids, in nats: float64 (N).
+def log_likelihoods(model, sequences, starts=None, dtype="float32", batch_tokens=None, progress=False):
+    """log p(sequence[start:] | sequence[:start]) of each sequence, a tuple of token ids, in nats: float64 (N).
 
     model: a module with hidden(ids, positions, mask) -> (B, T, h) and lm_head.weight (V, h), such as model.Model.
-    dtype: float32 or bfloat16, of the matrix products; the sums over a sentence are in float64.
-    A score that comes out NaN or infinite ends the work: what was not reached is left at 0.
+    starts: default 1, all after BOS. dtype: float32 or bfloat16, of the matrix products; a sentence's sum is in
+    float64. Equal sequences are computed once, so that they tie exactly.
     """
     device = model.lm_head.weight.device
     if batch_tokens is None:
         batch_tokens = 2048 if device.type == "cpu" else 65536
-    half = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
-    bar = tqdm(total=len(sequences), desc="scoring", unit="sentence", disable=None if progress else True, leave=False)
-
-    scores = np.zeros(len(sequences))
-    with evaluation_mode(model), half, bar:
+    tasks = list(zip(sequences, starts or [1] * len(sequences)))
+    number = {task: i for i, task in enumerate(dict.fromkeys(tasks))}
+    sequences, starts = [ids for ids, _ in number], [start for _, start in number]
+    bar = tqdm(total=len(number), desc="scoring", unit="sentence", disable=None if progress else True, leave=False)
+    scores = np.zeros(len(number))
+    with evaluation_mode(model, device.type, dtype), bar:
         for batch in batches(sequences, starts, batch_tokens):
             log_p = token_log_probabilities(model, batch)
             np.add.at(scores, batch.sequence, log_p.cpu().double().numpy())
             bar.update(len(np.unique(batch.sequence)))  # a sequence is in one batch, whole
-            if not np.isfinite(scores[batch.sequence]).all():
-                break
-    return scores
+    return scores[[number[task] for task in tasks]]
 
 
 def token_log_probabilities(model, batch):
@@ -415,16 +363,18 @@ def pack(rows):
 
 
 @contextlib.contextmanager
-def evaluation_mode(model):
-    """No dropout and no TF32 inside, whatever training uses, and as before outside.
+def evaluation_mode(model, device_type, dtype):
+    """No dropout and no TF32 inside, whatever training uses, and as before outside. dtype: float32 or bfloat16.
 
     Nor cuDNN's attention, which plans anew for each shape: here nearly every batch has its own.
     """
     training, precision = model.training, torch.get_float32_matmul_precision()
+    half = torch.autocast(device_type, torch.bfloat16, enabled=dtype == "bfloat16")
+    attention = sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
     model.eval()
     torch.set_float32_matmul_precision("highest")
     try:
-        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        with half, attention:
             yield
     finally:
         model.train(training)

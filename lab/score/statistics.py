@@ -1,6 +1,6 @@
 """Numbers about decisions on minimal pairs: accuracies, intervals, and the difference between two models."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 import math
 
 import numpy as np
@@ -68,7 +68,6 @@ class Result:
     phenomena: dict[str, Group]
     fields: dict[str, Group]
     identical_pairs: int
-    nan: int
     hardest: list[dict]
     accuracy_range: list[float] | None = None  # where a coin decides ties
     warnings: list[str] = field(default_factory=list)
@@ -79,23 +78,16 @@ class Result:
 
     def as_json(self):
         """The dictionary that --json writes. Its keys are a contract: scripts depend on them."""
-        tree = {"accuracy": self.overall.accuracy, "accuracy_interval": self.overall.interval}
-        for name, accuracy in self.views.items():
-            tree[f"accuracy_{name}"] = accuracy
-        tree |= {"margin": self.overall.margin, "pairs": self.overall.pairs, "ties": self.overall.ties}
-        tree |= {"identical_pairs": self.identical_pairs, "nan": self.nan}
-        for kind in ("paradigms", "phenomena", "fields"):
-            tree[kind] = {name: asdict(group) for name, group in getattr(self, kind).items()}
-        tree["hardest"] = self.hardest
-        if self.accuracy_range:
-            tree["accuracy_range"] = self.accuracy_range
-        tree |= {"warnings": self.warnings, "incomplete": self.incomplete}
-        if self.origin:
-            tree |= asdict(self.origin)
-        if self.comparison:
-            comparison = asdict(self.comparison)
-            tree["comparison"] = {"with": comparison.pop("other"), **comparison}
-        return tree | {"seconds": self.seconds}
+        tree = asdict(replace(self, pairs=None, scores=None, tokens=None, correct=None))
+        overall, views, origin, comparison = (tree.pop(key) for key in ("overall", "views", "origin", "comparison"))
+        found = {"accuracy": overall["accuracy"], "accuracy_interval": overall["interval"]}
+        found |= {f"accuracy_{view}": accuracy for view, accuracy in views.items()}
+        found |= {key: overall[key] for key in ("margin", "pairs", "ties")}
+        found |= {key: value for key, value in tree.items() if value is not None}
+        found |= origin or {}
+        if comparison:
+            found["comparison"] = {"with": comparison.pop("other"), **comparison}
+        return found
 
 
 @dataclass
@@ -120,13 +112,12 @@ class Comparison(Change):
     other: str = ""  # the model compared with; `with` in the JSON
 
 
-def group(pairs, key):
-    """{value: indices of the pairs that have it}, in order of appearance; pairs without one are left out."""
-    groups = {}
+def by_paradigm(pairs):
+    """{uid: indices of its pairs}, in order of appearance."""
+    members = {}
     for i, pair in enumerate(pairs):
-        if pair[key] is not None:
-            groups.setdefault(pair[key], []).append(i)
-    return {name: np.array(members) for name, members in groups.items()}
+        members.setdefault(pair["uid"], []).append(i)
+    return {uid: np.array(indices) for uid, indices in members.items()}
 
 
 def wilson(correct, n, z=1.959964):
@@ -164,31 +155,34 @@ def summarize(pairs, scores, tokens, correct, credit=None):
     """
     credit = correct if credit is None else credit
     margin = scores[:, 0] - scores[:, 1]
-    mean_good, mean_bad = (scores / np.maximum(tokens, 1)).T
     tie = margin == 0
+    mean_good, mean_bad = (scores / np.maximum(tokens, 1)).T
     dev = np.array([pair["dev"] for pair in pairs])
-    members = group(pairs, "uid")  # of each paradigm, the indices of its pairs
+    members = by_paradigm(pairs)
+    everything = list(members.values())
 
-    def summary(uids):
+    def summary(uids, **known):
+        each = [members[uid] for uid in uids]
         return Group(
-            accuracy=mean_of_means(credit, [members[uid] for uid in uids]),
-            interval=interval([credit[members[uid]].sum() for uid in uids], [len(members[uid]) for uid in uids]),
-            paradigms=len(uids),
-            pairs=sum(len(members[uid]) for uid in uids),
-            ties=sum(int(tie[members[uid]].sum()) for uid in uids),
-            margin=mean_of_means(margin, [members[uid] for uid in uids]),
+            accuracy=mean_of_means(credit, each),
+            interval=interval([credit[m].sum() for m in each], [len(m) for m in each]),
+            paradigms=len(each),
+            pairs=sum(len(m) for m in each),
+            ties=sum(int(tie[m].sum()) for m in each),
+            margin=mean_of_means(margin, each),
+            **known,
         )
+
+    def summaries(key):
+        uids = {}
+        for uid, m in members.items():
+            uids.setdefault(pairs[m[0]][key], []).append(uid)
+        return {name: summary(uids[name]) for name in sorted(uids.keys() - {None})}
 
     paradigms = {}
     for uid, m in members.items():
-        paradigms[uid] = summary([uid])
-        paradigms[uid].phenomenon, paradigms[uid].field = pairs[m[0]]["phenomenon"], pairs[m[0]]["field"]
-    phenomena, fields = ({}, {})
-    for kind, key in ((phenomena, "phenomenon"), (fields, "field")):
-        named = {uid: getattr(paradigm, key) for uid, paradigm in paradigms.items()}
-        for name in sorted(set(named.values()) - {None}):
-            kind[name] = summary([uid for uid in named if named[uid] == name])
-    everything = list(members.values())
+        paradigms[uid] = summary([uid], **{key: pairs[m[0]][key] for key in ("phenomenon", "field")})
+    phenomena, fields = summaries("phenomenon"), summaries("field")
     views = {
         "strict": mean_of_means(margin > 0, everything),
         "ties_half": mean_of_means((margin > 0) + tie / 2, everything),
@@ -197,33 +191,34 @@ def summarize(pairs, scores, tokens, correct, credit=None):
         "dev": mean_of_means(credit, [m[dev[m]] for m in everything]),
         "test": mean_of_means(credit, [m[~dev[m]] for m in everything]),
         "micro": float(credit.mean()),
-        "phenomena": float(np.mean([g.accuracy for g in phenomena.values()])) if phenomena else None,
-        "fields": float(np.mean([g.accuracy for g in fields.values()])) if fields else None,
+        "phenomena": mean([group.accuracy for group in phenomena.values()]),
+        "fields": mean([group.accuracy for group in fields.values()]),
     }
     hardest = []
     for i in np.argsort(margin, kind="stable")[:10]:
-        pair = {key: pairs[i][key] for key in ("uid", "id", "good", "bad")}
-        hardest.append({**pair, "margin": float(margin[i])})
+        hardest.append({key: pairs[i][key] for key in ("uid", "id", "good", "bad")} | {"margin": float(margin[i])})
     return Result(
         pairs=pairs,
         scores=scores,
         tokens=tokens,
         correct=correct,
-        overall=summary(list(members)),
+        overall=summary(members),
         views=views,
         paradigms=paradigms,
         phenomena=phenomena,
         fields=fields,
         identical_pairs=sum(pair["good"] == pair["bad"] for pair in pairs),
-        nan=int(np.isnan(margin).sum()),
         hardest=hardest,
     )
 
 
+def mean(values):
+    return float(np.mean(values)) if values else None
+
+
 def mean_of_means(values, members):
     """The mean over paradigms of each one's mean; members: the indices of its pairs. None if all are empty."""
-    means = [values[m].mean() for m in members if len(m)]
-    return float(np.mean(means)) if means else None
+    return mean([values[m].mean() for m in members if len(m)])
 
 
 def compare(pairs, correct, other):
@@ -234,22 +229,19 @@ def compare(pairs, correct, other):
     """
     rng = np.random.default_rng(0)
     rows, drawn_means = {}, np.zeros(DRAWS)
-    paradigms = group(pairs, "uid")
+    paradigms = by_paradigm(pairs)
     for uid, m in paradigms.items():
         n = len(m)
-        gained = int((correct[m] & ~other[m]).sum())
-        lost = int((~correct[m] & other[m]).sum())
-        shares = [gained / n, lost / n, (n - gained - lost) / n]
-        drawn = rng.multinomial(n, shares, DRAWS)  # (DRAWS, 3): a pair is drawn with both outcomes
+        gained, lost = int((correct[m] & ~other[m]).sum()), int((~correct[m] & other[m]).sum())
+        drawn = rng.multinomial(n, [gained / n, lost / n, (n - gained - lost) / n], DRAWS)  # each pair with its outcome
         drawn = (drawn[:, 0] - drawn[:, 1]) / n  # (DRAWS)
-        rows[uid] = Change((gained - lost) / n, np.percentile(drawn, [2.5, 97.5]).tolist(), gained, lost)
+        rows[uid] = Change((gained - lost) / n, interval_of(drawn), gained, lost)
         drawn_means += drawn / len(paradigms)
-    gained = sum(row.gained for row in rows.values())
-    lost = sum(row.lost for row in rows.values())
+    gained, lost = sum(row.gained for row in rows.values()), sum(row.lost for row in rows.values())
     one_sided = min((drawn_means <= 0).mean(), (drawn_means >= 0).mean())
     return Comparison(
         difference=float(np.mean([row.difference for row in rows.values()])),
-        interval=np.percentile(drawn_means, [2.5, 97.5]).tolist(),
+        interval=interval_of(drawn_means),
         gained=gained,
         lost=lost,
         p_bootstrap=float(min(1, max(2 * one_sided, 1 / DRAWS))),
@@ -258,3 +250,8 @@ def compare(pairs, correct, other):
         pairs=len(pairs),
         paradigms=rows,
     )
+
+
+def interval_of(drawn):
+    """95 % interval of a bootstrap's draws."""
+    return np.percentile(drawn, [2.5, 97.5]).tolist()
