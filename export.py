@@ -12,6 +12,7 @@ refused, since no LLaMA computes it.
 """
 
 import argparse
+import functools
 import json
 import os
 import re
@@ -19,9 +20,9 @@ import tempfile
 
 from lab import checkpoint, cli
 from lab import settings as configuration
-from lab.files import UserError, atomic_write, file_sha256, load_tokenizer, read_json, refuse_existing
+from lab.files import UserError, atomic_write, load_tokenizer, read_json, refuse_existing
 from lab.hub.babylm import checkpoints
-from lab.hub.folder import model_card, read_babylm, read_blimp, tokenizer_files
+from lab.hub.folder import model_card, read_scores, tokenizer_files
 from model import Model, ModelConfig, parameter_counts, sharing
 
 import safetensors.torch
@@ -205,47 +206,34 @@ def import_folder(folder, path, replace=False) -> ModelConfig:
 # Writing
 
 
-def export_folder(path, folder, blimp=None, babylm=None, license="unknown", language=None, replace=False) -> int:
+def export_folder(path, folder, replace=False, **card) -> int:
     """Writes the Hugging Face folder of checkpoint `path`; returns how many numbers its weights are.
 
-    blimp, babylm, license, language: for the model card. Raises UserError, with `folder` as it was.
+    card: blimp, babylm, license, language of `model_card`. Raises UserError, with `folder` as it was.
     """
+    require_free(folder, replace)
     model, ckpt = checkpoint.load_model(path)
-    check_target(folder, ckpt.sha256, replace)
     tokenizer = ckpt.tokenizer
     with checkpoint.reading(path):
         settings, weights = unfold(model)
         files = tokenizer_files(tokenizer, ckpt.config.max_position_embeddings)
     numbers = sum(w.numel() for w in weights.values())
-    name = os.path.basename(os.path.abspath(folder))
     eos = tokenizer.eos_id if tokenizer.eos_id >= 0 else None
     ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": eos, "pad_token_id": eos}
-    files |= {
-        "generation_config.json": json.dumps(ends | {"do_sample": True}, indent=2),
-        "model.safetensors": safetensors.torch.save(
-            weights, metadata={"format": "pt", "checkpoint_sha256": ckpt.sha256}
-        ),
-        "README.md": model_card(ckpt, numbers, name, blimp, babylm, license, language),
-        "config.json": json.dumps(settings | ends, indent=2),
-    }
+    files["generation_config.json"] = json.dumps(ends | {"do_sample": True}, indent=2)
+    files["model.safetensors"] = safetensors.torch.save(weights, metadata={"format": "pt"})
+    files["README.md"] = model_card(ckpt, numbers, os.path.basename(os.path.abspath(folder)), **card)
+    files["config.json"] = json.dumps(settings | ends, indent=2)
     write_folder(folder, files)
     return numbers
 
 
-def check_target(folder, sha256, replace):
-    """UserError if `folder` holds anything but an export of the checkpoint with this sha256."""
-    if os.path.exists(folder) and not os.path.isdir(folder):
+def require_free(folder, replace):
+    """UserError if `folder` is a file, or if it holds something and that may not be replaced."""
+    if os.path.isfile(folder):
         raise UserError(f"{folder}: is a file; give the name of a folder to write")
-    if replace or not os.path.isdir(folder) or not os.listdir(folder):
-        return
-    try:
-        with safetensors.safe_open(os.path.join(folder, "model.safetensors"), "pt") as f:
-            exported = (f.metadata() or {}).get("checkpoint_sha256")
-    except (OSError, safetensors.SafetensorError):
-        exported = None
-    if exported != sha256:
-        what = "the export of another checkpoint" if exported else "files that export.py did not write"
-        raise UserError(f"{folder}: holds {what}; choose another folder, or --replace to write into it")
+    if os.path.isdir(folder) and os.listdir(folder):
+        refuse_existing(folder, replace)
 
 
 def write_folder(folder, files):
@@ -271,13 +259,13 @@ def export_run(run, folder, replace=False, **card) -> list[str]:
     if len(found) < 2:
         raise UserError(f"{run}: not both ckpt.pt and chck_1M.pt, ... in it; train with train.checkpoint_words=babylm")
     name = os.path.basename(os.path.abspath(folder))
-    targets = {path: os.path.join(folder, revision, name) for revision, path in found.items()}
-    for path, target in targets.items():
-        check_target(target, file_sha256(path), replace)
-    for path, target in targets.items():
-        export_folder(path, target, replace=replace, **card)
+    targets = [os.path.join(folder, revision, name) for revision in found]
+    for target in targets:
+        require_free(target, replace)
+    for path, target in zip(found.values(), targets):
+        export_folder(path, target, replace, **card)
         card |= {"blimp": None, "babylm": None}  # the scores are those of main
-    return list(targets.values())
+    return targets
 
 
 def release(path, target, replace=False):
@@ -297,10 +285,12 @@ def parse_arguments(argv):
     mode.add_argument("--from-hf", action="store_true", help="a LLaMA folder, or a released SLlama, to a checkpoint")
     mode.add_argument("--release", action="store_true", help="a checkpoint to one with its weights in bfloat16")
     mode.add_argument("--all-checkpoints", action="store_true", help="ckpt.pt and each chck_NM.pt of a run's folder")
-    p.add_argument("--replace", action="store_true", help="replace what another checkpoint or program has made")
+    p.add_argument("--replace", action="store_true", help="write over what is there")
     card = p.add_argument_group("for the model card")
-    card.add_argument("--blimp", type=read_blimp, metavar="FILE", help="what eval_blimp.py --json wrote")
-    card.add_argument("--babylm", type=read_babylm, metavar="FILE", help="the scores.json of lab.hub.babylm")
+    blimp = functools.partial(read_scores, key="accuracy", command="eval_blimp.py --json")
+    card.add_argument("--blimp", type=blimp, metavar="FILE", help="what eval_blimp.py --json wrote")
+    babylm = functools.partial(read_scores, key="main", command="python -m lab.hub.babylm score")
+    card.add_argument("--babylm", type=babylm, metavar="FILE", help="the scores.json of lab.hub.babylm")
     card.add_argument("--license", default="unknown", metavar="ID", help="licence of the weights, such as mit")
     card.add_argument("--language", metavar="ID,...", help="of the text, such as nl, where the corpus does not say")
     return p.parse_args(argv)
@@ -320,7 +310,7 @@ def main(argv=None):
             print(f"folder: {folder}")
         print("next: docs/babylm.md, step 4, which uploads each to its branch on the Hub")
     else:
-        numbers = export_folder(args.source, args.target, replace=args.replace, **card)
+        numbers = export_folder(args.source, args.target, args.replace, **card)
         print(f"numbers: {numbers}\nfolder: {args.target}")
         print("transformers loads it as it is; its README.md is the model card, and shows how")
 

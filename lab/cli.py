@@ -10,7 +10,8 @@ import signal
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PACKAGES = "torch numpy yaml tqdm sentencepiece pooch matplotlib jinja2 safetensors tokenizers".split()
+PACKAGES = """torch numpy yaml tqdm sentencepiece pooch matplotlib jinja2 safetensors tokenizers
+huggingface_hub""".split()
 
 
 def on_interrupt(handler):

@@ -13,8 +13,8 @@ from lab.files import UserError
 from lab.hub import babylm
 from stand_ins import plainly, save_checkpoint
 
+import numpy as np
 import pytest
-import torch
 
 PIQA = {"example_id": "a1", "prompt": "To cut the bread,", "label": 1}
 PIQA |= {"solution0": "take a knife.", "solution1": "take a tree.", "solution2": "take the cat.", "solution3": "see."}
@@ -71,19 +71,22 @@ def predictions(path):
 def test_predictions_in_the_pipelines_format(work, capsys):
     missing = babylm.score("run", "m", "data", "results", device="cpu")
     main = "main/zero_shot/causal/"
+    parts = {
+        "blimp/blimp_filtered": {"a_B"},
+        "blimp/supplement_filtered": {"turn_taking"},
+        "ewok/ewok_filtered": {"social"},
+        "entity_tracking/entity_tracking": {"regular_2_ops"},  # without "nothing"
+        "comps/comps": {"base", "wugs_dist_before"},
+        "global_piqa_parallel/global_piqa_parallel": {"a1"},
+        "global_piqa_nonparallel/global_piqa_nonparallel": {"a2"},
+    }
+    assert {path: predictions(main + path).keys() for path in parts} == parts
+    assert predictions("chck_20M/zero_shot/causal/ewok/ewok_fast").keys() == {"social"}
     chosen = predictions(main + "blimp/blimp_filtered")["a_B"]["predictions"]
     assert [row["id"] for row in chosen] == ["a_B_0", "a_B_1"]
     assert chosen[0]["pred"] in ("The cats run.", "The cats runs.")
-    assert predictions(main + "blimp/supplement_filtered").keys() == {"turn_taking"}
-    (chosen,) = predictions(main + "ewok/ewok_filtered")["social"]["predictions"]
-    assert chosen["pred"] in ("The cat ran. It is awake.", "The cat slept. It is awake.")
-    assert predictions(main + "entity_tracking/entity_tracking").keys() == {"regular_2_ops"}  # without "nothing"
-    chosen = predictions(main + "comps/comps")
-    assert chosen.keys() == {"base", "wugs_dist_before"}
-    assert chosen["base"]["predictions"][0]["pred"] in ("a cat can run.", "a tree can run.")
-    for task, examples in (("global_piqa_parallel", {"a1"}), ("global_piqa_nonparallel", {"a2"})):
-        assert predictions(f"{main}{task}/{task}").keys() == examples
-    assert predictions("chck_20M/zero_shot/causal/ewok/ewok_fast").keys() == {"social"}
+    (chosen,) = predictions(main + "comps/comps")["base"]["predictions"]
+    assert chosen["pred"] in ("a cat can run.", "a tree can run.")
     assert "data/fast_eval/supplement_fast" in missing and "run/chck_2M.pt" in missing and len(missing) == 17 + 4
     scores = json.loads((work / "results/m/scores.json").read_text())
     assert scores.keys() == {"main", "chck_1M", "chck_20M"} and scores["main"]["comps"]["items"] == 2
@@ -99,16 +102,20 @@ def test_what_is_chosen_is_the_likeliest(work):
         whole, given = plainly(model, ckpt.tokenizer, [context + text, context]).tolist()
         return whole - given
 
-    ewok = {context: likelihood(context, " It is awake.") for context in ("The cat ran.", "The cat slept.")}
-    (chosen,) = predictions("main/zero_shot/causal/ewok/ewok_filtered")["social"]["predictions"]
-    assert chosen["pred"] == max(ewok, key=ewok.get) + " It is awake."
-    count = len(ckpt.tokenizer.encode(PIQA["prompt"]))
-    piqa = {}
+    def chosen(task, folder, part):
+        (row,) = predictions(f"main/zero_shot/causal/{task}/{folder}")[part]["predictions"]
+        return row["pred"]
+
+    ewok = {
+        f"{context} It is awake.": likelihood(context, " It is awake.")
+        for context in (EWOK["Context1"], EWOK["Context2"])
+    }
+    assert chosen("ewok", "ewok_filtered", "social") == max(ewok, key=ewok.get)
+    prompt, piqa = PIQA["prompt"], {}
     for solution in (" " + PIQA[f"solution{i}"] for i in range(4)):
-        tokens = len(ckpt.tokenizer.encode(PIQA["prompt"] + solution)) - count
-        piqa[solution] = likelihood(PIQA["prompt"], solution) / tokens
-    (chosen,) = predictions("main/zero_shot/causal/global_piqa_parallel/global_piqa_parallel")["a1"]["predictions"]
-    assert chosen["pred"] == max(piqa, key=piqa.get)
+        tokens = len(ckpt.tokenizer.encode(prompt + solution)) - len(ckpt.tokenizer.encode(prompt))
+        piqa[solution] = likelihood(prompt, solution) / tokens
+    assert chosen("global_piqa_parallel", "global_piqa_parallel", "a1") == max(piqa, key=piqa.get)
 
 
 def test_a_second_start_does_what_is_missing(work, capsys):
@@ -129,7 +136,7 @@ def test_a_second_start_does_what_is_missing(work, capsys):
 
 
 def test_a_tie_is_decided_by_a_coin():
-    scores = [torch.tensor([1.0, 1.0]).numpy()] * 200 + [torch.tensor([1.0, 2.0, 0.0]).numpy()]
+    scores = [np.ones(2)] * 200 + [np.array([1.0, 2.0, 0.0])]
     chosen, ties = babylm.choose(scores)
     assert ties == 200 and chosen[-1] == 1 and 60 < sum(chosen[:-1]) < 140 and babylm.choose(scores) == (chosen, ties)
 
@@ -154,29 +161,31 @@ def test_a_broken_line_is_named(line, work):
 # --- the check
 
 
-def whole_submission():
-    def rows(number):
-        return {"predictions": [{"id": i, "pred": 0} for i in range(number)]}
+REVISIONS = list(babylm.checkpoints("run", "strict-small"))[1:]
 
-    tree = {task: {part: rows(size) for part, size in sizes.items()} for task, sizes in babylm.SIZES.items()}
-    for task, size in babylm.GLOBAL_PIQA.items():
-        tree[task] = {f"{task}_{i}": rows(1) for i in range(size)}
-    marks = babylm.revisions("strict-small")
+
+def whole_submission():
+    tree = {}
+    for task, sizes in babylm.SIZES.items():
+        if task in babylm.PIQA:
+            sizes = {f"{task}_{i}": 1 for i in range(sizes["items"])}
+        tree[task] = {part: {"predictions": [{"id": 0, "pred": 0}] * size} for part, size in sizes.items()}
     tree["aoa"] = {"aoa": 0.1}
-    tree["aoa_surprisals"] = {"results": [{"step": mark} for mark in marks for _ in range(babylm.ACQUISITION)]}
+    tree["aoa_surprisals"] = {"results": [{"step": name} for name in REVISIONS] * babylm.ACQUISITION}
     tree["fast_eval_results"] = {task: [dict.fromkeys(parts, 0.5)] * 19 for task, parts in babylm.FAST_PARTS.items()}
     return tree
 
 
 def test_what_a_submission_lacks_is_named(tmp_path):
-    path = str(tmp_path / "all.json")
-
-    def complaints(tree):
+    def complaints(tree, track="strict-small"):
         (tmp_path / "all.json").write_text(json.dumps(tree))
-        return babylm.check(path)
+        return babylm.check(str(tmp_path / "all.json"), track)
 
     tree = whole_submission()
-    assert complaints(tree) == [] and len(babylm.revisions("strict")) == 28
+    tree["blimp"]["principle_A_case_1"] = tree["blimp"].pop("principle_a_case_1")
+    assert complaints(tree) == [] and "fast_eval_results/blimp/checkpoints: 19 instead of 28" in complaints(
+        tree, "strict"
+    )
     tree["blimp"].pop("passive_1")
     tree["blimp"]["invented"] = {}
     tree["comps"] = None
@@ -188,19 +197,19 @@ def test_what_a_submission_lacks_is_named(tmp_path):
     tree["fast_eval_results"]["reading"] = [None] * 19
     tree["fast_eval_results"]["ewok"] = []
     assert complaints(tree) == [
-        "blimp/invented: not a part of this task",
-        "blimp/passive_1: 0 predictions instead of 840",
-        "ewok/social-properties: 327 predictions instead of 328",
+        "blimp/invented: not wanted",
+        "blimp/passive_1: 0 instead of 840",
+        "ewok/social-properties: 327 instead of 328",
         "comps: missing",
         "reading: missing",
-        "glue/rte: a prediction without `id` or `pred`",
-        "global_piqa_parallel: 102 items instead of 103",
+        "global_piqa_parallel/items: 102 instead of 103",
+        "glue/rte: 138 instead of 139",
         "aoa: missing",
-        "aoa_surprisals/chck_100M: 8004 words instead of 8005",
-        "fast_eval_results/ewok: 0 checkpoints instead of 19",
-        *(f"fast_eval_results/reading/{mark}: 2 of 2 parts missing" for mark in babylm.revisions("strict-small")),
+        "aoa_surprisals/chck_100M: 8004 instead of 8005",
+        "fast_eval_results/ewok: missing",
+        *(f"fast_eval_results/reading/{name}: 0 instead of 2" for name in REVISIONS),
     ]
-    assert len(complaints({})) == 7 + 2 + 1 + 19 + 7
+    assert [line.partition(": ")[2] for line in complaints({})] == ["missing"] * (9 + 2 + 7)
     with pytest.raises(UserError, match="all.json"):
         complaints([])
 

@@ -10,7 +10,7 @@ from lab import play
 from lab.report import tables
 from lab.score.scorers import load_scorer
 from stand_ins import lively, pair, sentences
-from test_compare_page import evaluations
+from test_tables import evaluations
 
 import pytest
 

@@ -6,11 +6,12 @@
 The challenge's pipeline (babylm-org/babylm-eval at 3d57ddc, folder strict/) is started anew for each of some 120 pairs
 of checkpoint and task. `score` writes the same predictions.json files with lab/score/scoring.py: BLiMP, its
 supplement, EWoK, entity tracking, COMPS and GlobalPIQA, in full for ckpt.pt, in their fast form for chck_1M.pt, ...
-What is not there is named and skipped, what has been scored is not scored again. Reading times, age of acquisition and
-fine-tuning are left to the pipeline. docs/babylm.md is the whole walk.
+What is not there is named and skipped; what has been scored is not scored again. Reading times, age of acquisition and
+fine-tuning are left to the pipeline. docs/babylm.md goes through all of it, step by step.
 """
 
 import argparse
+from collections import Counter
 from dataclasses import dataclass
 import functools
 import hashlib
@@ -29,6 +30,8 @@ from lab.score.pairs import BLIMP, data_files, json_rows
 import numpy as np
 import yaml
 
+TRACKS = {"strict-small": [mark for mark in BABYLM_WORDS if mark <= 100], "strict": BABYLM_WORDS}
+
 # {folder of the data: its task}, as the pipeline calls them
 PIQA = {"global_piqa_parallel": "global_piqa_parallel", "global_piqa_nonparallel": "global_piqa_nonparallel"}
 FULL = {"blimp_filtered": "blimp", "supplement_filtered": "blimp", "ewok_filtered": "ewok"}
@@ -36,8 +39,15 @@ FULL |= {"entity_tracking": "entity_tracking", "comps": "comps", **PIQA}
 FAST = {"blimp_fast": "blimp", "supplement_fast": "blimp", "ewok_fast": "ewok"}
 FAST |= {"entity_tracking_fast": "entity_tracking", **PIQA}
 
+
+def checkpoints(run, track="strict"):
+    """{revision: its file in a run's folder, whether it is there or not} of all that a track wants, `main` first."""
+    kept = [f"chck_{millions}M" for millions in TRACKS[track]]
+    return {"main": os.path.join(run, "ckpt.pt"), **{name: os.path.join(run, f"{name}.pt") for name in kept}}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# Reading the tasks: a line of a file -> an Item, as evaluation_pipeline/sentence_zero_shot/read_files.py has it
+# Reading the tasks: a line of a file -> an Item, as in evaluation_pipeline/sentence_zero_shot/read_files.py
 
 
 @dataclass
@@ -77,20 +87,15 @@ def comps(row, stem):
     return Item(names.get(stem, "wugs_dist_in_between"), alternatives, sentences)
 
 
-def global_piqa(row, number):
-    solutions = [" " + row[f"solution{i}"] for i in range(number)]
-    alternatives = [(row["prompt"], solution) for solution in solutions]
-    return Item(row["example_id"], alternatives, solutions, row["label"])
+def global_piqa(row, stem):
+    """A prompt and its solutions, four in the parallel part and two in the other."""
+    solutions = [row[key] for key in ("solution0", "solution1", "solution2", "solution3") if row.get(key)]
+    answers = [" " + solution for solution in solutions]
+    return Item(row["example_id"], [(row["prompt"], answer) for answer in answers], answers, row["label"])
 
 
-READERS = {
-    "blimp": blimp,
-    "ewok": ewok,
-    "entity_tracking": entity_tracking,
-    "comps": comps,
-    "global_piqa_parallel": lambda row, stem: global_piqa(row, 4),
-    "global_piqa_nonparallel": lambda row, stem: global_piqa(row, 2),
-}
+READERS = {"blimp": blimp, "ewok": ewok, "entity_tracking": entity_tracking, "comps": comps}
+READERS |= dict.fromkeys(PIQA, global_piqa)
 
 
 def read_items(task, folder):
@@ -102,7 +107,7 @@ def read_items(task, folder):
         for number, row in json_rows(file, text):
             try:
                 item = READERS[task](row, pathlib.Path(file).stem)
-            except (ValueError, LookupError, TypeError) as e:
+            except (LookupError, TypeError, AttributeError) as e:
                 raise UserError(f"{file}:{number}: not an item of {task} ({e}); fetch the file again") from None
             if item is not None:
                 items.append(item)
@@ -121,24 +126,25 @@ def choose(scores):
 
 
 def accuracy(task, items, chosen):
-    """Mean over the parts; in entity tracking over its three kinds, each the mean over its numbers of operations."""
-    parts = {}
-    for item, index in zip(items, chosen):
-        parts.setdefault(item.part, []).append(index == item.correct)
-    means = {part: np.mean(correct) for part, correct in parts.items()}
+    """The mean over the parts; in entity tracking over its three kinds, of each the mean over its numbers of steps."""
+    means = means_by([item.part for item in items], [index == item.correct for item, index in zip(items, chosen)])
     if task == "entity_tracking":
-        kinds = {}
-        for part, mean in means.items():
-            kinds.setdefault(part.rsplit("_", 2)[0], []).append(mean)  # regular_0_ops: regular
-        means = {kind: np.mean(of_kind) for kind, of_kind in kinds.items()}
+        means = means_by([part.rsplit("_", 2)[0] for part in means], means.values())  # regular_0_ops: regular
     return float(np.mean(list(means.values())))
+
+
+def means_by(names, values):
+    """{name: the mean of its values}"""
+    values_of = {}
+    for name, value in zip(names, values):
+        values_of.setdefault(name, []).append(value)
+    return {name: np.mean(values) for name, values in values_of.items()}
 
 
 def score_task(model, tokenizer, task, items):
     """(what predictions.json holds, {"accuracy", "items", "ties"})"""
     alternatives = [item.alternatives for item in items]
-    per_token = task.startswith("global_piqa")
-    scores = scoring.score_items(model, tokenizer, alternatives, per_token=per_token, beyond_context=True)
+    scores = scoring.score_items(model, tokenizer, alternatives, per_token=task in PIQA, beyond_context=True)
     chosen, ties = choose(scores)
     result = {"accuracy": accuracy(task, items, chosen), "items": len(items), "ties": ties}
     return predictions((item.part, item.answers[index]) for item, index in zip(items, chosen)), result
@@ -155,8 +161,8 @@ def jobs(run, data, track):
 def score(run, name, data, out, track="strict-small", device="auto"):
     """Writes OUT/NAME/REVISION/zero_shot/causal/TASK/FOLDER/predictions.json; their accuracies to OUT/NAME/scores.json.
 
-    What scores.json has of the same checkpoint on the same data is done already. Returns the paths of what is missing.
-    Raises UserError.
+    What scores.json says of the same checkpoint and the same data is not done again. Returns the paths of what is
+    missing. Raises UserError.
     """
     for folder in (run, data):
         if not os.path.isdir(folder):
@@ -164,11 +170,11 @@ def score(run, name, data, out, track="strict-small", device="auto"):
     read, sha256 = functools.cache(read_items), functools.cache(file_sha256)
     load = functools.lru_cache(1)(checkpoint.load_model)
     record = os.path.join(out, name, "scores.json")
-    done, missing = read_json(record, required=os.path.exists(record)), []
+    done, missing = read_json(record, required=os.path.exists(record)), {}
     for revision, path, task, source in jobs(run, data, track):
         absent = [needed for needed in (path, source) if not os.path.exists(needed)]
-        missing += absent
         if absent:
+            missing |= dict.fromkeys(absent)
             continue
         folder = os.path.basename(source)
         items, data_sha256 = read(task, source)
@@ -185,87 +191,70 @@ def score(run, name, data, out, track="strict-small", device="auto"):
         atomic_write(record, json.dumps(done, indent=1) + "\n")
         numbers = f"{100 * result['accuracy']:6.2f} %{len(items):8,} items{result['ties']:6,} ties"
         print(f"{revision:<10}{folder:<25}{numbers}{time.time() - start:8.1f} s", flush=True)
-    return list(dict.fromkeys(missing))
+    return list(missing)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The check
+# The check. The pipeline's own collation leaves out what is incomplete, with a warning, and does not notice that a
+# paradigm is missing.
 
-TRACKS = {"strict-small": [mark for mark in BABYLM_WORDS if mark <= 100], "strict": BABYLM_WORDS}
-GLOBAL_PIQA = {"global_piqa_parallel": 103, "global_piqa_nonparallel": 100}  # each item is a part
-ACQUISITION = 8005  # words for each checkpoint
 with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "submission.yaml"), encoding="utf-8") as f:
-    SIZES = {"blimp": BLIMP, **yaml.safe_load(f)}
-FAST_PARTS = {  # the parts of the fast evaluation, for each checkpoint by words seen
-    **{task: list(SIZES[task]) for task in ("blimp", "blimp_supplement", "ewok")},
-    "entity_tracking_filtered": [f"regular_{operations}_ops" for operations in range(6)],
-    **{task: [task] for task in GLOBAL_PIQA},
-    "reading": ["spr", "rt"],
-}
-
-
-def revisions(track):
-    """Names of the checkpoints by words seen that a track wants."""
-    return [f"chck_{millions}M" for millions in TRACKS[track]]
-
-
-def checkpoints(run, track="strict"):
-    """{name of a revision: its file in a run's folder, whether it is there or not}, `main` first."""
-    kept = {name: os.path.join(run, f"{name}.pt") for name in revisions(track)}
-    return {"main": os.path.join(run, "ckpt.pt"), **kept}
+    SIZES = {"blimp": {part.lower(): size for part, size in BLIMP.items()}}  # {task: {part: number of predictions}}
+    SIZES |= yaml.safe_load(f)
+ACQUISITION = 8005  # words for each checkpoint
+FAST_PARTS = {task: SIZES[task].keys() for task in ("blimp", "blimp_supplement", "ewok")}  # for each checkpoint
+FAST_PARTS["entity_tracking_filtered"] = {f"regular_{operations}_ops" for operations in range(6)}
+FAST_PARTS |= {task: {task} for task in PIQA}
+FAST_PARTS["reading"] = {"spr", "rt"}
 
 
 def check(path, track="strict-small"):
-    """Complaints about a collated file, each one line; [] if all is there. Raises UserError if it is no such file."""
+    """What a collated file lacks of what the leaderboard wants, a line each; [] if nothing. Raises UserError."""
     tree = read_json(path, required=True)  # None stands for what the pipeline did not find
-    wanted = revisions(track)
+    revisions = list(checkpoints("", track))[1:]
     complaints = []
     for task, sizes in SIZES.items():
-        complaints += check_task(task, tree.get(task) or {}, sizes)
-    for task, size in GLOBAL_PIQA.items():
-        examples = tree.get(task) or {}
-        complaints += check_task(task, examples, dict.fromkeys(examples, 1))
-        if examples and len(examples) != size:
-            complaints.append(f"{task}: {len(examples)} items instead of {size}")
+        found = count_predictions(tree.get(task))
+        if task in PIQA:  # where each item is a part
+            found = {"items": sum(found.values())}
+        complaints += differences(task, found, sizes)
     if (tree.get("aoa") or {}).get("aoa") is None:
         complaints.append("aoa: missing")
     words = (tree.get("aoa_surprisals") or {}).get("results") or []
-    steps = [row["step"] for row in words]
-    for revision in wanted:
-        if steps.count(revision) != ACQUISITION:
-            complaints.append(f"aoa_surprisals/{revision}: {steps.count(revision)} words instead of {ACQUISITION}")
-    fast = tree.get("fast_eval_results") or {}
+    found = Counter(row["step"] for row in words)
+    complaints += differences("aoa_surprisals", found, dict.fromkeys(revisions, ACQUISITION))
     for task, parts in FAST_PARTS.items():
-        complaints += check_fast(task, fast.get(task) or [], parts, wanted)
+        rows = (tree.get("fast_eval_results") or {}).get(task) or []  # of each checkpoint {part: accuracy}, or None
+        found = {"checkpoints": len(rows)}
+        for revision, row in zip(revisions, rows):
+            found[revision] = len(parts & {part.lower() for part in row or {}})
+        wanted = {"checkpoints": len(revisions), **dict.fromkeys(revisions, len(parts))}
+        complaints += differences(f"fast_eval_results/{task}", found, wanted)
     return complaints
 
 
-def check_task(task, found, sizes):
-    """found: {part: {"predictions": [{"id", "pred"}]}}; sizes: {part: number of predictions}."""
-    found = {part.lower(): value for part, value in found.items()}  # as the pipeline looks them up
-    sizes = {part.lower(): size for part, size in sizes.items()}
-    if not found:
-        return [f"{task}: missing"]
-    complaints = [f"{task}/{part}: not a part of this task" for part in found if part not in sizes]
-    for part, size in sizes.items():
-        rows = (found.get(part) or {}).get("predictions") or []
-        if len(rows) != size:
-            complaints.append(f"{task}/{part}: {len(rows)} predictions instead of {size}")
-        elif any(row.get("id") is None or row.get("pred") is None for row in rows):
-            complaints.append(f"{task}/{part}: a prediction without `id` or `pred`")
-    return complaints
+def count_predictions(parts):
+    """{part: how many of its predictions have an `id` and a `pred`}. The pipeline, too, ignores the case of a part."""
+    counts = {}
+    for part, value in (parts or {}).items():
+        rows = (value or {}).get("predictions") or []
+        counts[part.lower()] = sum(row.get("id") is not None and row.get("pred") is not None for row in rows)
+    return counts
 
 
-def check_fast(task, rows, parts, wanted):
-    """rows: for each of the `wanted` checkpoints {part: accuracy}, or None."""
-    if len(rows) != len(wanted):
-        return [f"fast_eval_results/{task}: {len(rows)} checkpoints instead of {len(wanted)}"]
-    complaints = []
-    for revision, row in zip(wanted, rows):
-        missing = {part.lower() for part in parts} - {part.lower() for part in row or {}}
-        if missing:
-            complaints.append(f"fast_eval_results/{task}/{revision}: {len(missing)} of {len(parts)} parts missing")
-    return complaints
+def differences(place, found, wanted):
+    """A line for each thing of which there are fewer or more than wanted, or none at all; {name: how many} both."""
+    if not any(found.values()):
+        return [f"{place}: missing"]
+    lines = [f"{place}/{name}: not wanted" for name in found if name not in wanted]
+    for name, count in wanted.items():
+        if found.get(name, 0) != count:
+            lines.append(f"{place}/{name}: {found.get(name, 0)} instead of {count}")
+    return lines
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
 
 
 def main(argv=None):

@@ -1,4 +1,9 @@
-"""What stands beside the weights in a Hugging Face folder."""
+"""What stands beside the weights in a Hugging Face folder: the tokenizer's files and README.md, the model card.
+
+The tokenizer differs from transformers' own conversion of a LLaMA tokenizer in two things which that gets wrong: spaces
+are spaces in the vocabulary, not ▁, so that a ▁ in the text falls back to its bytes; and text that looks like a special
+piece, "<s>", is text (split_special_tokens), so that no sentence can hold a BOS.
+"""
 
 import json
 import os
@@ -7,16 +12,19 @@ from lab.files import UserError, read_json
 from model import parameter_counts
 from tokenizer import SPACE
 
+from huggingface_hub import EvalResult, ModelCardData
 import jinja2
 import tokenizers
 from tokenizers import decoders, models, normalizers, processors
-import yaml
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The tokenizer
 
 
 def tokenizer_files(tokenizer, context):
-    """{file name: content} with which AutoTokenizer gives the very ids of `tokenizer`, BOS in front. Raises UserError.
+    """{file name: content} with which AutoTokenizer gives the very ids of `tokenizer`, with BOS in front.
 
-    context: how many tokens the model takes.
+    context: how many tokens the model takes. Raises UserError for a tokenizer of another kind.
     """
     if not tokenizer.cuts_at_spaces:
         raise UserError(
@@ -37,38 +45,31 @@ def tokenizer_files(tokenizer, context):
         "model_input_names": ["input_ids", "attention_mask"],
     }
     return {
-        "tokenizer.json": fast_tokenizer(tokenizer, **named).to_str(),
+        "tokenizer.json": fast_tokenizer(tokenizer).to_str(),
         "tokenizer_config.json": json.dumps(settings, indent=2),
         "special_tokens_map.json": json.dumps(named, indent=2),
         "tokenizer.model": tokenizer.model_bytes,
     }
 
 
-def fast_tokenizer(tokenizer, bos_token, unk_token, **_):
-    """The same byte-pair encoding, as Hugging Face's tokenizers library has it."""
-    pieces = [tokenizer.sp.id_to_piece(i) for i in range(tokenizer.vocab_size)]
+def fast_tokenizer(tokenizer):
+    """The same byte-pair encoding in Hugging Face's tokenizers library."""
+    sp = tokenizer.sp
+    pieces = [sp.id_to_piece(i) for i in range(tokenizer.vocab_size)]
     texts = {i: piece.replace(SPACE, " ") for i, piece in enumerate(pieces) if tokenizer.is_text(i)}
     vocab = {texts.get(i, piece): i for i, piece in enumerate(pieces)}
-    best_first = sorted(texts, key=tokenizer.sp.get_score, reverse=True)
-    fast = tokenizers.Tokenizer(
-        models.BPE(
-            vocab=vocab,
-            merges=merges([texts[i] for i in best_first]),
-            unk_token=unk_token,
-            fuse_unk=True,
-            byte_fallback=tokenizer.has_bytes,
-        )
-    )
+    best_first = [texts[i] for i in sorted(texts, key=sp.get_score, reverse=True)]
+    unknown, bos = pieces[sp.unk_id()], pieces[tokenizer.bos_id]
+    bpe = models.BPE(vocab, merges(best_first), unk_token=unknown, fuse_unk=True, byte_fallback=tokenizer.has_bytes)
+    fast = tokenizers.Tokenizer(bpe)
     before = [] if tokenizer.has_bytes else [normalizers.Replace(SPACE, " ")]
     before.append(normalizers.Prepend(" "))  # in front of a text, as it is in front of any other word
     fast.normalizer = normalizers.Sequence(before)
     fast.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     fast.post_processor = processors.TemplateProcessing(
-        single=[bos_token, "$A"],
-        pair=[bos_token, "$A", bos_token, "$B"],
-        special_tokens=[(bos_token, vocab[bos_token])],
+        single=[bos, "$A"], pair=[bos, "$A", bos, "$B"], special_tokens=[(bos, tokenizer.bos_id)]
     )
-    special = [piece for i, piece in enumerate(pieces) if tokenizer.sp.is_control(i) or tokenizer.sp.is_unknown(i)]
+    special = [piece for i, piece in enumerate(pieces) if sp.is_control(i) or sp.is_unknown(i)]
     fast.add_special_tokens([tokenizers.AddedToken(piece, normalized=False) for piece in special])
     return fast
 
@@ -84,61 +85,78 @@ def merges(texts):
     return pairs
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# The model card, by model_card.md.j2: what the model is, what it has read, how it scored, its limits
+
 PLAIN = {"embedding": "full", "attention": "mha", "mlp": "full", "layer_sharing": "none"}
-RUN = """preset steps tokens words epochs train_loss val_loss val_bits_per_byte seconds device dtype""".split()
+BABYLM = ("babylm", "babylm-100m")  # sources of text
 
 
-def read_blimp(path):
-    """What eval_blimp.py --json wrote. Raises UserError."""
-    tree = read_json(path, required=True)
-    if "accuracy" not in tree or "pairs" not in tree:
-        raise UserError(f"{path}: no accuracy in it; give what eval_blimp.py --json wrote")
-    return tree
-
-
-def read_babylm(path):
-    """{task: {"accuracy", "items", "checkpoint", ...}} of ckpt.pt in lab.hub.babylm's scores.json. Raises UserError."""
-    tree = read_json(path, required=True)
-    if "main" not in tree:
-        raise UserError(f"{path}: no scores in it; give what python -m lab.hub.babylm score wrote")
-    return tree["main"]
+def read_scores(path, key, command):
+    """The dictionary in a JSON file that `command` wrote, known by one of its keys. Raises UserError."""
+    scores = read_json(path, required=True)
+    if key not in scores:
+        raise UserError(f"{path}: no `{key}` in it; give what {command} wrote")
+    return scores
 
 
 def model_card(ckpt, numbers, name, blimp=None, babylm=None, license="unknown", language=None):
     """The text of README.md. Raises UserError where the scores are another checkpoint's.
 
-    ckpt: a Checkpoint; numbers: how many the exported weights are; blimp: of `read_blimp`; babylm: of `read_babylm`;
-    language: codes with commas between, None where the corpus is to say.
+    ckpt: a Checkpoint; numbers: how many the exported weights are; blimp: what eval_blimp.py --json wrote; babylm: the
+    scores.json of lab.hub.babylm, where `main` is ckpt.pt; language: codes with commas between them, None to go by the
+    corpus.
     """
-    blimp, babylm, made = blimp or {}, babylm or {}, ckpt.provenance
+    blimp, babylm, made = blimp or {}, (babylm or {}).get("main", {}), ckpt.provenance
     scored = {blimp.get("sha256", {}).get("checkpoint"), *(result.get("checkpoint") for result in babylm.values())}
     if scored - {None, ckpt.sha256}:
         raise UserError("the scores of --blimp or --babylm are another checkpoint's; score this one")
+    languages = ["en"] if made.get("data", {}).get("source") in (*BABYLM, "pocket") else []
     text = {
         "corpus": made.get("corpus", "unknown") + subset_of_corpus(made),
-        "languages": language.split(",") if language else languages(made),
+        "languages": language.split(",") if language else languages,
         "tricks": {key: value for key in PLAIN if (value := getattr(ckpt.config, key)) != PLAIN[key]},
-        "grammar": benchmark(blimp) if blimp else None,
+        "grammar": benchmark(blimp),
+        "license": license,
     }
     folder = jinja2.FileSystemLoader(os.path.dirname(os.path.abspath(__file__)))
     environment = jinja2.Environment(loader=folder, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     environment.filters["shown"] = shown
     return environment.get_template("model_card.md.j2").render(
-        metadata=yaml.safe_dump(metadata(made, name, blimp, license, **text), sort_keys=False, allow_unicode=True),
+        metadata=metadata(made, name, blimp, **text).to_yaml(),
         name=name,
-        c=ckpt.config,
-        has_bytes=ckpt.tokenizer.has_bytes,
+        ckpt=ckpt,
         counts=parameter_counts(ckpt.config),
         numbers=numbers,
-        made=made,
-        data=made.get("data", {}),
-        run={key: made[key] for key in RUN if key in made},
-        settings=made.get("settings", {}).get("train", {}),
         blimp=blimp,
         babylm=babylm,
-        license=license,
-        sha256=ckpt.sha256,
         **text,
+    )
+
+
+def metadata(made, name, blimp, corpus, languages, tricks, grammar, license):
+    """The YAML header that the Hub reads."""
+    tags = ["llama"]
+    if tricks:
+        tags.append("sllama")
+    if made.get("data", {}).get("source") in BABYLM:
+        tags.append("babylm")
+    results = []
+    for dataset, kind, metric, value in (
+        (corpus, "validation", "loss", made.get("val_loss")),
+        (corpus, "validation", "bits_per_byte", made.get("val_bits_per_byte")),
+        (grammar, "minimal-pairs", "accuracy", blimp.get("accuracy")),
+    ):
+        if value is not None:
+            results.append(EvalResult("text-generation", kind, dataset, metric, value))
+    return ModelCardData(
+        language=languages or None,
+        license=license,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=tags,
+        model_name=name,
+        eval_results=results or None,
     )
 
 
@@ -159,38 +177,8 @@ def subset_of_corpus(made):
     return f", a subset ({', '.join(limits)})" if limits else ""
 
 
-def languages(made):
-    """Those of the texts whose language we know, or none."""
-    source = made.get("data", {}).get("source")
-    return ["en"] if source in ("babylm", "babylm-100m", "pocket") else []
-
-
 def benchmark(blimp):
     """What eval_blimp.py scored: "BLiMP, a subset"."""
     rule = blimp.get("conventions", {})
     part = blimp.get("incomplete") or rule.get("split", "all") != "all" or rule.get("max_pairs_per_paradigm")
     return blimp.get("benchmark", "minimal pairs") + (", a subset" if part else "")
-
-
-def metadata(made, name, blimp, license, corpus, languages, tricks, grammar):
-    """The YAML header that the Hub reads."""
-    header = {"language": languages} if languages else {}
-    header |= {"license": license, "library_name": "transformers", "pipeline_tag": "text-generation"}
-    header["tags"] = ["llama"]
-    if tricks:
-        header["tags"].append("sllama")
-    if made.get("data", {}).get("source") in ("babylm", "babylm-100m"):
-        header["tags"].append("babylm")
-    results = []
-    for dataset, kind, metric, value in (
-        (corpus, "validation", "loss", made.get("val_loss")),
-        (corpus, "validation", "bits_per_byte", made.get("val_bits_per_byte")),
-        (grammar, "minimal-pairs", "accuracy", blimp.get("accuracy")),
-    ):
-        if value is not None:
-            what, number = {"name": dataset, "type": kind}, {"type": metric, "value": value}
-            results.append({"task": {"type": "text-generation"}, "dataset": what, "metrics": [number]})
-    if results:
-        header["metrics"] = sorted(result["metrics"][0]["type"] for result in results)
-        header["model-index"] = [{"name": name, "results": results}]
-    return header

@@ -1,5 +1,7 @@
-"""Pictures: eval_blimp.py --plot, by phenomenon or against words seen; a training's curves.png. Imported only if asked
-for, because matplotlib takes a second to load."""
+"""Pictures: eval_blimp.py --plot, by phenomenon or against words seen; a run's curves.png.
+
+Imported only where one is drawn, because matplotlib takes a second to load.
+"""
 
 from lab.report.tables import percent, rule, short_names
 
@@ -11,7 +13,7 @@ LINE_STYLES = ("-", "--", ":", "-.")
 
 
 def plot(results, f, form="png"):
-    """A picture into the open file f: bars by phenomenon; of several results, accuracy against words seen.
+    """Draws into the open file f: one result as bars by phenomenon; several as accuracy against words seen.
 
     form: png | svg | pdf.
     """
@@ -30,12 +32,11 @@ def plot(results, f, form="png"):
         title += f", trained on {last.origin.corpus}"
     figure.suptitle(title, fontsize=9)
     origin = f"sha256 {last.origin.sha256}, rule {rule(last.origin)}"
-    key = "Subject" if form == "pdf" else "Description"
-    figure.savefig(f, format=form, metadata={key: origin})
+    figure.savefig(f, format=form, metadata={"Title": origin})  # Title is a field of all three formats
 
 
 def bars(axes, groups, accuracy, references):
-    """A bar for each {name: Group}, with its interval; lines for the mean and for what others reach."""
+    """A bar with its interval for each {name: Group}; a line for the mean, and one for each of the references."""
     values = 100 * np.array([[g.accuracy, *g.interval] for g in groups.values()])  # (groups, 3)
     errors = np.abs(values[:, 1:] - values[:, :1]).T  # (2, groups)
     names = [name.replace("_", " ") for name in groups]
@@ -52,8 +53,8 @@ def learning_curves(axes, results, kind, references):
     words = [(result.origin.words or 0) / 1e6 for result in results]
     for i, name in enumerate(getattr(results[-1], kind)):
         accuracies = [100 * getattr(result, kind)[name].accuracy for result in results]
-        style = {"color": f"C{i % 10}", "ls": LINE_STYLES[i // 10 % 4], "lw": 1, "alpha": 0.8, "marker": "."}
-        axes.plot(words, accuracies, label=name.replace("_", " "), **style)
+        style = LINE_STYLES[i // 10 % len(LINE_STYLES)]  # matplotlib has ten colours
+        axes.plot(words, accuracies, style, marker=".", lw=1, alpha=0.8, label=name.replace("_", " "))
     means = [100 * result.overall.accuracy for result in results]
     axes.plot(words, means, color="black", lw=2.5, marker="o", label="mean over paradigms")
     for name, value in references.items():
@@ -67,21 +68,21 @@ def learning_curves(axes, results, kind, references):
 
 def draw_curves(rows, title, f):
     """A run's losses, and its accuracies if any, against tokens: a PNG into the open file f. rows: of losses.csv."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), dpi=110, layout="constrained")
     axes = figure.subplots()
-    styles = {"train_loss": {"alpha": 0.6, "linewidth": 0.8}, "val_loss": {"marker": "o", "markersize": 3}}
-    for column, style in styles.items():
-        known = [row for row in rows if row[column] != ""]
-        tokens, losses = [row["tokens"] for row in known], [row[column] for row in known]
-        axes.plot(tokens, losses, label=column.replace("_", " "), **style)
     axes.set(xlabel="tokens", ylabel="loss, nats per token", title=title)
-    lines = axes.get_lines()
-    scored = [row for row in rows if row["blimp"] != ""]
-    if scored:
-        right = axes.twinx()
-        tokens, accuracies = [row["tokens"] for row in scored], [100 * row["blimp"] for row in scored]
-        lines += right.plot(tokens, accuracies, color="tab:green", marker="s", markersize=3, label="minimal pairs, %")
-        right.set_ylabel("accuracy on a subset of minimal pairs, %")
-    axes.legend(lines, [line.get_label() for line in lines], loc="best")
     axes.grid(alpha=0.3)
-    figure.savefig(f, format="png", dpi=110)
+    lines = line(axes, rows, "train_loss", 1, label="train loss", alpha=0.6, lw=0.8)
+    lines += line(axes, rows, "val_loss", 1, label="val loss", marker="o", markersize=3)
+    if any(row["blimp"] != "" for row in rows):
+        right = axes.twinx()
+        right.set_ylabel("accuracy on a subset of minimal pairs, %")
+        lines += line(right, rows, "blimp", 100, label="minimal pairs, %", color="tab:green", marker="s", markersize=3)
+    axes.legend(handles=lines)
+    figure.savefig(f, format="png")
+
+
+def line(axes, rows, column, times, **style):
+    """Plots a column against tokens, without the rows in which it is empty; returns what axes.plot does."""
+    known = [row for row in rows if row[column] != ""]
+    return axes.plot([row["tokens"] for row in known], [times * row[column] for row in known], **style)

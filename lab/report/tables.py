@@ -1,29 +1,18 @@
-"""What eval_blimp.py prints and writes: table, block of `key: value`, CSV of pairs, BabyLM's predictions."""
+"""What eval_blimp.py prints and writes: table, block of `key: value`, CSV of pairs, predictions, HTML page."""
 
 import csv
-from dataclasses import dataclass
 import io
 import os
 import pathlib
 
-from lab.score import statistics
-from lab.score.statistics import DRAWS
+from lab.score.pairs import first_of_each
+from lab.score.statistics import DRAWS, compare
 
 import jinja2
 import numpy as np
 
 WIDTH = 100  # columns of the table
-VIEWS = {
-    "strict": "a tie is wrong",
-    "ties_half": "a tie is half",
-    "ties_correct": "a tie is correct",
-    "mean_per_token": "scores divided by the number of tokens",
-    "dev": "development pairs (pairID % 10 = 0)",
-    "test": "test pairs (the others)",
-    "phenomena": "mean over phenomena",
-    "fields": "mean over fields",
-    "micro": "share of all pairs",
-}
+MEANS = {"phenomena": "mean over phenomena", "fields": "mean over fields", "micro": "share of all pairs"}
 
 
 def short_names(labels):
@@ -32,8 +21,9 @@ def short_names(labels):
     paths = [pathlib.PurePath(os.path.abspath(label.removesuffix(".pt"))) for label in labels]  # of "." too
     names = []
     for label, path in zip(labels, paths):
-        says_nothing = path.name in ("ckpt", "last") and path.parent.name
-        name = path.parent.name if says_nothing else path.name
+        name = path.name
+        if name in ("ckpt", "last") and path.parent.name:
+            name = path.parent.name
         names.append(f"ngram:{name}" if label.startswith("ngram:") else name)
     depth = 2
     while len(set(names)) < len(set(paths)):
@@ -43,7 +33,11 @@ def short_names(labels):
 
 
 def percent(share, digits=2):
-    return "-" if share is None else f"{100 * share:.{digits}f}"
+    return f"{100 * share:.{digits}f}"
+
+
+def interval_text(interval, form="{:.1f}"):
+    return " to ".join(form.format(100 * end) for end in interval)
 
 
 def table(results, show_paradigms=False):
@@ -59,11 +53,9 @@ def table(results, show_paradigms=False):
     lines += section(result.phenomena)
     lines += section(result.fields)
     lines += section({f"mean over {len(result.paradigms)} paradigms": result.overall})
-    for view, name in VIEWS.items():
-        accuracy = result.views[view]
-        only_with_ties = view in ("strict", "ties_half", "ties_correct")
-        if accuracy is not None and (result.overall.ties or not only_with_ties):
-            lines.append(f"  {name:<45}{percent(accuracy):>9}")
+    for view, name in MEANS.items():
+        if result.views[view] is not None:
+            lines.append(f"  {name:<45}{percent(result.views[view]):>9}")
     lines += ["", "hardest pairs, by margin in nats"]
     for pair in result.hardest[:5]:
         lines.append(f"{pair['margin']:8.2f}  {pair['uid']} {pair['id']}")
@@ -99,19 +91,18 @@ def learning_curve(results, names):
     return lines
 
 
-def p_value(p, least):
-    """p as a text; the least that can be told is only an upper bound."""
+def p_value(p, least=1 / DRAWS):
+    """p as a text; the least that a test can find, by default the bootstrap, is only an upper bound."""
     return f"p < {least:.2g}" if p <= least else f"p = {p:.2g}"
 
 
 def comparison(c, other):
     """A Comparison with the model called `other`, and the ten paradigms that differ most."""
-    low, high = c.interval
     lines = [
         "",
         f"compared with {other}",
-        f"  {100 * c.difference:+.2f} points, 95 % interval {100 * low:+.2f} to {100 * high:+.2f} "
-        f"(paired bootstrap, {p_value(c.p_bootstrap, 1 / DRAWS)})",
+        f"  {100 * c.difference:+.2f} points, 95 % interval {interval_text(c.interval, '{:+.2f}')} "
+        f"(paired bootstrap, {p_value(c.p_bootstrap)})",
         f"  {c.changed:,} of {c.pairs:,} decisions changed: {c.gained:,} gained, {c.lost:,} lost "
         f"(McNemar, {p_value(c.p_mcnemar, 1e-300)})",
     ]
@@ -153,31 +144,27 @@ def block(result):
     return "\n".join(lines)
 
 
-COLUMNS = (
-    "uid id phenomenon field split good bad score_good score_bad margin tokens_good tokens_bad right tie "
-    "checkpoint rule"
-).split()
+COLUMNS = """uid id phenomenon field split good bad score_good score_bad margin tokens_good tokens_bad right tie
+checkpoint rule""".split()
 
 
 def pairs_csv(result):
-    """A line for each pair: what it is, both sentences, both scores in nats (all digits), both lengths in tokens, the
-    decision (column `right`), whose it is and by which rule."""
+    """CSV with a line for each pair: what it is, both sentences, their scores in nats (all digits) and lengths in
+    tokens, the decision (column `right`), which checkpoint made it and by which rule."""
     origin = result.origin
-    whose = [origin.sha256["checkpoint"][:16], rule(origin)]
+    is_blimp = origin.benchmark.startswith("BLiMP")  # dev and test are parts of BLiMP, by its pairIDs
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for pair, (good, bad), lengths, right in zip(
-        result.pairs, result.scores.tolist(), result.tokens.tolist(), result.correct.tolist()
-    ):
-        what = [pair[key] for key in ("uid", "id", "phenomenon", "field")]
-        split = ""
-        if origin.benchmark.startswith("BLiMP"):  # the parts are by its pairIDs
-            split = "dev" if pair["dev"] else "test"
-        scores = [good, bad, good - bad]
-        writer.writerow(
-            [*what, split, pair["good"], pair["bad"], *scores, *lengths, int(right), int(good == bad), *whose]
-        )
+    writer = csv.DictWriter(out, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    columns = result.pairs, result.scores.tolist(), result.tokens.tolist(), result.correct.tolist()
+    for pair, (good, bad), (tokens_good, tokens_bad), correct in zip(*columns):
+        row = {**pair, "checkpoint": origin.sha256["checkpoint"][:16], "rule": rule(origin)}
+        row |= {"score_good": good, "score_bad": bad, "margin": good - bad}
+        row |= {"tokens_good": tokens_good, "tokens_bad": tokens_bad}
+        row |= {"right": int(correct), "tie": int(good == bad)}
+        if is_blimp:
+            row["split"] = "dev" if pair["dev"] else "test"
+        writer.writerow(row)
     return out.getvalue()
 
 
@@ -194,36 +181,22 @@ def predictions(choices):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The HTML page
+# The page of --html. How it looks is in page.html.j2: one file that fetches nothing and needs its script only to sort
+# and to filter. Whatever comes from outside (sentences, names, provenance) is escaped by Jinja.
 
-FOLDER = os.path.dirname(os.path.abspath(__file__))
-MOST_CHANGES = 2000  # changed pairs in the file, shared by paradigms and models: half a megabyte
-
-
-@dataclass
-class Change:
-    """A pair on which only one of two models is correct, and both margins in nats."""
-
-    pair: dict
-    model: str
-    gained: bool
-    before: float
-    after: float
+MOST_CHANGES = 2000  # changed pairs on the page, of all paradigms and models together: half a megabyte
 
 
 def page(results):
-    """HTML of Results of the same pairs; each is compared with the first."""
-    first = results[0]
+    """The HTML of Results of the same pairs; each is compared with the first."""
+    first, *others = results
     labels = short_names([result.origin.label for result in results])
-    compared = [statistics.compare(first.pairs, result.correct, first.correct) for result in results[1:]]
-    limit = max(1, MOST_CHANGES // max(1, len(compared) * len(first.paradigms)))  # of each paradigm and model
+    limit = max(1, MOST_CHANGES // max(1, len(others) * len(first.paradigms)))  # of each paradigm and model
     changes = []
-    for result, label in zip(results[1:], labels[1:]):
+    for result, label in zip(others, labels[1:]):
         changes += largest_changes(first, result, label, limit)
-    trained_on = {result.origin.corpus for result in results if result.origin.bits_per_byte is not None}
-
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER),
+        loader=jinja2.FileSystemLoader(os.path.dirname(os.path.abspath(__file__))),
         undefined=jinja2.StrictUndefined,
         autoescape=True,
         trim_blocks=True,
@@ -233,7 +206,7 @@ def page(results):
     return environment.get_template("page.html.j2").render(
         results=results,
         labels=labels,
-        compared=compared,
+        compared=[compare(first.pairs, result.correct, first.correct) for result in others],
         differences=[f"{label} - {labels[0]}" for label in labels[1:]],
         changes=changes,
         limit=limit,
@@ -242,14 +215,7 @@ def page(results):
         groups="phenomena" if first.phenomena else "paradigms",
         data=os.path.basename(os.path.abspath(first.origin.data)),
         rule=rule(first.origin),
-        several_texts=len(trained_on) > 1,
-        least_p=1 / statistics.DRAWS,
     )
-
-
-def interval_text(interval, form="{:.1f}"):
-    low, high = interval
-    return f"{form.format(100 * low)} to {form.format(100 * high)}"
 
 
 def number(x, form=","):
@@ -274,14 +240,15 @@ def where_from(origin):
 
 
 def largest_changes(first, other, label, limit):
-    """The Changes from one Result to another, at most `limit` of each paradigm, the largest first."""
+    """The pairs on which one of two models is correct, with both margins in nats, the largest changes first.
+
+    At most `limit` of each paradigm. label: the other model's name.
+    """
     before = first.scores[:, 0] - first.scores[:, 1]
     after = other.scores[:, 0] - other.scores[:, 1]
     changed = np.flatnonzero(first.correct != other.correct)
-    count, kept = {}, []
+    rows = []
     for i in changed[np.argsort(-np.abs(after - before)[changed], kind="stable")]:
-        uid = first.pairs[i]["uid"]
-        count[uid] = count.get(uid, 0) + 1
-        if count[uid] <= limit:
-            kept.append(Change(first.pairs[i], label, bool(other.correct[i]), before[i], after[i]))
-    return kept
+        change = "gained" if other.correct[i] else "lost"
+        rows.append({**first.pairs[i], "model": label, "change": change, "before": before[i], "after": after[i]})
+    return first_of_each(rows, limit)

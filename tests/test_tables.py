@@ -1,12 +1,12 @@
-"""The page of --html: its numbers are those of the JSON, nothing is fetched, no script but its own is run, any text is
-shown as it is. tests/test_browser.py opens it."""
+"""Names in tables; the page of --html: its numbers are those of the JSON, nothing is fetched, no script but its own is
+run, any text is shown as it is. tests/test_browser.py opens it."""
 
 import dataclasses
 import html.parser
 import pathlib
 
 import eval_blimp
-from lab.report import tables as report
+from lab.report import tables
 from lab.score import statistics
 from lab.score.scorers import Ours
 from stand_ins import Words, lively, pair, read, uniform, write
@@ -92,14 +92,6 @@ def evaluations(rows, tmp_path, models):
     return found
 
 
-@pytest.mark.parametrize("corpora, said", [(("one text", "one text"), False), (("one text", "another"), True)])
-def test_bits_per_byte_of_different_texts_are_said_not_to_compare(tmp_path, corpora, said):
-    results = evaluations([pair("a", "a b")], tmp_path, [uniform(), uniform()])
-    for result, corpus in zip(results, corpora):
-        result.origin = dataclasses.replace(result.origin, corpus=corpus, bits_per_byte=1.5)
-    assert ("those of different texts do not compare" in report.page(results)) == said
-
-
 def points(interval, form="{:.1f}"):
     return " to ".join(form.format(100 * x) for x in interval)
 
@@ -149,7 +141,7 @@ def test_numbers_are_those_of_the_json(workplace):
 def test_bars_by_hand(tmp_path):
     """A uniform model prefers the shorter sentence: three of four pairs correct, a bar of 75 %, Wilson's interval."""
     rows = [pair("a", "a b", linguistics_term="t")] * 3 + [pair("a b", "a", linguistics_term="t")]
-    page = Page(report.page(evaluations(rows, tmp_path, [uniform()])))
+    page = Page(tables.page(evaluations(rows, tmp_path, [uniform()])))
     low, high = statistics.wilson(3, 4)
     styles = [attributes["style"] for name, attributes in page.elements if name == "div" and "style" in attributes]
     assert styles == ["width: 75.00%; background: #4a90d9", f"left: {100 * low:.2f}%; width: {100 * (high - low):.2f}%"]
@@ -176,7 +168,7 @@ def test_any_text_is_shown_as_it_is(tmp_path, monkeypatch):
     for i, result in enumerate(found):
         result.warnings = NASTY
         result.origin = dataclasses.replace(origin(i, **texts), checkpoint=f"{i}{NASTY[1]}.pt")
-    page = Page(report.page(found))
+    page = Page(tables.page(found))
     changed = page.table("changes")
     sentences = {f"+ {p['sentence_good']}- {p['sentence_bad']}" for p in rows}
     assert changed and {row["sentences"][0] for row in changed} <= sentences
@@ -185,7 +177,7 @@ def test_any_text_is_shown_as_it_is(tmp_path, monkeypatch):
         assert text in page.text
 
     monkeypatch.undo()
-    harmless = Page(report.page(evaluations([pair("a", "a b")], tmp_path / "q", [uniform()])))
+    harmless = Page(tables.page(evaluations([pair("a", "a b")], tmp_path / "q", [uniform()])))
     assert page.scripts == harmless.scripts and len(page.scripts) == 1
     assert page.names <= harmless.names | {"form", "label", "select", "option", "input", "output", "bdi", "br", "wbr"}
     keys = {key for _, attributes in page.elements for key in attributes}
@@ -202,8 +194,7 @@ def test_nothing_is_fetched(workplace):
 
 def test_one_checkpoint_and_pairs_without_phenomena(workplace):
     rows = {"p": [pair("the cup.", "cup the.")] * 2, "q": [pair("the old dog.", "old the dog.")]}
-    path = write(workplace / "plain", rows)
-    text, page = shown(str(workplace / "0.pt"), "--data", path)
+    text, page = shown(str(workplace / "0.pt"), "--data", write(workplace / "plain", rows))
     assert list(page.tables) == ["overview", "paradigms"] and len(page.table("paradigms")) == 2
     assert "Accuracy by paradigm" in text and "pairs of plain, not BLiMP: 0" in text
     assert "Pairs that changed" not in text and "difference" not in page.all_text()
@@ -224,22 +215,20 @@ def test_three_checkpoints_and_compare(workplace):
 def test_size_with_as_many_pairs_as_blimp():
     """Two chance-level models differ in half of 67,000 pairs; each paradigm keeps its share, the largest changes."""
     rng = np.random.default_rng(0)
-    sentence = "word " * 12
     pairs = []
     for i in range(67000):
         names = {"uid": f"paradigm_with_a_rather_long_name_{i % 67}", "phenomenon": f"t{i % 12}", "field": "f"}
-        pairs.append({**names, "good": f"{i} {sentence}", "bad": sentence, "dev": False, "id": "0"})
+        pairs.append({**names, "good": f"{i} " + "word " * 12, "bad": "word " * 12, "dev": False, "id": "0"})
     found = []
     for i in range(2):
         scores = rng.normal(size=(67000, 2)) * 10
-        correct = scores[:, 0] > scores[:, 1]
-        result = statistics.summarize(pairs, scores, np.full((67000, 2), 12), correct)
+        result = statistics.summarize(pairs, scores, np.full((67000, 2), 12), scores[:, 0] > scores[:, 1])
         result.origin = origin(i)
         found.append(result)
-    text = report.page(found)
+    text = tables.page(found)
     assert len(text.encode()) < 1_500_000
     changed = Page(text).table("changes")
-    assert len(changed) == 67 * (report.MOST_CHANGES // 67)
+    assert len(changed) == 67 * (tables.MOST_CHANGES // 67)
 
     margins = [result.scores[0::67, 0] - result.scores[0::67, 1] for result in found]
     flipped = (margins[0] > 0) != (margins[1] > 0)
