@@ -11,8 +11,9 @@ import pytest
 
 
 def python(code, environment=(), **kwargs):
-    """The code in a Python of its own, in our folder; without settings of threads but those in `environment`."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_", "KMP_"))}
+    """The code in a Python of its own, in our folder; of threads and buffers only `environment` says anything."""
+    ours = ("OMP_", "GOMP_", "KMP_", "PYTHONUNBUFFERED")
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 100}
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean | dict(environment), **pipe | kwargs)
 
@@ -106,6 +107,12 @@ def test_a_command_in_the_background_leaves_ctrl_c_ignored():
 
 
 # --- output
+
+
+def test_each_line_is_shown_at_once_in_any_encoding():
+    """A line before a long wait stands in a log file during that wait: nothing is left to be flushed."""
+    code = "import os\nfrom lab import cli\ncli.run(lambda: print('banner \U0001f642') or os._exit(0))"
+    assert python(code, {"PYTHONIOENCODING": "latin-1"}).stdout == "banner ?\n"
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux's")
