@@ -11,20 +11,9 @@ from conftest import ROOT, TINY, command, refused
 from lab import checkpoint, settings
 from lab.files import UserError
 from lab.run.data import load_data
-from model import Model
+from stand_ins import save_checkpoint
 
 import pytest
-
-
-@pytest.fixture
-def ckpt(project):
-    """A checkpoint of an untrained model of the tiny corpus."""
-    config = settings.load_config("sllama", TINY)
-    *_, meta, tok = load_data(config)
-    config.model.vocab_size = meta["vocab_size"]
-    weights = dict(Model(config.model).named_parameters())
-    checkpoint.save("ckpt.pt", checkpoint.make(config.model, weights, tok.model_bytes, {"corpus": meta["corpus"]}))
-    return "ckpt.pt"
 
 
 def interrupted_after(words, script, *args):
@@ -47,14 +36,15 @@ def test_ctrl_c_while_preparing_leaves_nothing_to_trust(project):
     assert not os.path.exists("data/c/meta.json")
 
 
-def test_ctrl_c_while_scoring_leaves_no_scores(ckpt):
+def test_ctrl_c_while_scoring_leaves_no_scores(project):
+    save_checkpoint("ckpt.pt")
     os.mkdir("pairs")
     with open("pairs/x.jsonl", "w") as f:
         for i in range(30_000):
             pair = {"sentence_good": f"The cats see {i} dogs.", "sentence_bad": f"The cats sees {i} dogs."}
             f.write(json.dumps({**pair, "UID": "x", "pairID": str(i)}) + "\n")
     files = ["--data", "pairs", "--json", "s.json", "--csv", "s.csv"]
-    interrupted_after("30,000 pairs", "eval_blimp.py", ckpt, "--device", "cpu", *files)
+    interrupted_after("30,000 pairs", "eval_blimp.py", "ckpt.pt", "--device", "cpu", *files)
     assert sorted(os.listdir()) == ["ckpt.pt", "config.yaml", "data", "pairs"]
 
 
@@ -75,12 +65,11 @@ def test_a_disk_that_is_full(project):
 @pytest.mark.parametrize("name, other", [("train.bin", "val.bin"), ("tokenizer.model", "val.bin"), ("meta.json", None)])
 def test_parts_of_another_corpus_are_refused(project, name, other):
     """Every file is whole, but they do not belong together."""
-    shutil.copytree(os.path.realpath("data/tiny"), "data/mixed")
+    mixed = shutil.copytree(os.path.realpath("data/tiny"), project / "data/mixed")
     if other:
-        shutil.copy(f"data/mixed/{other}", f"data/mixed/{name}")
+        shutil.copy(mixed / other, mixed / name)
     else:  # an edited one
-        meta = json.loads(open("data/mixed/meta.json").read())
-        meta["train"]["words"] = 1
-        open("data/mixed/meta.json", "w").write(json.dumps(meta))
+        text = (mixed / "meta.json").read_text()
+        (mixed / "meta.json").write_text(text.replace('"words": ', '"words": 1'))
     with pytest.raises(UserError, match=f"data/mixed/{name}: "):
         load_data(settings.load_config("sllama", [*TINY, "data.name=mixed"]))
