@@ -53,8 +53,8 @@ def verdict(model, first, second):
 
 @torch.no_grad()
 def look(model, sentence, place, likeliest=10, longest=40):
-    """What the model makes of a sentence up to the token at a place: ({text: probability} of the likeliest tokens
-    there, the text as the model continues it). Raises UserError."""
+    """What the model makes of a sentence before the token at a place: ({text: probability} of the tokens it finds
+    likeliest there, the sentence up to there with what it writes next). Raises UserError."""
     if model.masked:
         raise UserError("a masked model also reads what follows: it predicts no next word and cannot continue a text")
     (tokens,) = model.encode([sentence])

@@ -38,7 +38,7 @@ class Tokens:
 
 @dataclass
 class Scorer:
-    """A model with its tokenizer.
+    """A model with its tokenizer, as eval_blimp.py scores it.
 
     context: the most tokens it can be given; origin: what is known of its training (corpus, words, steps, parameters,
     bits_per_byte); sha256: of checkpoint and tokenizer.
@@ -51,8 +51,8 @@ class Scorer:
     vocab_size: int = 0
     origin: dict = field(default_factory=dict)
     sha256: dict = field(default_factory=dict)
-    before = "BOS <s>"  # what stands before the first token of a text, as the record of a result says it
-    method = "full"  # how a sentence is scored, likewise
+    before = "BOS <s>"  # what stands before the first token of a text, in words for the record of a result
+    method = "full"  # how a sentence is scored, in words too
     rule = None  # if not eval_blimp.py's: (scorer, batch of Tokens) -> log p of each scored token
     masked = False
 
@@ -65,8 +65,8 @@ class Scorer:
         """Tokens of each text."""
 
     def begin_as_its_tokenizer_does(self):
-        """From now on nothing stands before a text but what the tokenizer itself puts there, as in BabyLM's pipelines:
-        with GPT-2's that is nothing."""
+        """From now on, only what the tokenizer itself puts there stands before a text, as in BabyLM's pipelines: with
+        GPT-2's, nothing."""
 
     def ends(self, text):
         """Where each of the text's tokens ends in it, in characters. Raises UserError if that is not known."""
@@ -90,10 +90,12 @@ class Scorer:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# With our tokenizer: checkpoints and n-grams
+# Checkpoints and n-grams
 
 
 class WithOurTokenizer(Scorer):
+    """What checkpoints and n-grams have in common."""
+
     def encode(self, texts):
         sequences = scoring.tokenize(self.tokenizer, texts)
         return [Tokens(ids, 1, len(ids)) for ids in sequences]
@@ -214,7 +216,7 @@ class Causal(Scorer):
     """Any AutoModelForCausalLM with its AutoTokenizer."""
 
     prefix = ()  # ids put before each text
-    special_tokens = False  # whether the tokenizer puts its own around each text instead
+    special_tokens = False  # or does the tokenizer put its own around each text
 
     @property
     def before(self):
@@ -236,7 +238,7 @@ class Causal(Scorer):
         return [self.tokens(encoded, i) for i in range(len(texts))]
 
     def tokens(self, encoded, i):
-        """Those of text i in what its tokenizer returned."""
+        """The Tokens of text i in what the tokenizer returned."""
         start, end = text_within(encoded["special_tokens_mask"][i])
         ids = (*self.prefix, *encoded["input_ids"][i][:end])
         return Tokens(ids, max(1, len(self.prefix) + start), len(ids))
@@ -298,7 +300,7 @@ class Masked(Causal):
 
 
 def text_within(special):
-    """(start, end) of a text among its tokens. special: of each token, 1 if it is not part of the text."""
+    """(start, end) of the text among its tokens. special: for each token, 1 if it is not part of the text."""
     places = [place for place, is_special in enumerate(special) if not is_special]
     return (places[0], places[-1] + 1) if places else (len(special), len(special))
 
@@ -386,7 +388,7 @@ def load_foreign(name, device, pll, trust_remote_code):
 
 
 def is_masked(transformers, config, pll):
-    """Of a model that can be both, as GPT-BERT: masked if --pll asks for it."""
+    """Whether to load a masked model. One that can be both, such as GPT-BERT, is masked if --pll is given."""
     if pll and "AutoModelForMaskedLM" in (getattr(config, "auto_map", None) or {}):
         return True
     architectures = " ".join(config.architectures or [])
