@@ -123,7 +123,7 @@ def test_every_output_says_how_a_masked_model_was_scored(workplace, strangers, c
 def test_what_is_no_language_model(tmp_path, strangers):
     with pytest.raises(UserError, match="weights alone; give the folder"):
         load_scorer(f"{strangers['gpt2']}/model.safetensors")
-    with pytest.raises(UserError, match="a folder; give a checkpoint"):
+    with pytest.raises(UserError, match="not a checkpoint; give one, such as .*ckpt.pt"):
         load_scorer(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "none such"}')
     with pytest.raises(UserError, match="cannot be loaded as a language model"):
