@@ -337,7 +337,7 @@ def write_surprisals(args, names, device):
     lines = surprisal.read_lines(args.surprisal)
     model = load_scorer(names[0], device, args.pll, args.trust_remote_code)
     how = {"dtype": args.dtype, "progress": True}
-    rows = surprisal.word_surprisals(model, lines, score_tokens, args.whitespace, where=args.surprisal, **how)
+    rows = surprisal.word_surprisals(model, lines, score_tokens, args.whitespace, **how)
     atomic_write(args.csv, surprisal.words_csv(rows))
     print(surprisal.block(rows, model, args.whitespace))
     print(f"csv: {args.csv}")

@@ -8,7 +8,7 @@ import eval_blimp
 import export
 from lab import checkpoint
 from lab.files import UserError
-from lab.score import scoring, surprisal
+from lab.score import surprisal
 from lab.score.scorers import Ours, load_scorer
 from stand_ins import History, Words, by_hand, plainly, uniform
 from test_eval_blimp import blimp, load_csv
@@ -24,11 +24,15 @@ def words_of(model, tokenizer, lines, **options):
     return surprisal.word_surprisals(Ours(model, tokenizer), lines, eval_blimp.score_tokens, **options)
 
 
+def bits_of(rows):
+    return [row.surprisal for row in rows]
+
+
 def test_by_hand():
     bits = [-by_hand(History(), [1, 3, 4, 5][: n + 1], n) / math.log(2) for n in (1, 2, 3)]
-    rows = words_of(History(), Words(), ["a b c"])
-    assert [row[:4] for row in rows] == [[1, 1, "a", 1], [1, 2, "b", 1], [1, 3, "c", 1]]
-    assert [row[4] for row in rows] == pytest.approx(bits, abs=1e-5)
+    rows = words_of(History(), Words(), ["", "a b c"])
+    assert rows[1] == surprisal.Word(sentence=2, position=2, word="b", tokens=1, surprisal=rows[1].surprisal, window=1)
+    assert bits_of(rows) == pytest.approx(bits, abs=1e-5)
 
 
 def test_words_of_a_line_add_up_to_its_score(workplace):
@@ -37,13 +41,11 @@ def test_words_of_a_line_add_up_to_its_score(workplace):
     rows = words_of(model, ckpt.tokenizer, LINES)
     scores = plainly(model, ckpt.tokenizer, LINES)
     for number, (line, score) in enumerate(zip(LINES, scores.tolist()), 1):
-        of_line = [row for row in rows if row[0] == number]
-        assert [row[2] for row in of_line] == line.split()
-        assert [row[1] for row in of_line] == list(range(1, len(of_line) + 1))
-        if of_line:
-            tokens = [row[3] for row in of_line]
-            assert sum(tokens) == len(ckpt.tokenizer.encode(line)) and min(tokens) > 0
-            assert sum(row[4] for row in of_line) == pytest.approx(-score / math.log(2), abs=1e-3)
+        of_line = [row for row in rows if row.sentence == number]
+        assert [row.word for row in of_line] == line.split()
+        assert [row.position for row in of_line] == list(range(1, len(of_line) + 1))
+        assert sum(row.tokens for row in of_line) == len(ckpt.tokenizer.encode(line))
+        assert sum(bits_of(of_line)) == pytest.approx(-score / math.log(2), abs=1e-3)
 
 
 def test_transformers_computes_the_same(workplace):
@@ -64,7 +66,7 @@ def test_transformers_computes_the_same(workplace):
         for (_, end), value in zip(encoded["offset_mapping"][1:], logp.tolist()):
             word = min(int(np.searchsorted(word_ends, end)), len(rows) - 1)
             bits[word] -= value / math.log(2)
-        assert [row[4] for row in rows] == pytest.approx(bits, abs=1e-3)
+        assert bits_of(rows) == pytest.approx(bits, abs=1e-3)
 
 
 @pytest.mark.parametrize("whitespace", ["leading", "trailing"])
@@ -89,12 +91,12 @@ def test_minicons_computes_the_same(workplace, strangers, kind, whitespace):
         bow_correction=whitespace == "trailing",
     )
     for number, tokens in enumerate(theirs, 1):
-        of_line = [row for row in rows if row[0] == number]
+        of_line = [row for row in rows if row.sentence == number]
         bits = [value for _, value in tokens][1:]  # the first is BOS, with a 0
-        ends = np.cumsum([row[3] for row in of_line])
+        ends = np.cumsum([row.tokens for row in of_line])
         assert ends[-1] == len(bits)
         sums = [sum(part) for part in np.split(bits, ends[:-1])]
-        assert [row[4] for row in of_line] == pytest.approx(sums, abs=1e-4)
+        assert bits_of(of_line) == pytest.approx(sums, abs=1e-4)
 
 
 def test_the_command(workplace, capsys):
@@ -138,9 +140,8 @@ def test_a_token_that_ends_in_the_next_word():
         def encode_batch(self, texts):
             return [[3, 4] for _ in texts]  # " a b" in one token, then " c"
 
-    rows = words_of(uniform(), Merging(), ["a b c"])
-    assert [row[3] for row in rows] == [0, 1, 1] and rows[0][4] == 0
-    assert scoring.token_ends(Merging(), "a b c", [3, 4]).tolist() == [3, 5]
+    first, second, third = words_of(uniform(), Merging(), ["a b c"])
+    assert first.tokens == 0 and second.tokens == 1 and third.tokens == 1 and first.surprisal == 0
 
 
 def test_a_line_longer_than_the_context_is_scored_in_overlapping_windows(workplace):
@@ -148,13 +149,13 @@ def test_a_line_longer_than_the_context_is_scored_in_overlapping_windows(workpla
     model, ckpt = checkpoint.load_model("0.pt")
     long = "the cup of the boy sees " * 20
     rows = words_of(model, ckpt.tokenizer, [LINES[0], long])
-    assert [row[2] for row in rows] == (LINES[0] + " " + long).split()
-    mine = [row for row in rows if row[0] == 2]
+    short, mine = ([row for row in rows if row.sentence == number] for number in (1, 2))
+    assert [row.word for row in mine] == long.split()
     ids = ckpt.tokenizer.encode(long)
-    assert sum(row[3] for row in mine) == len(ids) > 32 and all(row[4] > 0 for row in mine)
-    assert [row[5] for row in mine] == sorted(row[5] for row in mine) and mine[-1][5] > 1
-    alone = [row[4] for row in words_of(model, ckpt.tokenizer, LINES[:1])]
-    assert [row[4] for row in rows if row[0] == 1] == pytest.approx(alone, abs=1e-4)
+    assert sum(row.tokens for row in mine) == len(ids) > 32 and min(bits_of(mine)) > 0
+    numbers = [row.window for row in mine]
+    assert numbers == sorted(numbers) and numbers[0] == 1 and numbers[-1] > 1
+    assert bits_of(short) == pytest.approx(bits_of(words_of(model, ckpt.tokenizer, LINES[:1])), abs=1e-4)
     scorer = Ours(model, ckpt.tokenizer)
     done = 0
     for window in surprisal.windows(scorer, *scorer.encode([long]), len(ids), room_for_next=False):
@@ -176,9 +177,9 @@ def test_the_space_after_a_word(workplace):
         p = model(torch.tensor([ids]))[0].softmax(-1)[:, torch.tensor(begins)].sum(-1).tolist()
     at = 0
     for number, (one, other) in enumerate(zip(before, after)):
-        start, at = at, at + one[3]
-        expected = one[4] - math.log2(p[at]) + (math.log2(p[start]) if number else 0)
-        assert other[4] == pytest.approx(expected, abs=1e-3)
+        start, at = at, at + one.tokens
+        expected = one.surprisal - math.log2(p[at]) + (math.log2(p[start]) if number else 0)
+        assert other.surprisal == pytest.approx(expected, abs=1e-3)
     export.export_folder("0.pt", "hf")  # which spells spaces as they are
     exported = surprisal.word_surprisals(load_scorer("hf"), [line], eval_blimp.score_tokens, "trailing")
-    assert [row[4] for row in exported] == pytest.approx([row[4] for row in after], abs=1e-4)
+    assert bits_of(exported) == pytest.approx(bits_of(after), abs=1e-4)

@@ -16,8 +16,10 @@ the first of them only for words after the first. minicons calls that bow_correc
 """
 
 import csv
+from dataclasses import astuple, dataclass, fields
 import functools
 import io
+import itertools
 import math
 import re
 
@@ -29,7 +31,17 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-COLUMNS = ["sentence", "position", "word", "tokens", "surprisal", "window"]
+
+@dataclass
+class Word:
+    """A line of the CSV. sentence, position: numbers of the line and of the word in it, both from 1."""
+
+    sentence: int
+    position: int
+    word: str
+    tokens: int  # how many
+    surprisal: float | None  # bits; None where the first token has no score
+    window: int  # which of the overlapping windows of a line that is longer than the context, from 1
 
 
 def read_lines(path):
@@ -41,79 +53,59 @@ def read_lines(path):
     return text.split("\n")
 
 
-def word_surprisals(model, lines, score_tokens, whitespace="leading", where="line", **how):
-    """A row of COLUMNS for each word: the line's number and the word's in it, both from 1; how many tokens; bits, None
-    where the first token has no score; in which of the overlapping windows of a line that is longer than the context.
+def word_surprisals(model, lines, score_tokens, whitespace="leading", **how):
+    """A list of the Words of some lines.
 
-    model: a Scorer; score_tokens: eval_blimp's; where: the file, for errors; how: dtype, progress. Lines without a word
-    have no row. Raises UserError naming the line.
+    model: a Scorer; score_tokens: eval_blimp's; how: dtype, progress. Raises UserError for a line in which its tokens
+    cannot be found, and for scores that are NaN or infinite.
     """
     trailing = whitespace == "trailing"
     begins = begin_with_a_space(model) if trailing else None
-    numbers = [number for number, line in enumerate(lines, 1) if line.strip()]
-    texts = [lines[number - 1] for number in numbers]
-    encoded = model.encode(texts)
-    pieces, of_line = [], []  # windows, and for each line where its own are among them
-    all_ends = []
-    for number, text, tokens in zip(numbers, texts, encoded):
-        try:
-            all_ends.append(model.ends(text))
-        except UserError as e:
-            raise UserError(f"{where}:{number}: {e}") from None
-        found = windows(model, tokens, len(all_ends[-1]), trailing)
-        of_line.append(range(len(pieces), len(pieces) + len(found)))
-        pieces += found
-
-    scores = score_tokens(model, pieces, **how)
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    encoded = model.encode([line for _, line in numbered])
+    all_ends = [model.ends(line) for _, line in numbered]
+    all_windows = [windows(model, tokens, len(ends), trailing) for tokens, ends in zip(encoded, all_ends)]
+    every = list(itertools.chain.from_iterable(all_windows))
+    scores = dict(zip(every, score_tokens(model, every, **how)))
+    spaces = {}
     if trailing:
-        spaces = scoring.in_batches(functools.partial(log_p_space, begins), model, pieces, **how)
-    rows = []
-    for number, text, tokens, ends, own in zip(numbers, texts, encoded, all_ends, of_line):
-        logp = np.concatenate([scores[i] for i in own])
-        if not np.isfinite(logp).all():
-            raise UserError(f"{where}:{number}: a log-probability is not finite; the weights are broken")
+        spaces = dict(zip(every, scoring.in_batches(functools.partial(log_p_space, begins), model, every, **how)))
+
+    found = []
+    for (number, line), tokens, ends, own in zip(numbered, encoded, all_ends, all_windows):
+        logp = np.concatenate([scores[window] for window in own])
+        scoring.require_finite([line], logp.sum(keepdims=True))
         unscored = len(ends) - len(logp)  # 1 where nothing stands before the first token
         logp = np.concatenate([np.full(unscored, np.nan), logp])
-        window = np.repeat(np.arange(1, len(own) + 1), [len(scores[i]) for i in own])
-        window = np.concatenate([np.ones(unscored, int), window])
-        words = list(re.finditer(r"\S+", text))
-        stops = np.searchsorted(ends, [word.end() for word in words], side="right")
+        last_of_window = unscored + np.cumsum([len(scores[window]) for window in own]) - 1
+        words = list(re.finditer(r"\S+", line))
+        stops = np.searchsorted(ends, [word.end() for word in words], side="right").tolist()
         stops[-1] = len(ends)
         if trailing:
-            in_text = tokens.ids[tokens.end - len(ends) : tokens.end]
-            logp = logp + correction(begins, in_text, stops.tolist(), [spaces[i] for i in own])
+            logp += correction(begins, tokens.ids[tokens.end - len(ends) :], stops, [spaces[window] for window in own])
         for position, (word, start, stop) in enumerate(zip(words, [0, *stops], stops), 1):
-            bits = -logp[start:stop].sum() / math.log(2)
-            rows.append(
-                [
-                    number,
-                    position,
-                    word.group(),
-                    int(stop - start),
-                    None if np.isnan(bits) else float(bits),
-                    int(window[max(start, stop - 1)]),
-                ]
-            )
-    return rows
+            bits = float(-logp[start:stop].sum() / math.log(2))
+            window = 1 + int(np.searchsorted(last_of_window, max(start, stop - 1)))  # that of its last token
+            found.append(Word(number, position, word.group(), stop - start, None if math.isnan(bits) else bits, window))
+    return found
 
 
 def windows(model, tokens, n, room_for_next):
     """Tokens of a line of n tokens in the model's context: themselves if they fit, else overlapping windows of which
     each has the text before, half a context of it, and scores what the windows before did not."""
     start = tokens.end - n  # of the text, after BOS or [CLS]
-    before, text, after = tokens.ids[:start], tokens.ids[start : tokens.end], tokens.ids[tokens.end :]
     only_predicted = 0 if model.masked or room_for_next else 1
-    room = model.context - len(before) - len(after) + only_predicted
+    room = model.context - (len(tokens.ids) - n) + only_predicted
     if n <= room:
         return [tokens]
     found, done = [], tokens.first - start
     while done < n:
         low = max(0, min(done - room // 2, n - room))
         high = min(n, low + room)
-        words = tokens.words
-        if words:
-            words = (*words[:start], *words[start + low : start + high], *words[tokens.end :])
-        ids = (*before, *text[low:high], *after)
+        parts = []
+        for whole in (tokens.ids, tokens.words):
+            parts.append((*whole[:start], *whole[start + low : start + high], *whole[tokens.end :]))
+        ids, words = parts
         found.append(Tokens(ids, start + done - low, start + high - low, words))
         done = high
     return found
@@ -142,14 +134,16 @@ def correction(begins, text, stops, spaces):
     """What `--whitespace trailing` adds to the log p of each token of a line: to a word's last token log p of a space
     after it, which is taken from the next word's first token.
 
-    text: ids (n); stops: where words end; spaces: what log_p_space gives for the line's windows.
+    text: ids, the line's n first; stops: where words end, the last one at n; spaces: what log_p_space gives for the
+    line's windows.
     """
+    n = stops[-1]
     log_space = np.concatenate([*(of_window[:-1] for of_window in spaces), spaces[-1][-1:]])
-    log_space = np.concatenate([np.zeros(len(text) + 1 - len(log_space)), log_space])  # before each token, and at last
-    added = np.zeros(len(text))
+    log_space = np.concatenate([np.zeros(n + 1 - len(log_space)), log_space])  # before each token, and at last
+    added = np.zeros(n)
     added[-1] = log_space[-1]
     for stop in set(stops):
-        if 0 < stop < len(text) and begins[text[stop]]:
+        if 0 < stop < n and begins[text[stop]]:
             added[stop - 1] += log_space[stop]
             added[stop] -= log_space[stop]
     return added
@@ -158,21 +152,21 @@ def correction(begins, text, stops, spaces):
 def words_csv(rows):
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(rows)
+    writer.writerow(field.name for field in fields(Word))
+    writer.writerows(astuple(row) for row in rows)
     return out.getvalue()
 
 
 def block(rows, model, whitespace):
     """The `key: value` lines that scripts read."""
-    known = [row[4] for row in rows if row[4] is not None]
+    known = [row.surprisal for row in rows if row.surprisal is not None]
     lines = [
-        f"sentences: {len({row[0] for row in rows})}",
+        f"sentences: {len({row.sentence for row in rows})}",
         f"words: {len(rows)}",
-        f"tokens: {sum(row[3] for row in rows)}",
+        f"tokens: {sum(row.tokens for row in rows)}",
         f"bits_per_word: {sum(known) / max(1, len(known)):.6f}",
     ]
-    if rows and max(row[5] for row in rows) > 1:
+    if any(row.window > 1 for row in rows):
         lines.append(f"windows: lines longer than the context of {model.context} tokens, see the column `window`")
     lines.append(f"rule: method={model.method} whitespace={whitespace}")
     lines.append(f"before_first_token: {model.before}")
