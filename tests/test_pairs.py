@@ -207,7 +207,7 @@ def test_pocket_english_is_never_called_blimp(tmp_path):
     meta.write_text(json.dumps(sealed({"source": "pocket"})))
     assert read_pairs(folder)[1]["benchmark"] == "POCKET ENGLISH PAIRS, NOT BLiMP"
     meta.write_text('{"source": "pocket"}')
-    with pytest.raises(UserError, match="meta.json: damaged: not as prepare.py wrote it"):
+    with pytest.raises(UserError, match="meta.json: damaged"):
         read_pairs(folder)
 
 
