@@ -144,7 +144,7 @@ def means_by(names, values):
 def score_task(model, tokenizer, task, items):
     """(what predictions.json holds, {"accuracy", "items", "ties"})"""
     alternatives = [item.alternatives for item in items]
-    scores = scoring.score_items(model, tokenizer, alternatives, per_token=task in PIQA, beyond_context=True)
+    scores = scoring.score_items(model, tokenizer, alternatives, per_token=task in PIQA)
     chosen, ties = choose(scores)
     result = {"accuracy": accuracy(task, items, chosen), "items": len(items), "ties": ties}
     return predictions((item.part, item.answers[index]) for item, index in zip(items, chosen)), result
