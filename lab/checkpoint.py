@@ -64,9 +64,9 @@ def reading(path):
     except (FileNotFoundError, PermissionError) as e:
         ours = "train.py writes checkpoints to out/NAME/ckpt.pt"
         raise UserError(f"{path}: cannot be read ({e.strerror}); {ours}") from None
-    except Exception:  # a broken file, and what is made of its parts, can raise nearly anything
+    except Exception:  # a broken file and what is built from it can raise nearly anything
         raise UserError(
-            f"{path}: not a readable checkpoint (damaged, cut short or of another kind); copy it again or train it anew"
+            f"{path}: not a readable checkpoint (damaged, cut short or of another kind); copy or train it again"
         ) from None
 
 
@@ -121,7 +121,7 @@ def build_model(config, weights):
 
 
 def check_finite(weights):
-    """UserError unless every number is one, in float32."""
+    """UserError if a weight is NaN or infinite, in float32."""
     for name, w in weights.items():
         if not w.float().isfinite().all():
             raise UserError(f"weight {name} holds NaN or infinite numbers")

@@ -1,7 +1,8 @@
 """How every command begins and ends: UTF-8, one `error:` line for a mistake, 130 for Ctrl-C, 141 for a closed pipe.
 
-Any import from lab/ brings it, and comes before PyTorch everywhere, so that what is set here already holds during the
-long imports: Ctrl-C gives no traceback, a missing package is one line, and threads do not spin while they wait.
+Importing anything from lab/ runs this module, and every command does so before it imports PyTorch. So what is set here
+holds during the long imports already: Ctrl-C gives no traceback, a missing package is one line, and threads do not
+spin while they wait.
 """
 
 import os
@@ -15,7 +16,7 @@ huggingface_hub""".split()
 
 
 def on_interrupt(handler):
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as under nohup
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # under nohup it stays ignored
         signal.signal(signal.SIGINT, handler)
 
 
@@ -45,14 +46,14 @@ def explain_missing(kind, error, trace):
     os._exit(2)
 
 
-# Threads that wait for each other spin, which costs everyone when somebody else wants the core, as on a laptop in use:
-# let them give up soon (bench/speed/threads.py compares values). PyTorch's threads read this when they are loaded.
-SPINNING = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}  # of GNU's and of LLVM's library
+# Threads that wait for each other spin, which takes the core from other programs, as on a laptop in use: let them give
+# up soon (bench/speed/threads.py compares values). PyTorch's threads read this when they are loaded.
+SPINNING = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}  # for GNU's and LLVM's threads
 if not {"OMP_WAIT_POLICY", *SPINNING} & os.environ.keys():
     os.environ.update(SPINNING)
 
 program = getattr(sys.modules["__main__"], "__file__", None)
-if program and os.path.dirname(os.path.abspath(program)) == ROOT:  # a command of ours: not a test, nor a notebook
+if program and os.path.dirname(os.path.abspath(program)) == ROOT:  # one of our commands, not a test or a notebook
     on_interrupt(end_at_once)
 sys.excepthook = explain_missing
 
@@ -62,7 +63,7 @@ def run(main):
     from lab.files import UserError  # not above: it takes longer than this module
 
     for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if stream and "PYTHONIOENCODING" not in os.environ:  # whatever the locale says, or Windows
+        if stream and "PYTHONIOENCODING" not in os.environ:  # whatever the locale or Windows says
             stream.reconfigure(encoding="utf-8")
     sys.argv[1:] = [os.fsencode(word).decode("utf-8", "surrogateescape") for word in sys.argv[1:]]
     if sys.stdout:
@@ -84,5 +85,5 @@ def run(main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer goes nowhere: it would fail again
         if status == 2:
             print(f"error: {e}", file=sys.stderr)
-    on_interrupt(signal.SIG_IGN)  # the interpreter takes a moment to end
+    on_interrupt(signal.SIG_IGN)  # the interpreter takes a moment to exit
     sys.exit(status)

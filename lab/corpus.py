@@ -58,14 +58,14 @@ def differences(there, settings):
 
 
 def pairs_sha256(folder):
-    """One hash of the files of minimal pairs, or None without any."""
+    """One hash of the files of minimal pairs, or None if there are none."""
     paths = sorted(glob.glob(os.path.join(glob.escape(folder), "pairs", "*.jsonl")))
     listing = "".join(os.path.basename(path) + file_sha256(path) for path in paths)
     return hashlib.sha256(listing.encode()).hexdigest() if paths else None
 
 
 def write(folder, files, meta):
-    """{file name: bytes or text} and meta.json, in place of what the folder held. Returns meta as it was written."""
+    """Writes {file name: bytes or text} and meta.json in place of what the folder held. Returns meta as written."""
     for pattern in ("meta.json", "pairs/*.jsonl", "*.tmp", "pairs/*.tmp"):  # .tmp: left by a kill during a write
         for old in glob.glob(os.path.join(glob.escape(folder), pattern)):
             os.unlink(old)

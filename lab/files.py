@@ -64,9 +64,9 @@ def require_writable(path):
 
 
 def refuse_existing(path, replace):
-    """UserError if `path` is there and may not be replaced."""
+    """UserError if `path` exists and must not be replaced."""
     if os.path.exists(path) and not replace:
-        raise UserError(f"{path}: exists; choose another name, or --replace to overwrite it")
+        raise UserError(f"{path}: exists; choose another name, or add --replace")
 
 
 def read_text(path, remedy):
@@ -102,7 +102,7 @@ def read_json(path, required=False):
 
 
 def sealed(tree):
-    """A dictionary for a JSON file with a checksum of the rest of it as `meta_sha256`."""
+    """The dictionary with a checksum of the rest of it as `meta_sha256`, for a JSON file."""
     rest = {key: value for key, value in tree.items() if key != "meta_sha256"}
     return {**rest, "meta_sha256": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
 

@@ -4,8 +4,8 @@ One file holds every setting; a preset is a set of overrides; the command line h
 
     python train.py --preset llama-26m train.seed=1 model.num_hidden_layers=4
 
-Values are converted by the type each field declares below (PyYAML reads 3e-4 as a string), so a wrong key, type or
-range is found before anything starts, and everything that is wrong is reported at once.
+Values are converted to the type that each field below declares (PyYAML reads 3e-4 as a string), so a wrong key, type
+or range is found before anything starts, and everything that is wrong is reported at once.
 """
 
 import contextlib
@@ -80,14 +80,14 @@ class TrainConfig:
     sample_tokens: int = number(at_least=0, at_most=1000)
     resume: str
     deterministic: bool
-    # later settings have a default, so that older runs can be continued with their own config.yaml
+    # settings that came later have a default, so that older runs can be continued with their own config.yaml
     mntp: float = number(at_least=0, at_most=1, default=0.0)
     isolate: bool = False
     max_words: float | None = number(above=0, default=None)
     log: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
 
     def problems(self):
-        """What is wrong with the settings together, each as `key: reason`."""
+        """What is wrong with the settings taken together, each as `key: reason`."""
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             yield f"betas: {self.betas} is not two numbers in [0, 1)"
         if not self.max_words and (self.max_steps is None) == (self.epochs is None):
@@ -154,10 +154,10 @@ class Loader(yaml.SafeLoader):
 def parse_yaml(text, where):
     try:
         return yaml.load(text, Loader)
+    except yaml.MarkedYAMLError as e:
+        raise UserError(f"{where}: line {e.problem_mark.line + 1}: not valid YAML: {e.problem}") from None
     except Exception as e:  # a bad tag makes PyYAML raise nearly anything
-        mark = getattr(e, "problem_mark", None)
-        line = f"line {mark.line + 1}: " if mark else ""
-        raise UserError(f"{where}: {line}not valid YAML: {getattr(e, 'problem', None) or type(e).__name__}") from None
+        raise UserError(f"{where}: not valid YAML: {type(e).__name__}") from None
 
 
 def convert(value, kind):
@@ -194,7 +194,7 @@ def convert(value, kind):
 
 
 def nearest(name, known):
-    """A hint at the known name that looks like `name`, or has it as its initials (lr); at all of them if none does."""
+    """Suggests the known name that looks like `name` or has these initials (lr); lists them all if there is none."""
     name, known = str(name), [str(other) for other in known]
     initials = {"".join(word[:1] for word in other.split("_")): other for other in known}
     close = difflib.get_close_matches(name, known, 1) or [initials.get(name)]
@@ -243,7 +243,7 @@ def model_config(values):
 
 
 def resolve(layers):
-    """({section: its dataclass}, complaints) of layers {section: {key: value}}, each over those before it."""
+    """({section: its dataclass}, complaints) of layers {section: {key: value}}; later ones override earlier ones."""
     values = {name: {} for name in SECTIONS}
     complaints = []
     for layer in layers:
@@ -254,7 +254,7 @@ def resolve(layers):
                 complaints.append(f"{name}: expected settings below it")
             else:
                 values[name].update(section)
-    values["model"].setdefault("vocab_size", values["tokenizer"].get("vocab_size"))  # train.py: the prepared data's
+    values["model"].setdefault("vocab_size", values["tokenizer"].get("vocab_size"))  # train.py takes the corpus's
     sections = {}
     for name in SECTIONS:
         sections[name], found = build(name, values[name])
@@ -268,7 +268,7 @@ def resolve(layers):
 
 def read_tree(path):
     """The file as {"preset": name, "presets": {name: {section: {key: value}}}, section: {key: value}, ...}."""
-    if path == "config.yaml" and not os.path.exists(path):  # in another folder: the project's own
+    if path == "config.yaml" and not os.path.exists(path):  # run from another folder: the project's own
         path = os.path.join(ROOT, path)
     tree = parse_yaml(read_text(path, "give another with --config FILE"), path)
     if not isinstance(tree, dict) or not isinstance(tree.get("presets"), dict):
@@ -277,7 +277,7 @@ def read_tree(path):
 
 
 def tree_of(overrides):
-    """{section: {key: value}} of section.key=value words."""
+    """section.key=value words as {section: {key: value}}."""
     tree = {}
     for item in overrides:
         place, equals, text = item.partition("=")
@@ -330,7 +330,7 @@ def parse_args(parser, argv=None):
     """Adds --preset, --config, --replace and section.key=value to an argparse parser; returns (args, Config)."""
     parser.add_argument("--preset", help="a preset of config.yaml")
     parser.add_argument("--config", default="config.yaml", help="settings file (default: config.yaml)")
-    parser.add_argument("--replace", action="store_true", help="replace what other settings have made")
+    parser.add_argument("--replace", action="store_true", help="replace what was made with other settings")
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="settings that override the file's, e.g. train.seed=1"
     )

@@ -189,7 +189,7 @@ def test_an_existing_result_is_replaced_only_when_asked(workplace, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(eval_blimp, "load_scorer", lambda *_: pytest.fail("loaded"))
         for line in ("0.pt --data mine --json r.json", "0.pt --surprisal text.txt --csv r.json"):
-            with pytest.raises(UserError, match="r.json: exists; choose another name, or --replace"):
+            with pytest.raises(UserError, match="r.json: exists; choose another name, or add --replace"):
                 blimp(line)
     assert pathlib.Path("r.json").read_text() == "another's"
     blimp("0.pt --data mine --json r.json --replace")
