@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 WORDS = "a b c d e f g h".split()  # ids 3 to 10; 0, 1, 2 are unknown, BOS, EOS
 V = 3 + len(WORDS)
+CONTEXT = 400
 
 
 class Words:
@@ -36,9 +37,14 @@ class Words:
 
 
 class StandIn(nn.Module):
-    """`hidden`, `lm_head` and `cos` as model.Model has them; called, the logits (B, T, V), in float64."""
+    """`hidden`, `lm_head` (V, features) and `cos` as model.Model has them; called, the logits (B, T, V), in float64."""
 
-    cos = sin = torch.zeros(400, 1)  # its context is 400
+    cos = sin = torch.zeros(CONTEXT, 1)
+
+    def __init__(self, head):
+        super().__init__()
+        self.lm_head = nn.Linear(*head.T.shape, bias=False)
+        self.lm_head.weight.data = head
 
     def forward(self, ids):
         T = ids.shape[1]
@@ -51,9 +57,7 @@ class Table(StandIn):
     """A bigram model: the logits after token i are row i of a table. Of equal rows: a unigram model."""
 
     def __init__(self, table):
-        super().__init__()
-        self.lm_head = nn.Linear(len(table), len(table), bias=False)
-        self.lm_head.weight.data = torch.as_tensor(table, dtype=torch.float32).T.contiguous()
+        super().__init__(torch.as_tensor(table, dtype=torch.float32).T.contiguous())
 
     def hidden(self, ids, positions=None, mask=None):
         return F.one_hot(ids, len(self.lm_head.weight)).float()
@@ -62,16 +66,12 @@ class Table(StandIn):
 class History(StandIn):
     """Logits from the number of times each token is visible and from the position: wrong masks and positions show."""
 
-    def __init__(self, seed=0, longest=400):
-        super().__init__()
-        torch.manual_seed(seed)
-        self.lm_head = nn.Linear(V + longest, V, bias=False)
-        nn.init.normal_(self.lm_head.weight, std=1.0)
-        self.longest = longest
+    def __init__(self, seed=0):
+        super().__init__(torch.randn(V, V + CONTEXT, generator=torch.Generator().manual_seed(seed)))
 
     def hidden(self, ids, positions=None, mask=None):
         seen = mask[:, 0].float() @ F.one_hot(ids, V).float()  # (B, T, V)
-        return torch.cat((seen, F.one_hot(positions, self.longest).float()), dim=-1)
+        return torch.cat((seen, F.one_hot(positions, CONTEXT).float()), dim=-1)
 
 
 def score(model, texts, tokenizer=None, **how):
