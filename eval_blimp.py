@@ -105,9 +105,7 @@ def evaluate(model, pairs, leading_space=False, ties_correct=False, ties_half=Fa
         result.accuracy_range = [result.views["strict"], result.views["ties_correct"]]
     if not fits.all():
         result.incomplete = True
-        result.warnings.append(
-            f"{(~fits).sum()} pairs left out: longer than the model's context of {model.context} tokens"
-        )
+        result.warnings.append(f"{(~fits).sum()} pairs left out: longer than the context of {model.context} tokens")
     ties = result.overall.ties
     if ties - result.identical_pairs > 0.01 * len(pairs):
         result.warnings.append(
@@ -225,24 +223,22 @@ def main(argv=None):
 
     results, other = evaluate_models(args, names, settings, device)
     result = results[-1]
+    compared = [other, *results] if other else results  # on the page, each with the first
+    if (other or args.html) and any(each.pairs != result.pairs for each in compared):
+        raise UserError("--compare, --html: the models have different contexts, and so scored different pairs")
     if other:
-        require_same_pairs([other, result], "--compare")
-        result.comparison = statistics.compare(result.pairs, result.correct, other.correct)
-        result.comparison.other = other.origin.label
+        result.comparison = statistics.compare(result.pairs, result.correct, other.correct, other.origin.label)
         if other.origin.method != result.origin.method:
             result.warnings.append("scores of two kinds are compared: log-likelihoods and pseudo-log-likelihoods")
-    on_page = [other, *results] if other else results  # each is compared with the first
-    if args.html:
-        require_same_pairs(on_page, "--html")
     result.seconds = time.perf_counter() - began
 
     print("\n" + tables.table(results, args.paradigms))
     print("\n" + tables.block(result))
-    write_files(args, results, on_page)
+    write_files(args, results, compared)
 
 
-def write_files(args, results, on_page):
-    """What --json, --csv, --predictions, --plot and --html ask for; on_page: Results, all compared with the first."""
+def write_files(args, results, compared):
+    """What --json, --csv, --predictions, --plot and --html ask for."""
     result = results[-1]
     if args.json:
         everything = result.as_json()
@@ -260,7 +256,7 @@ def write_files(args, results, on_page):
         form = os.path.splitext(args.plot)[1].lower().removeprefix(".")
         atomic_write(args.plot, lambda f: plots.plot(results, f, form))
     if args.html:
-        atomic_write(args.html, tables.page(on_page))
+        atomic_write(args.html, tables.page(compared))
 
 
 def evaluate_models(args, names, settings, device):
@@ -320,12 +316,6 @@ def evaluate_model(model, pairs, data, args):
         **{key: model.origin.get(key) for key in known},
     )
     return result
-
-
-def require_same_pairs(results, flag):
-    """UserError if one of the models has a smaller context, and so left out pairs that another scored."""
-    if any(result.pairs != results[0].pairs for result in results):
-        raise UserError(f"{flag}: the models have different contexts, and so scored different pairs")
 
 
 def write_surprisals(args, names, device):

@@ -1,6 +1,5 @@
 """The rule, accuracies of models that can be worked out by hand, and the command with all that can go wrong."""
 
-import copy
 import csv
 import json
 import math
@@ -119,7 +118,7 @@ def test_too_long_pairs_are_left_out_and_said(tmp_path):
     model.cos = torch.zeros(2, 1)
     result = evaluated(model, {"p": [pair("a", "a b"), pair("a b c", "a")]}, tmp_path)
     assert result.incomplete and len(result.pairs) == 1
-    assert "1 pairs left out: longer than the model's context of 2" in result.warnings[0]
+    assert "1 pairs left out: longer than the context of 2" in result.warnings[0]
     model.cos = torch.zeros(1, 1)
     with pytest.raises(UserError, match="no pair fits"):
         evaluated(model, {"p": [pair("a a", "a b")]}, tmp_path)
@@ -184,14 +183,14 @@ def test_all_outputs_agree(workplace, capsys):
 
 
 def test_an_existing_result_is_replaced_only_when_asked(workplace, monkeypatch):
-    pathlib.Path("r.json").write_text("another's")
+    pathlib.Path("r.json").write_text("somebody else's")
     pathlib.Path("text.txt").write_text("the boy")
     with monkeypatch.context() as patched:
         patched.setattr(eval_blimp, "load_scorer", lambda *_: pytest.fail("loaded"))
         for line in ("0.pt --data mine --json r.json", "0.pt --surprisal text.txt --csv r.json"):
             with pytest.raises(UserError, match="r.json: exists; choose another name, or add --replace"):
                 blimp(line)
-    assert pathlib.Path("r.json").read_text() == "another's"
+    assert pathlib.Path("r.json").read_text() == "somebody else's"
     blimp("0.pt --data mine --json r.json --replace")
     assert load_json("r.json")["pairs"] == 90
 
@@ -310,7 +309,7 @@ def test_different_contexts_are_refused_and_nothing_is_written(workplace):
     tree["model"]["max_position_embeddings"] = 6
     checkpoint.save("short.pt", tree)
     for flags in (["--compare", "short.pt"], ["short.pt", "--html", "page.html"]):
-        with pytest.raises(UserError, match=r"--(compare|html): the models have different contexts"):
+        with pytest.raises(UserError, match="the models have different contexts"):
             eval_blimp.main(["0.pt", *flags, "--data", "mine", "--json", "r.json"])
         assert not (workplace / "page.html").exists() and not (workplace / "r.json").exists()
 
@@ -328,15 +327,6 @@ def test_as_a_user_types_it(workplace):
     (workplace / "mine" / "beta.jsonl").write_text(json.dumps(pair("a", "b")) + "\n{broken")
     refused(command("eval_blimp.py", *line, "--json", "r.json", cwd=workplace), "beta.jsonl:2")
     assert not (workplace / "r.json").exists()
-
-
-def test_broken_weights(workplace):
-    """Checkpoints with NaN are refused on loading; weights so large that the arithmetic breaks are found here."""
-    tree = copy.deepcopy(checkpoint.read("0.pt"))
-    tree["weights"]["lm_head.weight"].fill_(3e38)
-    checkpoint.save("huge.pt", tree)
-    with pytest.raises(UserError, match="log-likelihood of .* is nan"):
-        blimp("huge.pt --data mine")
 
 
 # ------------------------------------------------------------------------------------------------------ BLiMP itself

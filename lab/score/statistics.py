@@ -221,7 +221,7 @@ def mean_of_means(values, members):
     return mean([values[m].mean() for m in members if len(m)])
 
 
-def compare(pairs, correct, other):
+def compare(pairs, correct, other, name=""):
     """The Comparison of the decisions (N) of a model with those of another one on the same pairs.
 
     The difference of the means over paradigms, with a paired bootstrap; pairs gained and lost against `other`, in all
@@ -249,6 +249,7 @@ def compare(pairs, correct, other):
         changed=gained + lost,
         pairs=len(pairs),
         paradigms=rows,
+        other=name,
     )
 
 
