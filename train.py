@@ -18,7 +18,7 @@ import math
 from lab import cli, devices
 from lab.run import mntp
 from lab.run.muon import Muon
-from lab.run.run import Diverged, Run
+from lab.run.run import Run
 from model import Model, own_line
 
 import numpy as np
@@ -126,8 +126,6 @@ def update_weights(model, optimizers, scaler, loss, rate, run):
     run.distributed.stop = stop > 0
 
     skipped = scaler.is_enabled() and math.isfinite(loss) and not math.isfinite(norm)
-    if not math.isfinite(loss + norm) and not skipped:
-        raise Diverged(loss, norm, optimizers[0].param_groups[0]["lr"])
     for optimizer in optimizers:
         if not skipped:
             scaler.step(optimizer)
@@ -204,7 +202,7 @@ def main(argv=None):
             loss, norm, skipped = update_weights(model, optimizers, scaler, loss, rate, run)
             run.trained(state, loss, norm, s.learning_rate * rate, skipped)
             for name in run.checkpoints_due(state):
-                run.save(name, state, model, state.last_val_loss())
+                run.save(name, state, model, state.last("val_loss"))
     return run.status
 
 

@@ -1,4 +1,4 @@
-"""What is asked of the machine: device, precision of the products, compiler, memory; and the processes of a run."""
+"""What is asked of the machine: device, precision, compiler, memory; and the processes of a run."""
 
 import contextlib
 import ctypes
@@ -13,21 +13,15 @@ from lab.files import UserError, first_line
 import torch
 import torch.distributed as dist
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Device
 
-NVIDIA_DRIVER = "/proc/driver/nvidia/version"  # is there where one is loaded
-
 
 def pick_device(name, setting="--device", distributed=None):
-    """The device called `name`, or the best there is for `auto`; UserError naming `setting` if it cannot be used here.
+    """The device called `name`, or for `auto` the best one here; UserError naming `setting` if it cannot be used.
 
-    If a GPU does not work, `auto` says so and takes the CPU; not in several processes, which must all take the same.
+    If a GPU does not work, `auto` says so and takes the CPU. It does not if there are several processes, which must
+    all take the same.
     """
     local_rank, processes = (distributed.local_rank, distributed.size) if distributed else (0, 1)
     auto = name == "auto"
@@ -44,9 +38,7 @@ def pick_device(name, setting="--device", distributed=None):
 
 
 def best_device():
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    driver = torch.version.cuda and os.path.exists(NVIDIA_DRIVER) and not hidden  # it may be too old for PyTorch's CUDA
-    if torch.cuda.is_available() or driver:
+    if torch.cuda.is_available():  # PyTorch itself warns of a driver that is too old
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
@@ -71,8 +63,15 @@ def send(tensor, device):
     return tensor.to(device, non_blocking=True)
 
 
+def device_name(device):
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{device.type}, {platform.machine()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# Precision, compiler, memory
+# Precision and compiler
 
 
 def pick_precision(device, dtype) -> torch.dtype:
@@ -110,13 +109,11 @@ def pick_compile(device, setting, tokens, dtype):
     resumed one compiles again and reaches the same bits. A compiler that does not work (none installed, no Triton, a
     card without bfloat16) is found here, on a tiny function, and not in the first step.
     """
+    wanted, why = setting, f"train.compile={str(setting).lower()}"
     if setting == "auto":
         bound = COMPILED_FROM.get(device.type, math.inf)
         wanted = tokens >= bound
         why = f"{tokens / 1e6:,.1f} M tokens; on {device.type} it pays from {bound / 1e6:g} M"
-    else:
-        wanted = setting
-        why = f"train.compile={str(setting).lower()}"
     if wanted and (problem := why_not_compiled(device, dtype)):
         print(f"notice: torch.compile does not work here ({problem}); running without", flush=True)
         return False, "it does not work here"
@@ -133,11 +130,20 @@ def why_not_compiled(device, dtype):
         return first_line(e)[:200]
 
 
+def strict_mode():
+    """PyTorch's deterministic algorithms: slower, the same bits on the same GPU."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory
+
 M_MXFAST, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = 1, -1, -3, -4  # glibc's malloc.h
 
 
 def keep_freed_memory(limit=None):
-    """Lets glibc keep freed blocks of up to `limit` MB; 1.2 times the speed on a CPU.
+    """Lets glibc keep freed blocks, of up to `limit` MB if it is given; 1.2 times the speed on a CPU.
 
     Otherwise each step pays again for zeroed pages. No "fast bins": their slivers beside aligned blocks keep free
     blocks from merging.
@@ -152,23 +158,13 @@ def keep_freed_memory(limit=None):
             mallopt(M_MMAP_MAX, 0)
 
 
-def strict_mode():
-    """PyTorch's deterministic algorithms: slower, the same bits on the same GPU."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-
-
-def device_name(device):
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {platform.machine()}, {torch.get_num_threads()} threads"
-
-
 def peak_memory_mb(device):
     """Peak memory so far, in 10^6 bytes; 0 if the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    if resource is None:
+    try:
+        import resource
+    except ImportError:  # Windows
         return 0.0
     unit = 1e6 if sys.platform == "darwin" else 1e3
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
@@ -192,7 +188,7 @@ class Distributed:
         self.main = self.rank == 0
         self.launched = "RANK" in os.environ
         self.device = torch.device("cpu")  # where the tensors of a message must be
-        self.told_to_stop = False  # this process
+        self.told_to_stop = 0  # this process: the signal it was sent
         self.stop = False  # all of them, as the last message of gradients said
 
     def connect(self, device):
@@ -205,10 +201,10 @@ class Distributed:
         else:
             dist.init_process_group("gloo")
 
-    def reduce(self, tensor, operation="SUM"):
+    def sum(self, tensor):
         """Replaces the tensor by its sum over the processes."""
         try:
-            dist.all_reduce(tensor, getattr(dist.ReduceOp, operation))
+            dist.all_reduce(tensor)
         except RuntimeError as e:
             raise UserError(
                 f"another process of this run has ended, so this one ends too ({first_line(e)}); its own "
@@ -220,15 +216,13 @@ class Distributed:
 
         All of it travels in one message, and from then on the gradients are views of that message, not copies.
         """
+        told_to_stop = torch.full_like(loss, self.told_to_stop)
         if not self.launched:
-            return loss, torch.zeros_like(loss)
-        parts = [*(p.grad for p in params), loss, torch.full_like(loss, self.told_to_stop)]
+            return loss, told_to_stop
+        parts = [*(p.grad for p in params), loss, told_to_stop]
         message = torch.cat([part.flatten() for part in parts])
-        if self.device.type == "cuda":
-            self.reduce(message, "AVG")
-        else:  # gloo has no mean
-            self.reduce(message)
-            message /= self.size
+        self.sum(message)
+        message /= self.size
         means = message.split([part.numel() for part in parts])
         *gradients, loss, stop = (mean.view_as(part) for mean, part in zip(means, parts))
         for p, gradient in zip(params, gradients):
@@ -240,7 +234,7 @@ class Distributed:
         if not self.launched:
             return numbers
         tensor = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        self.reduce(tensor)
+        self.sum(tensor)
         return tensor.tolist()
 
     def any(self, flag):

@@ -36,7 +36,7 @@ def text_of(row):
 
 
 def core_minutes(row):
-    return float(row["minutes"]) * int(re.search(r"(\d+) threads", row["device"])[1])
+    return float(row["minutes"]) * int(re.search(r"(\d+) threads?", row["device"])[1])
 
 
 def ours(path="results/final.csv"):

@@ -10,6 +10,8 @@ from lab.files import UserError, file_sha256, load_tokenizer
 import numpy as np
 import torch
 
+PREPARE_AGAIN = "delete the folder and run prepare.py again"
+
 
 class TokenDataset:
     """A .bin file of token ids (uint16) as windows of T tokens, each with its targets one token ahead.
@@ -19,23 +21,13 @@ class TokenDataset:
     """
 
     def __init__(self, path, T, seed=0, sha256=None):
-        try:
-            size = os.path.getsize(path)  # bytes
-            intact = sha256 in (None, file_sha256(path))
-        except OSError as e:
-            raise UserError(f"{path}: cannot be read ({e.strerror}); run prepare.py again") from None
-        if not intact:
-            raise UserError(
-                f"{path}: damaged: it is not the file that meta.json describes; delete the folder and run "
-                "prepare.py again"
-            )
-        self.T, self.seed, self.count = T, seed, (size // 2 - 1) // T
-        if self.count < 1:
-            raise UserError(
-                f"{path}: {size // 2} tokens are less than one window of {T}; use more text or a smaller "
-                "model.max_position_embeddings"
-            )
+        if sha256 and not (os.path.exists(path) and file_sha256(path) == sha256):
+            raise UserError(f"{path}: missing, or not the file that meta.json describes; {PREPARE_AGAIN}")
         self.tokens = np.memmap(path, dtype="<u2", mode="r")
+        self.T, self.seed, self.count = T, seed, (len(self.tokens) - 1) // T
+        if self.count < 1:
+            problem = f"{len(self.tokens)} tokens are less than one window of {T}"
+            raise UserError(f"{path}: {problem}; use more text or a smaller model.max_position_embeddings")
         self.epoch, self.order = None, None
 
     def __len__(self):
@@ -68,16 +60,10 @@ def load_data(config):
     meta = read_meta(folder)
     if not meta:
         raise UserError(f"{folder}: no prepared corpus; run: {config.command('prepare.py')}")
-    if meta.get("boundary") == "sentence":
-        raise UserError(
-            f"{folder}: made with data.boundary=sentence, which is gone; b92dfc8 is the last commit that has it"
-        )
     require_as_asked(config, meta)
     tokenizer = load_tokenizer(os.path.join(folder, "tokenizer.model"))
     if tokenizer.sha256 != meta["tokenizer_sha256"]:
-        raise UserError(
-            f"{folder}/tokenizer.model: not the tokenizer that the corpus was encoded with; run prepare.py again"
-        )
+        raise UserError(f"{folder}/tokenizer.model: not the one that the text was encoded with; {PREPARE_AGAIN}")
     T, seed = config.model.max_position_embeddings, config.train.seed
     train = TokenDataset(os.path.join(folder, "train.bin"), T, seed, meta["train"]["sha256"])
     val = TokenDataset(os.path.join(folder, "val.bin"), T, seed, meta["val"]["sha256"])
@@ -85,14 +71,13 @@ def load_data(config):
 
 
 def require_as_asked(config, meta):
-    """UserError if the command itself asks for text prepared in another way; settings it does not name may differ."""
+    """UserError if the command itself asks for text prepared in another way; those it does not name may differ."""
     then = meta.get("settings") or {}
-    for word in config.arguments:
-        key = word.partition("=")[0]
+    for key in (word.partition("=")[0] for word in config.arguments):
         section, _, name = key.partition(".")
-        if section != "data" or name == "name" or key not in then:
+        if key not in then or key in ("data.name", "tokenizer.model"):
             continue
-        now = getattr(config.data, name)
+        now = getattr(getattr(config, section), name)
         if name == "source":
             now = os.path.basename(os.path.abspath(now))  # of a folder, which may have moved, its name
         if now not in (then[key], "auto"):  # auto: whichever could be had

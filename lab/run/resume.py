@@ -34,15 +34,14 @@ class State:
     timed_seconds: float = 0.0  # and the time they took
     peak_memory_mb: float = 0.0
 
-    def last_val_loss(self):
-        for row in reversed(self.rows):
-            if row["val_loss"] != "":
-                return row["val_loss"]
-        return self.best
+    def last(self, column):
+        """The last number in a column of losses.csv; NaN before there is one."""
+        return next((row[column] for row in reversed(self.rows) if row[column] != ""), math.nan)
 
-    def tokens_per_second(self):
-        """Of the steps so far, the first few aside; None before there are any."""
-        return self.timed_tokens / self.timed_seconds if self.timed_seconds else None
+    def tokens_per_second(self, since):
+        """In the steps since that State, the first few of each session aside; None before there are any."""
+        seconds = self.timed_seconds - since.timed_seconds
+        return (self.timed_tokens - since.timed_tokens) / seconds if seconds else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -81,7 +80,7 @@ def how_far(state, plan, val_loss, val_bits_per_byte):
         "tokens": state.step * plan.tokens_per_step,
         "words": round(plan.words(state.step)),
         "epochs": state.step * plan.epochs_per_step,
-        "train_loss": state.rows[-1]["train_loss"] if state.rows else None,
+        "train_loss": state.last("train_loss"),
         "val_loss": val_loss,
         "val_bits_per_byte": val_bits_per_byte,
         "seconds": state.seconds,
@@ -142,6 +141,9 @@ def training_state(state, optimizers, scaler):
     return {**dataclasses.asdict(state), "optimizers": states, "scaler": scaler.state_dict()}
 
 
+WAYS_OUT = "--replace starts anew here, train.out=FOLDER keeps both"
+
+
 def find_last(run):
     """(path, dictionary) of the last.pt that train.resume asks for, (None, None) to start anew.
 
@@ -158,42 +160,32 @@ def find_last(run):
     left = sorted(glob.glob("*.pt", root_dir=folder))
     if left and run.main and not here and not run.replace:
         whose = "of another run" if "last.pt" in left or path != own else "but no last.pt to go on from"
-        raise UserError(
-            f"{folder}: holds {', '.join(left)} {whose}; --replace replaces it, train.out=FOLDER keeps both"
-        )
+        raise UserError(f"{folder}: holds {', '.join(left)} {whose}; {WAYS_OUT}")
     if anew:
         return None, None
     tree = checkpoint.read(path)
-    if "training" not in tree:
-        raise UserError(f"{path}: holds no training state; continue from a last.pt, or start anew with --replace")
     with checkpoint.reading(path):
-        then = tree["provenance"]["settings"]
+        if "training" not in tree:
+            raise UserError("holds no training state; continue from a last.pt, or start anew with --replace")
         for section in ("model", "train"):
-            if gone := take_out_removed(then[section]):
+            if gone := take_out_removed(tree["provenance"]["settings"][section]):
                 raise UserError(f"{section}.{gone[0]}")
-        tree["training"]["changes"] += changes(run, tree["provenance"], tree["training"]["step"], own)
+        tree["training"]["changes"] += changes(run, tree["provenance"], tree["training"]["step"])
     return own if here else path, tree
 
 
-def changes(run, then, step, own):
+def changes(run, then, step):
     """What differs between now and a last.pt with the provenance `then`, one line each; UserError if it may not."""
     now = run.provenance
     different = differences(decisive(then), decisive(now))
     if different and run.config.train.resume != "changed":
-        raise UserError(
-            f"was trained with other settings: {'; '.join(different)}. --replace starts anew here, "
-            f"train.out=FOLDER keeps both, train.resume=changed goes on from {own} with the new ones"
-        )
+        go_on = "train.resume=changed goes on with the new ones"
+        raise UserError(f"was trained with other settings: {'; '.join(different)}. {WAYS_OUT}, {go_on}")
     if any(line.startswith("tokenizer.model") for line in different):
         raise UserError("learned the pieces of another tokenizer, so it cannot go on; train.out=FOLDER")
-    if run.steps < step:
-        ways_out = "train.out=FOLDER for a shorter run, or --replace to start anew here"
-        raise UserError(f"{step} steps are trained already, {run.steps} are asked for; {ways_out}")
-    if different and run.steps == step:
-        raise UserError(
-            f"this run has finished, so nothing is left to train with other settings: {'; '.join(different)}. "
-            "A larger train.max_steps makes it longer, train.out=FOLDER trains another"
-        )
+    if run.steps < step or (different and run.steps == step):
+        asked = f"{step} steps are trained already, {run.steps} are asked for"
+        raise UserError(f"{asked}, so nothing is left to train; {WAYS_OUT}")
     lengths = ({f"train.{key}": made["settings"]["train"].get(key) for key in LENGTH} for made in (then, now))
     return [f"at step {step}: {line}" for line in different + differences(*lengths)]
 
@@ -212,7 +204,4 @@ def restore(path, tree, model, optimizers, scaler):
         return State(**{key: value for key, value in training.items() if key in known})
     except Exception as e:  # PyTorch raises nearly anything for a state that is damaged or of another shape
         reason = first_line(str(e).removeprefix("Error(s) in loading state_dict for Model:"))
-        raise UserError(
-            f"{path}: its training state is damaged, or does not fit the changed settings ({reason}); go on "
-            "from another copy or with the old settings, or start anew with --replace"
-        ) from None
+        raise UserError(f"{path}: is damaged, or does not fit the changed settings ({reason}); {WAYS_OUT}") from None

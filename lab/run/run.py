@@ -13,8 +13,7 @@ import signal
 import time
 
 from lab import checkpoint, devices, settings
-from lab.devices import Distributed
-from lab.files import UserError, atomic_write, first_line
+from lab.files import UserError, atomic_write, first_line, require_writable
 from lab.run import progress, resume
 from lab.run.data import load_data, plan
 
@@ -22,10 +21,6 @@ import torch
 import yaml
 
 MOST_SKIPPED = 20  # steps in a row: a millionth of the scale, so it was not the scale
-
-
-class Diverged(Exception):
-    """A loss or gradient that is not a number: Diverged(loss, gradient norm, learning rate)."""
 
 
 class Run:
@@ -40,7 +35,7 @@ class Run:
         parser = argparse.ArgumentParser(description="Train a model on a prepared corpus.")
         args, self.config = settings.parse_args(parser, argv)
         self.replace = args.replace or "train.resume=never" in args.overrides
-        self.distributed = Distributed()
+        self.distributed = devices.Distributed()
         self.main = self.distributed.main  # the process that writes and speaks
         self.out, s, processes = self.config.out_dir, self.config.train, self.distributed.size
         self.state, self.exits = resume.State(), contextlib.ExitStack()
@@ -66,11 +61,17 @@ class Run:
     def __enter__(self):
         if self.main:
             self.exits.enter_context(own_folder(self.out))
-        self.exits.enter_context(explained(self))
         return self
 
     def __exit__(self, kind, error, trace):
-        self.exits.__exit__(kind, error, trace)
+        self.exits.close()
+        # PyTorch's error has a class of its own for a GPU, and only a text for a CPU
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise UserError(
+                f"step {self.state.step}: out of memory ({first_line(error)[:200]}). The same steps in less: "
+                "train.gradient_checkpointing=true, or half the train.batch_size and twice the "
+                f"train.gradient_accumulation_steps. The command so changed continues from any last.pt in {self.out}"
+            ) from None
         if kind is None and self.main:
             print(progress.closing_block(self))
         if kind is None and self.distributed.launched:
@@ -88,6 +89,9 @@ class Run:
         self.provenance["compiled"] = self.compiled
         return torch.compile(function) if self.compiled else function
 
+    def path(self, name):
+        return os.path.join(self.out, name)
+
     # -----------------------------------------------------------------------------------------------------------------
     # Beginning, and going on
 
@@ -97,32 +101,40 @@ class Run:
         if self.last:
             self.state = resume.restore(self.last_path, self.last, model, optimizers, scaler)
             self.last = None  # no need of a second copy of the weights
+        state = self.state
         if not os.path.exists(self.path("ckpt.pt")):  # lost, or in the folder that the run came from
-            self.state.best, self.state.evaluated = math.inf, -1
-        self.first_step = self.state.step
-        self.saved_step, self.saved_at = self.state.step if here else -1, time.monotonic()  # of last.pt
-        self.signals = Signals(self.exits, self.distributed)
-        finished = self.state.step == self.steps == self.state.evaluated
+            state.best, state.evaluated = math.inf, -1
+        self.start = dataclasses.replace(state)  # where this session begins
+        self.saved_step, self.saved_at = state.step if here else None, time.monotonic()  # of last.pt
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before = signal.signal(number, self.end_after_step)
+            self.exits.callback(signal.signal, number, before)
+        finished = state.step == self.steps == state.evaluated
         if self.main:
             print(progress.banner(self, finished))
+            self.shown = self.exits.enter_context(contextlib.closing(progress.Progress(self)))
         if self.main and not finished:
             self.write_settings()
             if not here:
                 for old in glob.glob(os.path.join(glob.escape(self.out), "chck_*M.pt")):
                     os.unlink(old)
-            self.save_last(self.state, model, optimizers, scaler)  # there before any ckpt.pt
-        self.shown = self.exits.enter_context(contextlib.closing(progress.Progress(self, show=self.main)))
+            self.save_last(state, model, optimizers, scaler)  # there before any ckpt.pt
         self.clock = time.perf_counter()
-        return self.state
+        return state
+
+    def end_after_step(self, number, frame):
+        """Handles SIGINT and SIGTERM: the first asks for an end after this step, a second SIGINT ends at once."""
+        if self.distributed.told_to_stop and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.distributed.told_to_stop = number  # the next message of gradients says so
+        with contextlib.suppress(OSError):  # not print: the signal may have come in the middle of one
+            os.write(2, b"\nending after this step; Ctrl-C again ends at once\n")
 
     def write_settings(self):
         """config.yaml, as it was resolved: --config out/NAME/config.yaml repeats the run."""
         tree = {**dataclasses.asdict(self.config), "presets": {self.config.preset: {}}}
         tree["train"]["resume"] = "auto"  # `never` and `changed` are said once
         atomic_write(self.path("config.yaml"), yaml.safe_dump(tree, sort_keys=False))
-
-    def path(self, name):
-        return os.path.join(self.out, name)
 
     # -----------------------------------------------------------------------------------------------------------------
     # The three parts of the loop
@@ -149,11 +161,10 @@ class Run:
 
     def is_over(self, state):
         """Whether all steps are done, or a signal asks for an end in any process."""
-        self.shown.between_steps()
-        stop = self.distributed.stop if self.distributed.launched else self.signals.caught
-        if stop and state.step < self.steps:
-            self.status = 128 + (self.signals.caught or signal.SIGTERM)
-        return bool(stop) or state.step == self.steps
+        stopped = self.distributed.stop and state.step < self.steps
+        if stopped:
+            self.status = 128 + (self.distributed.told_to_stop or signal.SIGTERM)
+        return stopped or state.step == self.steps
 
     def save_is_due(self, state):
         """Every so many steps if train.save_every says so, else once a minute."""
@@ -174,28 +185,35 @@ class Run:
         checkpoint.save(self.path(name), {**tree, **more})
 
     def save_last(self, state, model, optimizers, scaler):
-        """last.pt, from which the run can go on, unless nothing has happened since it was written."""
+        """last.pt, from which the run can go on, unless nothing has happened since it was written; and losses.csv."""
         if not self.main or state.step == self.saved_step:
             return
         state.peak_memory_mb = max(state.peak_memory_mb, devices.peak_memory_mb(self.device))
         training = resume.training_state(state, optimizers, scaler)
-        self.save("last.pt", state, model, state.last_val_loss(), training=training)
+        self.save("last.pt", state, model, state.last("val_loss"), training=training)
+        self.shown.write_csv()
         self.saved_step, self.saved_at = state.step, time.monotonic()
         self.clock = time.perf_counter()
 
     def trained(self, state, loss, norm, rate, skipped):
-        """After a step: counts it, shows it, and ends a run in which every step overflows."""
+        """After a step: counts it and shows it. UserError if its loss is no number, or if every step overflows."""
         elapsed = time.perf_counter() - self.clock
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
-        if self.skipped_in_a_row > MOST_SKIPPED:
-            raise Diverged(loss, norm, rate)
+        diverged = not math.isfinite(loss + norm) and not skipped
+        if diverged or self.skipped_in_a_row > MOST_SKIPPED:
+            raise UserError(
+                f"step {state.step}: loss {loss}, gradient norm {norm} at learning rate {rate:.3g}. The checkpoints in "
+                f"{self.out} are intact; try half that rate, a longer train.warmup, train.grad_clip=1 or "
+                "train.dtype=float32"
+            )
         state.step += 1
         state.skipped += skipped
         state.seconds += elapsed
-        if state.step > self.first_step + 3:  # the first steps compile and warm up
+        if state.step > self.start.step + 3:  # the first steps compile and warm up
             state.timed_seconds += elapsed
             state.timed_tokens += self.plan.tokens_per_step
-        self.shown.trained(loss, rate)
+        if self.main:
+            self.shown.trained(loss, rate)
         self.clock = time.perf_counter()
 
     def checkpoints_due(self, state):
@@ -209,69 +227,25 @@ class Run:
 # One run a folder
 
 
-def own_folder(folder):
-    """Makes the folder, if need be, and locks it against a second run until the file that it returns is closed."""
-    try:
-        os.makedirs(folder, exist_ok=True)
-        handle = open(os.path.join(folder, ".lock"), "wb")
-    except OSError as e:
-        raise UserError(f"{folder}: cannot be written ({e.strerror}); choose another with train.out=FOLDER") from None
-    try:
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # Windows
-        pass
-    except BlockingIOError:
-        raise UserError(f"{folder}: another run is writing here; wait for it, or choose train.out=FOLDER") from None
-    except OSError as e:  # some network file systems
-        print(f"notice: {folder}: this file system has no locks ({e.strerror}); let no second run write here")
-    for leftover in glob.glob(os.path.join(glob.escape(folder), "*.*.????????.tmp")):  # of a write that was killed
-        os.unlink(leftover)
-    return handle
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What can end it
-
-
-class Signals:
-    """The first SIGINT or SIGTERM asks for an end after this step; a second SIGINT ends at once."""
-
-    def __init__(self, exits, distributed):
-        self.caught, self.distributed = None, distributed
-        for number in (signal.SIGINT, signal.SIGTERM):
-            exits.callback(signal.signal, number, signal.signal(number, self.handle))  # as before, in the end
-
-    def handle(self, number, frame):
-        if self.caught and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.caught = number
-        self.distributed.told_to_stop = True  # the next message of gradients says so
-        with contextlib.suppress(OSError):  # not print: the signal may have come in the middle of one
-            os.write(2, b"\nending after this step; Ctrl-C again ends at once\n")
-
-
 @contextlib.contextmanager
-def explained(run):
-    """Turns what can go wrong in a step into a UserError that says what to do."""
-    try:
+def own_folder(folder):
+    """Makes the folder, if need be, and locks it against a second run; removes it if nothing was written there."""
+    lock = os.path.join(folder, ".lock")
+    require_writable(lock)
+    os.makedirs(folder, exist_ok=True)
+    with open(lock, "wb") as handle:
+        try:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another run is writing here; wait for it, or choose train.out=FOLDER") from None
+        except (ImportError, OSError) as e:  # Windows, and some network file systems
+            print(f"notice: {folder} cannot be locked ({first_line(e)}); let no second run write there")
+        for leftover in glob.glob(os.path.join(glob.escape(folder), "*.*.????????.tmp")):  # of a write that was killed
+            os.unlink(leftover)
         yield
-    except Diverged as e:
-        loss, norm, rate = e.args
-        losses = [row["train_loss"] for row in run.state.rows if row["train_loss"] != ""]
-        raise UserError(
-            f"step {run.state.step}: loss {loss}, gradient norm {norm} at learning rate {rate:.3g}; last good "
-            f"loss {losses[-1] if losses else 'none'}. The checkpoints in {run.out} are intact; try half the "
-            "learning rate, a longer train.warmup, train.grad_clip=1 or train.dtype=float32"
-        ) from None
-    except RuntimeError as e:  # the class of PyTorch's error for a GPU is one, and all that there is for a CPU
-        if not (isinstance(e, torch.OutOfMemoryError) or "can't allocate memory" in str(e)):
-            raise
-        s = run.config.train
-        raise UserError(
-            f"step {run.state.step}: out of memory ({first_line(e)[:200]}). The checkpoints in {run.out} are intact; "
-            f"the same steps in less memory: train.batch_size={max(1, s.batch_size // 2)} "
-            f"train.gradient_accumulation_steps={2 * s.gradient_accumulation_steps}, or "
-            "train.gradient_checkpointing=true. The command so changed continues from last.pt"
-        ) from None
+        with contextlib.suppress(OSError):  # Windows
+            if os.listdir(folder) == [".lock"]:
+                os.unlink(lock)
+                os.rmdir(folder)
