@@ -10,9 +10,13 @@ import re
 import sys
 import types
 
+from lab.devices import Distributed
+from lab.run import mntp
 from lab.score import scoring
-from model import LinearCrossEntropy
+from lab.settings import load_config
+from model import LinearCrossEntropy, Model, ModelConfig, own_line
 from tests import fakeguard
+import train
 
 import pytest
 import torch
@@ -45,12 +49,6 @@ possible = pytest.mark.skipif(fakeguard.why_not() is not None, reason=str(fakegu
 
 def faults(model_settings, train_settings, dtype, device):
     """What goes wrong in the passes of one model, as texts."""
-    from lab.devices import Distributed
-    from lab.run import mntp
-    from lab.settings import load_config
-    from model import Model, ModelConfig, own_line
-    import train
-
     config = load_config("quick", [f"train.{key}={value}" for key, value in train_settings.items()])
     s = config.train
     model = fakeguard.build(Model, ModelConfig(**SHAPE, **model_settings), device)
@@ -59,58 +57,48 @@ def faults(model_settings, train_settings, dtype, device):
     gaps = mntp.draw_gaps(s.mntp, ids.shape, [0])
     gaps = gaps if gaps is None else gaps.to(device)
     batch = ids, ids, own_line(ids, 1 if s.isolate else None), gaps
-    found = []
 
     streams = set()  # types of the residual stream, where it is read
     for reader in (*model.layers, model.norm):
         reader.register_forward_pre_hook(lambda module, args: streams.add(args[0].dtype))
-    with fakeguard.Watch() as watch:
+    with fakeguard.Watch() as forward_and_backward:
         with autocast():
             loss = train.batch_loss(model, model.hidden, batch, s)
         loss.backward()
-    if streams != {torch.float32}:
-        found.append(f"the residual stream is {streams}")
-    if watch.syncs:
-        found.append(f"a training pass waits: {dict(watch.syncs)}")
-    for name, p in model.named_parameters():
-        if p.grad is None or p.grad.dtype != torch.float32 or p.grad.device != device:
-            found.append(f"the gradient of {name} is {p.grad if p.grad is None else (p.grad.dtype, p.grad.device)}")
-    found += [f"training: CPU tensor in {name}" for name in watch.strays]
+    expected = torch.float32, device
+    gradients = {name: p.grad is not None and (p.grad.dtype, p.grad.device) for name, p in model.named_parameters()}
 
     run = types.SimpleNamespace(config=config, autocast=autocast, distributed=Distributed())
     optimizers = train.make_optimizers(model, s, device)
     scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
-    with fakeguard.Watch() as watch:
+    with fakeguard.Watch() as step:
         loss = train.compute_gradients(model, model.hidden, [batch], scaler, run)
-        if watch.syncs:
-            found.append("the next batches are made after a wait")
+        waits_before_update = step.syncs.total()  # here the next batches are made
         train.update_weights(model, optimizers, scaler, loss, 1.0, run)
     allowed = 3 + (len(optimizers) if scaler.is_enabled() else 0)  # loss, norm, stop; the scaler reads each overflow
-    if watch.syncs.total() > allowed:
-        found.append(f"a step waits {watch.syncs.total()} times")
-    found += [f"step: CPU tensor in {name}" for name in watch.strays]
 
     model.eval()
-    with fakeguard.Watch() as watch, torch.no_grad(), autocast():
+    with fakeguard.Watch() as validation, torch.no_grad(), autocast():
         loss = model(ids, ids)
-    if loss.device != device or loss.dtype != torch.float32 or watch.syncs:
-        found.append(f"validation: {loss.dtype} on {loss.device}, waits: {dict(watch.syncs)}")
-    found += [f"validation: CPU tensor in {name}" for name in watch.strays]
-    return found if dtype != torch.float32 else found + inference_faults(model, device)
+    with fakeguard.Watch() as inference, torch.no_grad():  # which is in float32
+        tokens = next(scoring.batches([[1, 5, 6, 7], [1, 5, 6, 8], [1, 9, 6]], [1, 1, 1], 64))
+        scores = scoring.token_log_probabilities(model, tokens)
+        generated = list(model.generate([1, 2, 3, 4, 5], 5))  # and past the context of 8
 
-
-def inference_faults(model, device):
-    """The same of scoring and generation, which are in float32."""
-    with fakeguard.Watch() as watch, torch.no_grad():
-        batch = next(scoring.batches([[1, 5, 6, 7], [1, 5, 6, 8], [1, 9, 6]], [1, 1, 1], 64))
-        scores = scoring.token_log_probabilities(model, batch)
-        tokens = list(model.generate([1, 2, 3, 4, 5], 5))  # and past the context of 8
-    found = [f"inference: CPU tensor in {name}" for name in watch.strays]
-    if scores.device != device or scores.dtype != torch.float32:
-        found.append(f"scores: {scores.dtype} on {scores.device}")
-    if len(tokens) != 5:
-        found.append(f"{len(tokens)} tokens generated")
-    return found
+    passes = {"training": forward_and_backward, "step": step, "validation": validation, "inference": inference}
+    found = {f"{name}: CPU tensor in {watch.strays}": watch.strays for name, watch in passes.items()}
+    found |= {f"the gradient of {name} is {gradient}": gradient != expected for name, gradient in gradients.items()}
+    found |= {
+        f"the residual stream is {streams}": streams != {torch.float32},
+        f"a training pass waits: {forward_and_backward.syncs}": forward_and_backward.syncs.total(),
+        "the next batches are made after a wait": waits_before_update,
+        f"a step waits: {step.syncs}": step.syncs.total() > allowed,
+        f"validation waits: {validation.syncs}": validation.syncs.total(),
+        f"validation is {loss.dtype} on {loss.device}": (loss.dtype, loss.device) != expected,
+        f"scores are {scores.dtype} on {scores.device}": (scores.dtype, scores.device) != expected,
+        f"{len(generated)} tokens are generated": len(generated) != 5,
+    }
+    return [fault for fault, is_there in found.items() if is_there]
 
 
 def report(dtype):

@@ -686,7 +686,7 @@ def test_a_second_ctrl_c_ends_at_once(project):
 # --- several processes
 
 
-def test_two_processes_resume_exactly_and_follow_the_curve_of_one(project):
+def test_two_processes_follow_the_curve_of_one_and_resume_exactly(project):
     """Stopped after 6 of 12 steps and continued, they reach the bits of two that never stopped; the text ends between.
 
     The losses are those of one process, which can also go on from their last.pt.
