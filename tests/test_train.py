@@ -20,7 +20,7 @@ from kill import differences, same
 from lab import checkpoint
 from lab.devices import Distributed
 from lab.files import UserError, sealed
-from lab.run import mntp, progress, resume
+from lab.run import mntp, progress
 from lab.run import run as surroundings
 from lab.run.data import TokenDataset, load_data
 from lab.settings import REMOVED, load_config
@@ -271,7 +271,7 @@ def test_epochs_as_the_budget(project):
 
 def test_a_budget_in_words(project, monkeypatch):
     """train.max_words ends a run within a step of that many words, with schedule and checkpoints fitted to it."""
-    monkeypatch.setattr(resume, "BABYLM_WORDS", [0.0005, 0.001, 0.002])
+    monkeypatch.setattr(checkpoint, "BABYLM_WORDS", [0.0005, 0.001, 0.002])
     schedule = ["train.decay_steps=5", "train.schedule=linear", "train.min_learning_rate=0"]
     _, last, rows = run("train.max_words=2000", *schedule, "train.checkpoint_words=babylm")
     words, per_step = last["provenance"]["words"], int(rows[1]["words"])

@@ -4,10 +4,8 @@ Nothing here changes a number of the run.
 """
 
 import contextlib
-import csv
 import dataclasses
 import importlib
-import io
 import math
 import os
 import time
@@ -148,11 +146,8 @@ class Progress:
 
     def write_csv(self):
         """losses.csv, from the rows in memory: after a resume they hold no row twice."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.state.rows)
-        atomic_write(self.run.path("losses.csv"), text.getvalue())
+        lines = [",".join(str(row.get(column, "")) for column in COLUMNS) for row in self.state.rows]
+        atomic_write(self.run.path("losses.csv"), "\n".join([",".join(COLUMNS), *lines, ""]))
 
     def draw_curves(self):
         """curves.png, unless matplotlib is missing."""

@@ -1,5 +1,6 @@
 """What a run writes so that it can be continued, and so that its checkpoints say where they came from."""
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass, field
 import glob
@@ -9,7 +10,6 @@ import platform
 import subprocess
 
 from lab import checkpoint
-from lab.checkpoint import BABYLM_WORDS
 from lab.cli import ROOT
 from lab.devices import device_name
 from lab.files import UserError, first_line
@@ -51,11 +51,9 @@ class State:
 def code_version():
     """The commit of this code, -dirty if it was changed since; empty outside a git checkout."""
     command = ["git", "describe", "--always", "--dirty"]
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
-    except OSError:
-        return ""
-    return done.stdout.strip()
+    with contextlib.suppress(OSError):  # no git
+        return subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8").stdout.strip()
+    return ""
 
 
 def provenance(run):
@@ -89,12 +87,12 @@ def how_far(state, plan, val_loss, val_bits_per_byte):
 
 
 def passed_words(step, plan):
-    """Those of BABYLM_WORDS, in millions, that the last step has passed.
+    """Those of checkpoint.BABYLM_WORDS that the last step has passed.
 
     At its end a run has also passed the mark that one more step would: train.max_words ends it just short of that.
     """
     seen = plan.words(step + 1 if step == plan.steps else step)
-    return [mark for mark in BABYLM_WORDS if plan.words(step - 1) < mark * 10**6 <= seen]
+    return [mark for mark in checkpoint.BABYLM_WORDS if plan.words(step - 1) < mark * 10**6 <= seen]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
