@@ -1,12 +1,12 @@
 """Damages every kind of input file and gives it to the commands that read it, which refuse it in one line or use it.
 
-    python -m tests.fuzz [--trials 2000] [--kinds ckpt.pt,meta.json] [--seed 0]
+    TMPDIR=/dev/shm python -m tests.fuzz [--trials 2000] [--kinds ckpt.pt,meta.json] [--seed 0]
 
 A trial changes one file of a good folder as disks, networks and editors do (bits, bytes, slices; in what people write
 by hand also values and keys) and runs commands there, in a process of its own. It fails with
-    traceback   any exception but UserError, or the death of the process (it gets a gigabyte more than it has)
+    traceback   any exception but UserError, or the death of the process, which gets a gigabyte more than it has
     hang        more than 20 seconds
-    changed     a checksum protects the file, and yet another content than the good one was accepted
+    changed     a checksum protects the file, and yet a content that is not the good one was accepted
 No checksum protects what a user brings: settings, texts, pairs, a tokenizer, scores, a Hugging Face folder.
 """
 
@@ -24,7 +24,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
 import traceback
 from typing import NamedTuple
 
@@ -33,6 +32,7 @@ import eval_blimp
 import export
 from lab import checkpoint, cli, settings
 from lab.files import UserError
+from lab.text import pocket_english
 import prepare
 import sample
 from tests.kill import ROOT, same
@@ -52,7 +52,6 @@ model.hidden_size=8 model.num_hidden_layers=2 model.num_attention_heads=2 model.
 model.max_position_embeddings=64
 train.batch_size=2 train.gradient_accumulation_steps=1 train.optimizer=muon train.sample_tokens=0
 train.dtype=float32 train.device=cpu train.eval_windows=2 train.out=run""".split()
-NOUNS = ("cat", "dog", "man")
 SCORE = ["ckpt.pt", "--data", "pairs", "--device", "cpu"]
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -64,7 +63,7 @@ VALUES = [None, True, -1, 0, 3, 2**63, 10**400, -0.5, 1e308, float("nan"), "", "
 
 
 def damage(rng, data):
-    """A few bytes flipped, removed, doubled, replaced by a piece or pushed on by one; or the rest is cut off."""
+    """A few bytes flipped, removed, doubled, replaced by a piece or pushed back by one; or the rest is cut off."""
     at = rng.randrange(max(1, len(data)))
     end = at + rng.choice((1, 1, 2, 8, 16, 1000))
     part = data[at:end]
@@ -81,17 +80,15 @@ def change(rng, data):
     places, todo = [], [tree]
     while todo:
         node = todo.pop()
-        keys = list(node) if isinstance(node, dict) else range(len(node))
-        places += [(node, key) for key in keys]
-        todo += [node[key] for key in keys if isinstance(node[key], (dict, list))]
+        for key in list(node) if isinstance(node, dict) else range(len(node)):
+            places.append((node, key))
+            if isinstance(node[key], (dict, list)):
+                todo.append(node[key])
     (node, key), (other, place) = rng.choice(places), rng.choice(places)
-    match rng.randrange(4):
-        case 0:
-            del node[key]
-        case 1:
-            node[key] = copy.deepcopy(other[place])
-        case _:
-            node[key] = rng.choice(VALUES)
+    if rng.random() < 0.25:
+        del node[key]
+    else:
+        node[key] = rng.choice((rng.choice(VALUES), copy.deepcopy(other[place])))
     return json.dumps(tree).encode()
 
 
@@ -106,25 +103,6 @@ def change_line(rng, data):
 # What reads the files, and what is in those with a checksum
 
 
-def run_training(*overrides):
-    train.main([*SMALL, *overrides])
-
-
-def use_checkpoint():
-    eval_blimp.main(SCORE)
-    sample.main(["ckpt.pt", "--max-tokens", "3"])
-    export.main(["ckpt.pt", "exported"])
-
-
-def use_folder():
-    export.main(["--from-hf", "hf", "converted.pt"])
-    checkpoint.load_model("converted.pt")
-
-
-def in_checkpoint(data):
-    return torch.load(io.BytesIO(data), weights_only=True)
-
-
 class Kind(NamedTuple):
     path: str
     mutate: Callable
@@ -135,23 +113,36 @@ class Kind(NamedTuple):
 def kinds():
     """{name: Kind}"""
 
-    def train_anew():
-        run_training("train.resume=never", "train.max_steps=1")
+    def training(*overrides):
+        return lambda: train.main([*SMALL, *overrides])
 
-    def prepare_anew(*overrides):
-        prepare.main([*SMALL, "--replace", *overrides])
+    def preparing(*overrides):
+        return lambda: prepare.main([*SMALL, "--replace", *overrides])
 
+    def use_checkpoint():
+        eval_blimp.main(SCORE)
+        sample.main(["ckpt.pt", "--max-tokens", "3"])
+        export.main(["ckpt.pt", "exported"])
+
+    def use_folder():
+        export.main(["--from-hf", "hf", "converted.pt"])
+        checkpoint.load_model("converted.pt")
+
+    def tensors(data):
+        return torch.load(io.BytesIO(data), weights_only=True)
+
+    anew = training("train.resume=never", "train.max_steps=1")
     return {
         "config.yaml": Kind("config.yaml", change, lambda: settings.load_config(None, (), "config.yaml")),
-        "ckpt.pt": Kind("ckpt.pt", damage, use_checkpoint, in_checkpoint),
-        "last.pt": Kind("run/last.pt", damage, lambda: run_training("train.max_steps=3"), in_checkpoint),
-        "meta.json": Kind("data/fuzz/meta.json", damage, train_anew, json.loads),
-        "train.bin": Kind("data/fuzz/train.bin", damage, train_anew, bytes),
-        "val.bin": Kind("data/fuzz/val.bin", damage, train_anew, bytes),
-        "tokenizer.model": Kind("data/fuzz/tokenizer.model", damage, train_anew, bytes),
-        "own tokenizer": Kind("own.model", damage, prepare_anew),
-        "text": Kind("texts/one.txt", damage, prepare_anew),
-        "text for a tokenizer": Kind("texts/one.txt", damage, lambda: prepare_anew("tokenizer.model=null")),
+        "ckpt.pt": Kind("ckpt.pt", damage, use_checkpoint, tensors),
+        "last.pt": Kind("run/last.pt", damage, training("train.max_steps=3"), tensors),
+        "meta.json": Kind("data/fuzz/meta.json", damage, anew, json.loads),
+        "train.bin": Kind("data/fuzz/train.bin", damage, anew, bytes),
+        "val.bin": Kind("data/fuzz/val.bin", damage, anew, bytes),
+        "tokenizer.model": Kind("data/fuzz/tokenizer.model", damage, anew, bytes),
+        "own tokenizer": Kind("own.model", damage, preparing()),
+        "text": Kind("texts/one.txt", damage, preparing()),
+        "text for a tokenizer": Kind("texts/one.txt", damage, preparing("tokenizer.model=null")),
         "pairs": Kind("pairs/agreement.jsonl", change_line, lambda: eval_blimp.main(SCORE)),
         "scores.json": Kind("scores.json", damage, lambda: export.main(["ckpt.pt", "x", "--blimp=scores.json"])),
         "hf config.json": Kind("hf/config.json", change, use_folder),
@@ -164,19 +155,16 @@ def make_good_files():
     """One good file of every kind, in the current folder."""
     os.makedirs("texts")
     os.makedirs("pairs")
-    for name in ("one", "two"):
-        lines = [f"The {noun} sees {i} {name} trees." for i in range(40) for noun in NOUNS]
-        pathlib.Path(f"texts/{name}.txt").write_text("\n".join(lines) + "\n")
-    with open("pairs/agreement.jsonl", "w", encoding="utf-8") as f:
-        for noun in NOUNS:
-            pair = {"sentence_good": f"The {noun} is old.", "sentence_bad": f"The {noun} are old.", "pairID": noun}
-            f.write(json.dumps(pair | {"UID": "agreement", "linguistics_term": "agreement", "field": "syntax"}) + "\n")
-    text = pathlib.Path("texts/one.txt").read_text().splitlines()
-    pathlib.Path("own.model").write_bytes(tokenizer.train(text, 290).model_bytes)
+    text = [line for line in pocket_english.text(1500, seed=0) if line]
+    pathlib.Path("texts/one.txt").write_text("\n".join(text) + "\n")
+    pair = {"sentence_good": "The cat is old.", "sentence_bad": "The cat are old.", "UID": "agreement"}
+    rows = [json.dumps(pair | {"pairID": str(i), "linguistics_term": "agreement", "field": "syntax"}) for i in range(3)]
+    pathlib.Path("pairs/agreement.jsonl").write_text("\n".join(rows) + "\n")
+    pathlib.Path("own.model").write_bytes(tokenizer.train(text, 320).model_bytes)
     plain = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))  # in a comment, damage does nothing
     pathlib.Path("config.yaml").write_text(yaml.safe_dump(plain))
     prepare.main(SMALL)
-    run_training("train.max_steps=2")
+    train.main([*SMALL, "train.max_steps=2"])
     shutil.copy("run/ckpt.pt", "ckpt.pt")
     export.main(["ckpt.pt", "hf"])
     eval_blimp.main([*SCORE, "--json", "scores.json"])
@@ -216,16 +204,14 @@ def in_child(read, limit=None):
 
 def trial(good, kind, data):
     """(outcome, the last lines of what was written) for folder `good` with `data` in its file of that kind."""
+    original = pathlib.Path(good, kind.path).read_bytes()
     shutil.copytree(good, "trial")
     try:
-        with open(os.path.join("trial", kind.path), "rb") as f:
-            original = f.read()
-        with open(os.path.join("trial", kind.path), "wb") as f:
-            f.write(data)
         os.chdir("trial")
+        pathlib.Path(kind.path).write_bytes(data)
         status, output = in_child(kind.read)
-        os.chdir("..")
     finally:
+        os.chdir("..")
         shutil.rmtree("trial")
     outcome = {0: "accepted", 2: "refused", -signal.SIGALRM: "hang"}.get(status, "traceback")
     if outcome == "accepted" and kind.content and not same(kind.content(data), kind.content(original)):
@@ -235,20 +221,17 @@ def trial(good, kind, data):
 
 def fuzz(name, kind, trials, seed):
     """How many of the trials of one kind failed."""
-    with open(os.path.join("good", kind.path), "rb") as f:
-        good = f.read()
+    good = pathlib.Path("good", kind.path).read_bytes()
     if trial("good", kind, good)[0] != "accepted":
         raise RuntimeError(f"{name}: the good file is not read")
-    counts, start = collections.Counter(), time.time()
+    counts = collections.Counter(accepted=0, refused=0)
     for number in range(trials):
-        data = kind.mutate(random.Random(f"{seed} {name} {number}"), good)
-        outcome, words = trial("good", kind, data)
+        outcome, words = trial("good", kind, kind.mutate(random.Random(f"{seed} {name} {number}"), good))
         counts[outcome] += 1
         if outcome not in ("accepted", "refused"):
             print(f"FAILURE {name}, trial {number}: {outcome}, {words}")
-    text = " ".join(f"{outcome} {count}" for outcome, count in counts.items())
-    print(f"{name:<22}{time.time() - start:7.1f} s  {text}", flush=True)
-    return counts["changed"] + counts["traceback"] + counts["hang"]
+    print(f"{name:<22}" + " ".join(f"{outcome} {count}" for outcome, count in counts.items()), flush=True)
+    return trials - counts["accepted"] - counts["refused"]
 
 
 def main(argv=None):
@@ -259,8 +242,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     known, here = kinds(), os.getcwd()
     chosen = args.kinds.split(",") if args.kinds else known
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # waiting for a disk finds no bugs
-    with tempfile.TemporaryDirectory(dir=memory) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         try:
             os.mkdir(os.path.join(folder, "good"))
             os.chdir(os.path.join(folder, "good"))
