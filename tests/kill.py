@@ -127,6 +127,12 @@ def contents(folder):
     return {"weights": last["weights"], "training": last["training"], "ckpt.pt": best["weights"], "losses.csv": losses}
 
 
+def differences(one, other):
+    """The parts in which two finished runs differ."""
+    a, b = contents(one), contents(other)
+    return [part for part in a if not same(a[part], b[part])]
+
+
 def run(kind, folder, steps, rng=None, delays=()):
     """Trains to the end, killed so many seconds after each start but the last; returns counts of the kills."""
     processes, options = KINDS[kind]
@@ -156,7 +162,7 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     rng, counts = random.Random(args.seed), collections.Counter()
-    whole = {}  # kind: (seconds, contents) of a run that nobody disturbs
+    lengths = {}  # seconds that a kind of run takes undisturbed
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         if wait(start(prepare.main, SMALL)):
@@ -165,16 +171,14 @@ def main(argv=None):
             kills = min(8, args.kills - counts["kills"])
             if kills == 0:
                 break
-            if kind not in whole:
+            if kind not in lengths:
                 began = time.time()
-                run(kind, "whole" + kind, args.steps)
-                whole[kind] = time.time() - began, contents("whole" + kind)
-            seconds, expected = whole[kind]
-            delays = [rng.uniform(0, seconds / 2) for _ in range(kills)]
+                run(kind, "whole " + kind, args.steps)
+                lengths[kind] = time.time() - began
+            delays = [rng.uniform(0, lengths[kind] / 2) for _ in range(kills)]
             counts += run(kind, f"parts{number}", args.steps, rng, delays)
-            for part, value in contents(f"parts{number}").items():
-                if not same(value, expected[part]):
-                    sys.exit(f"{kind}: {part} differs after kills at {delays}")
+            if found := differences("whole " + kind, f"parts{number}"):
+                sys.exit(f"{kind}: {' and '.join(found)} differ after kills at {delays}")
             counts["runs"] += 1
         os.chdir(ROOT)
     for name, count in counts.items():
