@@ -183,7 +183,7 @@ def import_folder(folder, path, replace=False) -> ModelConfig:
         if not os.path.isfile(os.path.join(folder, name)):
             raise UserError(f"{folder}: no {name} in it; {remedy}")
     with checkpoint.reading(folder):
-        settings = read_json(os.path.join(folder, "config.json"), required=True)
+        settings = read_json(os.path.join(folder, "config.json"), "copy the folder again")
         config = our_config(settings)
         tokenizer = load_tokenizer(os.path.join(folder, "tokenizer.model"))
         if tokenizer.vocab_size != config.vocab_size:

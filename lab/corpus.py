@@ -15,9 +15,12 @@ from lab.files import UserError, atomic_write, file_sha256, read_json, sealed
 def read_meta(folder):
     """What meta.json holds, {} if there is none. UserError if it cannot be read, or is not as it was written."""
     path = os.path.join(folder, "meta.json")
-    meta = read_json(path)
-    if os.path.exists(path) and sealed(meta) != meta:
-        raise UserError(f"{path}: damaged, or edited; delete the folder and run prepare.py again")
+    if not os.path.exists(path):
+        return {}
+    remedy = "repair it, or delete the folder and run prepare.py again"
+    meta = read_json(path, remedy)
+    if sealed(meta) != meta:
+        raise UserError(f"{path}: damaged or edited; {remedy}")
     return meta
 
 

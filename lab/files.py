@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import os
-import pathlib
 import secrets
 import sys
 import tempfile
@@ -71,11 +70,24 @@ def refuse_existing(path, replace):
 
 def read_text(path, remedy):
     """What a text file holds, or standard input for `-`. UserError with the remedy if it cannot be read."""
+    if path == "-":
+        return sys.stdin.read()
     try:
-        return sys.stdin.read() if path == "-" else pathlib.Path(path).read_text(encoding="utf-8-sig")
+        with open(path, encoding="utf-8-sig") as f:
+            return f.read()
     except (OSError, UnicodeDecodeError) as e:
         reason = getattr(e, "strerror", None) or "not UTF-8 text"
         raise UserError(f"{path}: cannot be read ({reason}); {remedy}") from None
+
+
+def read_json(path, remedy):
+    """The dictionary in a JSON file. UserError with the remedy if there is none."""
+    text = read_text(path, remedy)
+    with contextlib.suppress(ValueError, RecursionError):
+        tree = json.loads(text)
+        if isinstance(tree, dict):
+            return tree
+    raise UserError(f"{path}: damaged, or not a JSON dictionary; {remedy}")
 
 
 def file_sha256(path):
@@ -84,21 +96,6 @@ def file_sha256(path):
         while part := f.read(1 << 20):
             digest.update(part)
     return digest.hexdigest()
-
-
-def read_json(path, required=False):
-    """The dictionary in a JSON file; if there is none, {}, or a UserError if one is `required`."""
-    try:
-        with open(path, encoding="utf-8") as f:
-            tree = json.load(f)
-        if not isinstance(tree, dict):
-            raise ValueError
-        return tree
-    except (OSError, ValueError, RecursionError) as e:
-        if not required and not isinstance(e, PermissionError):
-            return {}
-        reason = getattr(e, "strerror", None) or "damaged, or not a JSON dictionary"
-        raise UserError(f"{path}: cannot be read ({reason})") from None
 
 
 def sealed(tree):

@@ -170,7 +170,9 @@ def score(run, name, data, out, track="strict-small", device="auto"):
     read, sha256 = functools.cache(read_items), functools.cache(file_sha256)
     load = functools.lru_cache(1)(checkpoint.load_model)
     record = os.path.join(out, name, "scores.json")
-    done, missing = read_json(record, required=os.path.exists(record)), {}
+    done, missing = {}, {}
+    if os.path.exists(record):
+        done = read_json(record, "delete it to score everything again")
     for revision, path, task, source in jobs(run, data, track):
         absent = [needed for needed in (path, source) if not os.path.exists(needed)]
         if absent:
@@ -210,7 +212,7 @@ FAST_PARTS["reading"] = {"spr", "rt"}
 
 def check(path, track="strict-small"):
     """What a collated file lacks of what the leaderboard wants, a line each; [] if nothing. Raises UserError."""
-    tree = read_json(path, required=True)  # None stands for what the pipeline did not find
+    tree = read_json(path, "give the collated predictions")  # None stands for what the pipeline did not find
     revisions = list(checkpoints("", track))[1:]
     complaints = []
     for task, sizes in SIZES.items():

@@ -94,7 +94,7 @@ BABYLM = ("babylm", "babylm-100m")  # sources of text
 
 def read_scores(path, key, command):
     """The dictionary in a JSON file that `command` wrote, known by one of its keys. Raises UserError."""
-    scores = read_json(path, required=True)
+    scores = read_json(path, f"give what {command} wrote")
     if key not in scores:
         raise UserError(f"{path}: no `{key}` in it; give what {command} wrote")
     return scores
