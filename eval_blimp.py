@@ -12,7 +12,7 @@ The rule. A model is correct on a pair if it gives the grammatical sentence the 
     score(sentence) = sum over its tokens of log p(token | BOS and the tokens before it)
                       EOS is not scored, nothing is divided by the length
     correct         = score(good) > score(bad)
-                      strictly: a tie, like a NaN, is not knowledge
+                      strictly: a tie is not knowledge
     accuracy        = mean over the paradigms of the share of pairs that are correct
                       BLiMP has 67 paradigms of 1000 pairs
 
@@ -138,7 +138,7 @@ OUTPUTS = ("json", "csv", "predictions", "plot", "html")
 MODEL_HELP = """a checkpoint, a Hugging Face folder or a name on the Hub, causal or masked, or ngram:FOLDER of a
 prepared text; several give a learning curve; default: ckpt.pt of the preset's run. section.key=value settings may
 follow"""
-PLL_HELP = "a masked model's tokens are given all others (original, default) or all but the rest of their word (l2r)"
+PLL_HELP = "a masked model sees all other tokens (original, default), or all but the rest of the word (l2r)"
 COMPAT_HELP = """another evaluator's rule. babylm-2025: a tie is correct; babylm-2026 (also: babylm): a coin decides a
 tie, it counts as half; lm-eval: a tie is correct, and " " + sentence is scored"""
 DATA_HELP = "folder of *.jsonl, *.csv or *.tsv (default: eval.data, else the pairs of the model's own corpus)"
@@ -159,8 +159,8 @@ def parse_arguments(argv):
     pairs = p.add_argument_group("pairs")
     pairs.add_argument("--data", metavar="DIR", help=DATA_HELP)
     pairs.add_argument("--good", metavar="COL", help="key or column of the grammatical sentence, if not sentence_good")
-    pairs.add_argument("--bad", metavar="COL", help="of the ungrammatical one, if not sentence_bad")
-    pairs.add_argument("--group", metavar="COL", help="of the paradigm, if neither UID nor the file's name")
+    pairs.add_argument("--bad", metavar="COL", help="the same for the ungrammatical one, if not sentence_bad")
+    pairs.add_argument("--group", metavar="COL", help="the same for the paradigm, if neither UID nor the file's name")
     pairs.add_argument("--max-pairs-per-paradigm", type=int, metavar="N", help="only the first N pairs of each")
     split_help = "dev: pairID a multiple of 10, for choosing recipes; test: the others"
     pairs.add_argument("--split", choices=["all", "dev", "test"], default="all", help=split_help)
@@ -178,15 +178,15 @@ def parse_arguments(argv):
     files.add_argument("--predictions", metavar="FILE", help="decisions, in the BabyLM challenge's submission format")
     plot_help = "a .png, .svg or .pdf: accuracy by phenomenon; of several models against words seen"
     files.add_argument("--plot", metavar="FILE", help=plot_help)
-    files.add_argument("--html", metavar="FILE", help="a page: the models against --compare's, else the first of them")
-    files.add_argument("--replace", action="store_true", help="replace those of these files that exist")
+    files.add_argument("--html", metavar="FILE", help="a page: each model compared with MODEL2, or with the first")
+    files.add_argument("--replace", action="store_true", help="replace these files if they exist")
     args = p.parse_args(argv)
     if args.max_pairs_per_paradigm is not None and args.max_pairs_per_paradigm < 1:
         raise UserError("--max-pairs-per-paradigm: must be at least 1")
     if args.surprisal:
         require_only_words(args)
     if args.plot and not args.plot.lower().endswith((".png", ".svg", ".pdf")):
-        raise UserError(f"--plot {args.plot}: a .png, .svg or .pdf is drawn, by the end of its name")
+        raise UserError(f"--plot {args.plot}: give a name that ends in .png, .svg or .pdf")
     if args.compat == "babylm":
         print(f"--compat babylm means {NEWEST}, where a coin decides a tie; in babylm-2025 a tie is correct")
         args.compat = NEWEST
@@ -194,13 +194,13 @@ def parse_arguments(argv):
 
 
 def require_only_words(args):
-    """UserError unless --surprisal comes with what it needs and nothing that it would ignore."""
+    """UserError if --surprisal lacks --csv, or comes with something that it would ignore."""
     if not args.csv:
         raise UserError("--surprisal: give --csv FILE for the words")
     for name in ("data", "good", "bad", "group", "max_pairs_per_paradigm", "compat", "compare", *OUTPUTS):
         if name != "csv" and getattr(args, name):
             flag = f"--{name.replace('_', '-')}"
-            raise UserError(f"{flag}: is for pairs, and --surprisal scores words; leave out one of them")
+            raise UserError(f"{flag}: goes with pairs, but --surprisal scores words; leave out one of the two")
 
 
 def main(argv=None):
@@ -208,7 +208,7 @@ def main(argv=None):
     args = parse_arguments(argv)
     overrides = [word for word in args.models if "=" in word and not os.path.exists(word)]
     names = [word for word in args.models if word not in overrides]
-    settings = None  # only read if something is left to them
+    settings = None  # read only if they decide something
     if overrides or not (args.data or args.surprisal) or not names:
         settings = configuration.load_config(args.preset, overrides, args.config)
     names = names or [os.path.join(settings.out_dir, "ckpt.pt")]
@@ -265,7 +265,7 @@ def evaluate_models(args, names, settings, device):
     for name in [*names, args.compare] if args.compare else names:
         model = load_scorer(name, device, args.pll, args.trust_remote_code)
         if args.pll and not model.masked and len(names) == 1 and not args.compare:
-            raise UserError(f"--pll: is for masked models, and {name} is a causal one")
+            raise UserError(f"--pll: goes with masked models, but {name} is a causal one")
         if pairs is None:
             pairs, data = read_data(args, settings, model.origin)
         results.append(evaluate_model(model, pairs, data, args))

@@ -72,7 +72,7 @@ def test_the_mean_per_token(tmp_path):
 
 
 def test_a_coin_decides_a_tie(tmp_path):
-    """In the decisions, that is: half of many ties, the same ones each time; what is no tie is left alone."""
+    """In the decisions, that is: half of many ties, the same ones each time; anything else is left alone."""
     rows = [pair("a", "a a"), pair("a a", "a")] + [pair("a b", "c d")] * 1000
     coins = [evaluated(uniform(), {"p": rows}, tmp_path, ties_half=True).correct for _ in range(2)]
     assert coins[0].dtype == bool and coins[0][:2].tolist() == [True, False] and (coins[0] == coins[1]).all()
@@ -284,11 +284,11 @@ def test_which_data_is_scored(workplace, capsys):
         ("0.pt --data mine --device cuda:77", "--device cuda:77"),
         ("0.pt --data mine --max-pairs-per-paradigm 0", "--max-pairs-per-paradigm"),
         ("0.pt --data mine --compare o.pt", "o.pt"),
-        ("0.pt --data mine --pll l2r", "--pll: is for masked models"),
-        ("0.pt --data mine --group none", r"alpha.jsonl:1: no `none`, but sentence_good, .* --group"),
+        ("0.pt --data mine --pll l2r", "--pll: goes with masked models"),
+        ("0.pt --data mine --group none", r"alpha.jsonl:1: no `none` among sentence_good, .* --group"),
         ("0.pt evil.data=mine", "eval"),
         ("config.yaml --data mine", "config.yaml"),
-        ("0.pt --data mine --plot p.gif", r"--plot p.gif: a .png, .svg or .pdf"),
+        ("0.pt --data mine --plot p.gif", r"--plot p.gif: give a name that ends in .png"),
     ],
 )
 def test_mistakes(workplace, line, reason):

@@ -27,17 +27,17 @@ SHARED = pathlib.Path(__file__).resolve().parent.parent.parent / "shared" / "dat
         ("x.jsonl", GOOD + "\n" + GOOD[:20], 2, "cut short"),
         ("x.jsonl", GOOD + "\n" + "[" * 100000, 2, "not valid JSON"),
         ("x.jsonl", "[1]\n", 1, "not an object"),
-        ("x.jsonl", GOOD + '\n\n{"sentence_good": "a"}', 3, "no `sentence_bad`, but sentence_good: name what to take"),
+        ("x.jsonl", GOOD + '\n\n{"sentence_good": "a"}', 3, "no `sentence_bad` among sentence_good; say which"),
         ("x.jsonl", GOOD + "\n" + json.dumps(pair("a \ud800", "a")), 2, "surrogates not allowed"),
         ("x.jsonl", json.dumps(pair(["a"], "a")), 1, "`sentence_good` is empty or not text"),
-        ("x.csv", "good,bad\na,b\n", 2, "no `sentence_good`, but good, bad: name what to take with --good, --bad"),
+        ("x.csv", "good,bad\na,b\n", 2, "no `sentence_good` among good, bad; say which to take"),
         ("x.csv", NAMES + 'a,b\n\n"a\nb",b\na,b,c\n', 6, "3 fields in a table of 2 columns"),
         ("x.csv", NAMES + 'a,b\n"a,b\na,b\n', 3, "unexpected end of data"),
         ("x.csv", NAMES + "a, \n", 2, "`sentence_bad` is empty or not text"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, name, text, line, reason):
-    """A row of a table by the line it begins in."""
+    """In a table, by the line in which the row begins."""
     folder = write(tmp_path / "pairs", {"fine": [pair("a", "b")]})
     pathlib.Path(folder, name).write_text(text)
     with pytest.raises(UserError, match=re.escape(f"{name}:{line}: ") + ".*" + re.escape(reason)):
@@ -117,7 +117,7 @@ def test_tables(tmp_path, separator, ending):
     assert (found["good"], found["bad"], found["uid"]) == ('say "a, b; c"', "a\nb", "x")
 
 
-MINIATURES = {  # of the sets that docs/pairs.md names: their files, in their columns
+MINIATURES = {  # the sets that docs/pairs.md names: their files with their columns, and a few lines each
     "multiblimp/eng/data.tsv": "\tsen\thead\tmetadata\twrong_sen\tphenomenon\tlang\n"
     '0\tthe dog runs.\truns\t"{\'text\': ""the dog runs""}"\tthe dog run.\tSV-#\teng\n'
     "1\tthe girls see.\tsee\t{}\tthe girls sees.\tSV-P\teng\n",

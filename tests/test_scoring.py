@@ -59,7 +59,7 @@ def test_nan_and_infinity_name_the_sentence(factor, logit, value):
 
 
 def test_alternatives_in_a_context():
-    """As many as an item likes; a token that reaches into the text is scored, whichever side the space is on."""
+    """Any number in an item; a token that reaches into the text is scored, whichever side the space is on."""
     items = [
         [("", "a b"), ("", "b a")],
         [("a", " c"), ("b", " c")],
@@ -160,7 +160,7 @@ def test_the_trie_of_the_docstring():
     trie = scoring.Trie()
     for number, ids in enumerate([[1, 5, 6, 7], [1, 5, 6, 8], [1, 9, 6]]):
         trie.add(ids, 1, number)
-    assert (trie.tokens, trie.depth, trie.last) == ([1, 5, 6, 9], [0, 1, 2, 1], [3, 2, 2, 3])
+    assert trie.tokens == [1, 5, 6, 9] and trie.depth == [0, 1, 2, 1] and trie.last == [3, 2, 2, 3]
     assert trie.scored == [(0, 5, 0), (1, 6, 0), (2, 7, 0), (0, 5, 1), (1, 6, 1), (2, 8, 1), (0, 9, 2), (3, 6, 2)]
 
 
@@ -173,7 +173,7 @@ def test_work_is_shared_and_hardly_padded():
     assert len(different) <= written < 1.1 * len(different) < 0.7 * sum(map(len, sequences))
     cells = sum(batch.ids.size for batch in scoring.batches(sequences, [1] * len(sequences), 4096))
     assert written <= cells < 1.01 * written
-    for row in rows[:20]:  # a real tree: every token's parent is the last one before it that is one less deep
+    for row in rows[:20]:  # a real tree: every token's parent is the last one before it, one level up
         assert row.depth[0] == 0
         for place in range(1, len(row.tokens)):
             parent = max(p for p in range(place) if row.depth[p] == row.depth[place] - 1)

@@ -114,8 +114,8 @@ def test_the_command(workplace, capsys):
     "line, reason",
     [
         ("0.pt --surprisal text.txt", "--surprisal: give --csv"),
-        ("0.pt --surprisal text.txt --csv o.csv --json r.json", "--json: is for pairs"),
-        ("0.pt --surprisal text.txt --csv o.csv --good sen", "--good: is for pairs"),
+        ("0.pt --surprisal text.txt --csv o.csv --json r.json", "--json: goes with pairs"),
+        ("0.pt --surprisal text.txt --csv o.csv --good sen", "--good: goes with pairs"),
         ("0.pt --surprisal no.txt --csv o.csv", "no.txt.*No such file"),
         ("0.pt --surprisal empty.txt --csv o.csv", "empty.txt: no sentence"),
         ("0.pt --surprisal latin.txt --csv o.csv", "latin.txt.*not UTF-8"),

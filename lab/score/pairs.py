@@ -59,7 +59,7 @@ def read_pairs(path, limit=None, split="all", good=None, bad=None, group=None):
 
     kept = [pair for pair in everything if split == "all" or pair["dev"] == (split == "dev")]
     if not kept:
-        raise UserError(f"{path}: none of its {len(everything)} pairs is in the split `{split}`; use all")
+        raise UserError(f"{path}: none of its {len(everything)} pairs is in the split `{split}`; use --split all")
     if limit is not None:
         kept = first_of_each(kept, limit)
     if len(kept) < len(everything):
@@ -138,8 +138,8 @@ def read_pair(row, stem, index, good, bad, group):
         raise ValueError(f"not an object with {good} and {bad}")
     for key in filter(None, (good, bad, group)):
         if key not in row:
-            found = ", ".join(list(row)[:40]) or "nothing"
-            raise ValueError(f"no `{key}`, but {found}: name what to take with --good, --bad and --group")
+            found = ", ".join(list(row)[:40]) or "no keys at all"
+            raise ValueError(f"no `{key}` among {found}; say which to take with --good, --bad and --group")
         if not isinstance(row[key], str) or not row[key].strip():
             raise ValueError(f"`{key}` is empty or not text")
     number = str(row.get("pairID", row.get("pair_id", index)))
@@ -177,7 +177,7 @@ def first_of_each(pairs, limit):
 
 
 def recognise(pairs, path):
-    """(what these pairs are, as every output says; warnings if they are BLiMP's, but not all of them)."""
+    """(what every output calls these pairs; warnings if they are BLiMP's, but not all of them)."""
     counts = Counter(pair["uid"] for pair in pairs)
     missing = [uid for uid in BLIMP if uid not in counts]
     extra = [uid for uid in counts if uid not in BLIMP]
@@ -198,7 +198,7 @@ def recognise(pairs, path):
     if missing:
         warnings.append(f"{len(missing)} of BLiMP's 67 paradigms are missing: {some(missing)}")
     if extra:
-        warnings.append(f"counted as paradigms, but not BLiMP's: {some(extra)}")
+        warnings.append(f"counted as paradigms, but not among BLiMP's: {some(extra)}")
     if wrong:
         warnings.append(f"wrong number of pairs: {some(wrong)}")
     return "BLiMP, BabyLM's filtered subset" if filtered else "BLiMP", warnings

@@ -25,19 +25,19 @@ BLOCK = 16384  # sequences laid out at once, so that memory does not grow with t
 def score_items(model, tokenizer, items, per_token=False, **how):
     """Of each item, the scores of its alternatives: a list of float64 arrays, nats.
 
-    An item is a list of alternatives (context, text), as many as it likes. An alternative's score is
+    An item is a list of any number of alternatives (context, text). An alternative's score is
 
         log p(text | BOS, context)          per_token: divided by the number of tokens that are scored, at least 1
 
-    context + text is tokenised as one string, so a space between the two is part of either; a token that reaches into
-    `text` is scored, the tokens before it are given. Examples:
+    context + text is tokenised as one string, so a space between the two may belong to either; a token that reaches
+    into `text` is scored, the tokens before it are given. Examples:
 
         a minimal pair              [("", good), ("", bad)]
         two contexts, one target    [(context1, " " + target), (context2, " " + target)]
         n continuations             [(prompt, " " + solution) for solution in solutions]
 
         scores = score_items(model, tokenizer, items)
-        chosen = [best(of_item)[0] for of_item in scores]         # the first of those that tie, as np.argmax
+        chosen = [best(of_item)[0] for of_item in scores]         # of those that tie the first, as np.argmax does
 
     What is longer than the model's context is scored too: its rotary positions go on, as Hugging Face's Llama lets
     them. how: dtype, batch_tokens, progress. Raises UserError for a score that is NaN or infinite.
@@ -94,7 +94,7 @@ def token_ends(tokenizer, sentence, ids):
 
 
 def in_batches(rule, model, sentences, dtype="float32", batch_tokens=None, progress=False):
-    """[rule(model, batch)] of lab.score.scorers.Tokens in batches of about one length, a list of arrays.
+    """What rule(model, batch) gives for each sentence (lab.score.scorers.Tokens), in batches of about equal length.
 
     Equal ones are computed once, so that they tie exactly. batch_tokens: default what a bound on the logits allows.
     """
@@ -178,7 +178,7 @@ def require_finite(sentences, scores):
 
 @contextlib.contextmanager
 def longer_context(model, tokens):
-    """Inside, the model takes so many tokens: its rotary angles go on to positions that it was not trained on."""
+    """Inside, the model takes that many tokens: its rotary angles go on to positions that it was not trained on."""
     trained = model.cos, model.sin
     if tokens > len(model.cos):
         config = model.config
@@ -325,7 +325,7 @@ class Batch:
 
 
 def batches(sequences, starts, tokens):
-    """Batches of about `tokens` tokens in which every sequence is once."""
+    """Batches of about `tokens` tokens; every sequence is in one of them."""
     order = sorted(range(len(sequences)), key=sequences.__getitem__)
     for start in range(0, len(order), BLOCK):
         rows = list(tries(sequences, starts, order[start : start + BLOCK]))
@@ -364,9 +364,9 @@ def pack(rows):
 
 @contextlib.contextmanager
 def evaluation_mode(model, device_type, dtype):
-    """No dropout and no TF32 inside, whatever training uses, and as before outside. dtype: float32 or bfloat16.
+    """Inside, no dropout and no TF32, whatever training uses; afterwards all is as before. dtype: float32 or bfloat16.
 
-    Nor cuDNN's attention, which plans anew for each shape: here nearly every batch has its own.
+    Nor cuDNN's attention, which plans anew for each shape: here nearly every batch has a shape of its own.
     """
     training, precision = model.training, torch.get_float32_matmul_precision()
     half = torch.autocast(device_type, torch.bfloat16, enabled=dtype == "bfloat16")

@@ -24,7 +24,7 @@ class Group:
 
 @dataclass
 class Origin:
-    """Whose scores, of what, by which rule, on what."""
+    """Where a Result comes from: which model, which pairs, which rule, which machine."""
 
     checkpoint: str
     method: str  # full: log p of the sentence; or a pseudo-log-likelihood of a masked model
@@ -52,7 +52,7 @@ class Origin:
 class Result:
     """A model's scores of minimal pairs, its decisions, and what they come to. Accuracies are 0..1, margins nats.
 
-    overall.accuracy is the mean over paradigms by the rule asked for. views: the same by other readings (strict,
+    overall.accuracy is the mean over paradigms by the rule asked for. views: the same read in other ways (strict,
     ties_half and ties_correct for ties; mean_per_token for scores divided by the length; dev and test for the two parts
     of the pairs; micro for the share of all pairs; phenomena and fields for the means over those), None if there are
     no such pairs.
@@ -92,7 +92,7 @@ class Result:
 
 @dataclass
 class Change:
-    """Decisions beside those of another model: the difference of the accuracies and its 95 % interval, in shares."""
+    """Decisions compared with those of another model: the difference of the accuracies, 0..1, and its 95 % interval."""
 
     difference: float
     interval: list[float]

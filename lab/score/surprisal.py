@@ -2,17 +2,17 @@
 
     surprisal(word) = - sum over its tokens of log2 p(token | BOS and the tokens of the line before it)        in bits
 
-A word is what stands between white space, punctuation included. A token belongs to the word in which it ends; spaces
-alone belong to the word after them, and those at the end of a line to its last word. So the space before a word is part
-of the word, and the words of a line add up to the line's score by the rule of eval_blimp.py (of a masked model: to its
-pseudo-log-likelihood). minicons' token_score gives the same figures token by token.
+A word is whatever stands between white space, punctuation included. A token belongs to the word in which it ends; a
+token of spaces alone belongs to the word after it, and at the end of a line to the last word. So the space before a
+word is part of the word, and the words of a line add up to the line's score by the rule of eval_blimp.py (of a masked
+model: to its pseudo-log-likelihood). minicons' token_score gives the same figures token by token.
 
-`--whitespace trailing`: the space after a word is part of it instead, as its reader sees that the word has ended
+`--whitespace trailing`: the space after a word is part of it instead, because a reader sees that the word has ended
 (Pimentel and Meister 2024; Oh and Schuler 2024). With B the tokens that begin with a space:
 
     surprisal(word) + log2 p(B | what is before the word) - log2 p(B | the word and what is before it)
 
-the first of them only for words after the first. minicons calls that bow_correction.
+the first correction only from the second word on. minicons calls this bow_correction.
 """
 
 import csv
@@ -131,8 +131,8 @@ def log_p_space(begins, model, batch):
 
 
 def correction(begins, text, stops, spaces):
-    """What `--whitespace trailing` adds to the log p of each token of a line: to a word's last token log p of a space
-    after it, which is taken from the next word's first token.
+    """What `--whitespace trailing` adds to the log p of each token of a line: a word's last token gains the log p of a
+    space after it, and the next word's first token loses it.
 
     text: ids, the line's n first; stops: where words end, the last one at n; spaces: what log_p_space gives for the
     line's windows.
