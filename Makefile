@@ -1,5 +1,5 @@
 # make        a first run: no GPU, no network after the install, minutes on two cores
-# make check  what one runs while changing something, within a minute: ruff, and the tests that train and start nothing
+# make check  for while you change things, within a minute: ruff, and the tests that train nothing and start nothing
 # make test   ruff and every test, many minutes: what .ci/run calls
 PYTHON ?= python3
 V = .venv/bin/python
@@ -21,7 +21,7 @@ test: .venv/ready
 	$(V) -m ruff format --check .
 	$(V) -m pytest -q -n 2
 
-# --no-compile halves the time: Python compiles what is imported, when it is
+# --no-compile halves the time: Python compiles each module when it is first imported
 .venv/ready: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit('error: Python 3.10 or newer is needed' if sys.version_info < (3, 10) else 0)"
 	$(PYTHON) -m venv .venv

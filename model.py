@@ -62,7 +62,7 @@ class ModelConfig:
     attention: str = "mha"  # a name in ATTENTION below
     mlp: Literal["full", "shared_projection"] = "full"
     layer_sharing: Literal["none", "share", "reuse"] = "none"
-    num_groups: int = 1  # of layers with their own weights, for `share`
+    num_groups: int = 1  # of layers, each with weights of its own, for `share`
     dropout: float = 0.0  # on the embedding and both residual branches
 
     def problems(self) -> list[str]:
@@ -419,7 +419,7 @@ class Model(nn.Module):
 
 
 # ======================================================================================================================
-# Appendix: what a first reader skips
+# Appendix: what a first reader may skip
 #
 # The key-value cache, the loss in chunks, what a CPU needs, parameters by part, what cannot be built.
 # ======================================================================================================================

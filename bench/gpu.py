@@ -103,7 +103,7 @@ def tests(state, run, put):
 
 
 def recipe(preset, limit, state, run, put):
-    """A preset's own recipe, whole, the batch in fewer and larger pieces where the GPU has room; then its BLiMP."""
+    """A preset's whole recipe, its batch in fewer and larger pieces where the GPU has room; then its BLiMP score."""
     few = ["train.max_steps=4", "train.epochs=null", "train.eval_windows=4", "train.warmup=0"] if QUICK else []
     settings = [*few, *TINY, *LARGE.get(preset, []), f"train.device={DEVICE}", f"train.out=out/{preset}"]
     record = run(script("train.py", "--preset", preset, *settings), limit)
@@ -130,7 +130,7 @@ def step(preset, run, *options):
 
 
 def compiling(state, run, put):
-    """With and without torch.compile; what it takes is in the first step."""
+    """With and without torch.compile; the time that compiling takes is in the first step."""
     for setting in ("false",) if QUICK else ("false", "true"):
         put(f"sllama, train.compile={setting}", step("sllama", run, f"train.compile={setting}"))
 

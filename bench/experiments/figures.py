@@ -3,7 +3,7 @@
     python -m bench.experiments.figures
 
 From results/final.csv (ours) and results/published.csv; writes assets/minutes.png and assets/parameters.png. Minutes
-are the least of the seeds, as other work ran beside some; bars reach from the worst seed to the best.
+are those of the fastest seed, as other work ran beside some; bars reach from the worst seed to the best.
 """
 
 import csv
@@ -28,7 +28,7 @@ PLACES = [(8, -3), (8, 7), (8, -14), (-8, -3), (-8, 7), (-8, -14), (8, 17), (8, 
 
 
 def text_of(row):
-    """Which of COLOURS a row was trained on, by the words of an epoch."""
+    """Which text a row was trained on, a key of COLOURS, by the words of an epoch."""
     words = float(row["words"]) / float(row["epochs"])
     if words < 1e6:
         return "2 MB"

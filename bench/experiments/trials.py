@@ -50,7 +50,7 @@ def command(name, *args):
 
 
 def train(out, settings):
-    """Trains into the folder `out`; returns what the row says of the training."""
+    """Trains into the folder `out`; returns the training's part of the row."""
     block = closing_block(command("train.py", *settings))
     best = checkpoint.load(os.path.join(out, "ckpt.pt"))
     made = best.provenance
@@ -68,7 +68,7 @@ def train(out, settings):
 
 
 def score(out, blimp, split):
-    """Scores the best checkpoint of the folder `out`; returns what the row says of it."""
+    """Scores the best checkpoint of the folder `out`; returns the scores' part of the row."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "scores.json")
         command("eval_blimp.py", os.path.join(out, "ckpt.pt"), "--data", blimp, "--split", split, "--json", path)

@@ -61,7 +61,7 @@ def run(command, threads, cwd=None):
 
 
 def choices(path):
-    """{(paradigm, index): sentence} of a predictions file: ours, BabyLM's or the one LM_EVAL writes."""
+    """{(paradigm, index): sentence} of a predictions file: ours, BabyLM's or LM_EVAL's."""
     with open(path, encoding="utf-8") as f:
         tree = json.load(f)
     found = {}
@@ -72,7 +72,7 @@ def choices(path):
 
 
 def some_pairs(source, target, pairs):
-    """Copies so many lines of each paradigm's file, drawn by a fixed seed; returns the paradigms' names."""
+    """Copies `pairs` lines of each paradigm's file, drawn by a fixed seed; returns the paradigms' names."""
     os.mkdir(target)
     names = sorted(name for name in os.listdir(source) if name.endswith(".jsonl"))
     for name in names:
@@ -92,7 +92,7 @@ def main(argv=None):
     p.add_argument("--python", default=sys.executable, help="the Python that has the other's requirements")
     p.add_argument("--hf", action="store_true", help="ours scores the exported folder, not the checkpoint")
     p.add_argument("--masked", action="store_true", help="the folder holds a masked model; only beside --babylm")
-    p.add_argument("--pairs", type=int, default=1000, help="so many of each paradigm, drawn at random")
+    p.add_argument("--pairs", type=int, default=1000, help="of each paradigm, drawn at random")
     p.add_argument("--threads", type=int, default=os.cpu_count())
     args = p.parse_args(argv)
     with tempfile.TemporaryDirectory() as tmp:

@@ -6,8 +6,8 @@
 
 `plain` is F.cross_entropy on all logits at once, (tokens x vocabulary). Memory is the most that the process held,
 Python and PyTorch (0.3 GB) included; on a GPU what PyTorch allocated. MFU (Chowdhery et al. 2022) is the FLOPs of the
-matrix products over time and peak, the causal half of attention only and nothing that checkpointing computes again; the
-peak is the data sheet's, else the fastest product that was found here.
+matrix products over time and peak, with only the causal half of attention and nothing that checkpointing computes
+again; the peak is the data sheet's, else that of the fastest product found here.
 """
 
 import argparse
@@ -91,7 +91,7 @@ def make_step(config, loss=Model.loss):
 
 
 def measure(config, loss=Model.loss, steps=6):
-    """Trains so many steps, of which the first is told apart; returns the figures."""
+    """Trains that many steps; returns the figures, the first step's time by itself."""
     s = config.train
     step, device, dtype = make_step(config, loss)
     seconds = []
@@ -121,7 +121,7 @@ def measure(config, loss=Model.loss, steps=6):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--loss", default="ours", choices=["ours", "plain"])
-    parser.add_argument("--steps", type=int, default=6, help="the first is not in the speed")
+    parser.add_argument("--steps", type=int, default=6, help="the first does not count in the speed")
     args, config = settings.parse_args(parser, argv)
     show(measure(config, plain_loss if args.loss == "plain" else Model.loss, args.steps))
 
