@@ -73,6 +73,10 @@ def test_the_page_fits_and_is_readable(visit, report, width, scheme):
     widths = bars.evaluate_all("bars => bars.map(bar => bar.offsetWidth / bar.parentElement.offsetWidth * 100)")
     shares = [float(text) for text in page.locator(".bar > span").all_inner_texts()]
     assert len(shares) == 9 and widths == pytest.approx(shares, abs=1)
+    facts = page.get_by_text("before first token").first  # folded away
+    for visible in (False, True, False):
+        assert facts.is_visible() == visible
+        page.locator("summary").click()
 
 
 def brightness(page, key):
@@ -115,14 +119,6 @@ def test_the_form_filters(visit, report):
     assert 0 < len(shown) < lost and all(sentence.lower() in text.lower() for text in shown)
     page.get_by_label("text").fill("no such sentence")
     assert page.locator("output").inner_text() == "0 of 0 shown"
-
-
-def test_hashes_and_rule_are_folded_away(visit, report):
-    page = visit(report, width=400)
-    facts = page.get_by_text("before first token").first
-    for visible in (False, True, False):
-        assert facts.is_visible() == visible
-        page.locator("summary").click()
 
 
 @pytest.fixture

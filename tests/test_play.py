@@ -25,11 +25,6 @@ def ours():
     return load_scorer(ROOT / "models" / "llama-3m.pt")
 
 
-@pytest.fixture
-def gpt2(strangers):
-    return load_scorer(strangers["gpt2"])
-
-
 def test_tokens_spell_the_sentence_and_add_up_to_its_score(model):
     scores = eval_blimp.score(model, SENTENCES, model.encode(SENTENCES))
     for sentence, score in zip(SENTENCES, scores):
@@ -61,15 +56,13 @@ def test_a_look_at_a_token(ours):
     assert "-gs" in inside and "The" in start and text
 
 
-def test_a_look_at_another_causal_model(gpt2):
+def test_a_look_at_another_causal_model(strangers):
+    gpt2 = load_scorer(strangers["gpt2"])
     expected, text = play.look(gpt2, "The old dogs", 1)
     assert len(expected) == 10 and text.startswith("The")
     ids = gpt2.encode(["a" * 200])[0].ids[: gpt2.context]  # the last place in the model's context is looked at
     _, text = play.look(gpt2, gpt2.decode(ids[1:]), len(ids) - 1)
     assert text == gpt2.decode(ids[1:])
-
-
-def test_a_first_token_without_a_score(gpt2):
     gpt2.begin_as_its_tokenizer_does()  # it puts nothing there
     assert play.surprisals(gpt2, "The old dogs")[0][1] is None
     with pytest.raises(UserError, match="nothing stands before the first word; click on a later one"):
