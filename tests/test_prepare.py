@@ -11,7 +11,7 @@ import sys
 from conftest import ROOT, command
 from lab import corpus
 from lab.files import UserError, file_sha256, sealed
-from lab.run.data import load_data
+from lab.run.data import load_data, require_as_asked
 from lab.settings import load_config
 import prepare
 import tokenizer
@@ -263,7 +263,9 @@ def test_documents(folder):
 def test_an_existing_tokenizer(folder):
     make()
     shutil.copy("data/t/tokenizer.model", "mine.model")
-    meta = make("tokenizer.model=mine.model", "tokenizer.vocab_size=999", "data.sources=[short]")
+    given = ["tokenizer.model=mine.model", "tokenizer.vocab_size=999", "data.sources=[short]"]
+    meta = make(*given)
+    require_as_asked(load_config("sllama", [*SMALL, *given]), meta)  # train.py, with the same settings, takes it
     assert meta["vocab_size"] == 400 and files()["tokenizer.model"] == meta["tokenizer_sha256"]
     assert "\n".join(texts_of("train"))
     with open("unigram.model", "wb") as f:

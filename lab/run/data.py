@@ -77,6 +77,8 @@ def require_as_asked(config, meta):
         section, _, name = key.partition(".")
         if key not in then or key in ("data.name", "tokenizer.model"):
             continue
+        if key == "tokenizer.vocab_size" and then[key] is None:  # an existing tokenizer has its own
+            continue
         now = getattr(getattr(config, section), name)
         if name == "source":
             now = os.path.basename(os.path.abspath(now))  # of a folder, which may have moved, its name
