@@ -16,41 +16,34 @@ from stand_ins import plainly, save_checkpoint
 import numpy as np
 import pytest
 
+BLIMP = {"sentence_good": "The cats run.", "sentence_bad": "The cats runs.", "field": "syntax", "UID": "a_B"}
+QUESTION = {"sentence_good": "Is the dog here?", "sentence_bad": "The dog is here?"}
+EWOK = {"Domain": "social", "Context1": "The cat ran.", "Context2": "The cat slept.", "Target1": "It is awake."}
+LONG = "Box 0 contains the key. " * 12 + "Box 0 contains"  # longer than the model's context
+BOX = {"input_prefix": LONG, "options": [" the key", " the dog"], "numops": 2}
+LEFT_OUT = {"input_prefix": LONG, "options": [" the key", " nothing"], "numops": 1}
+COMPS = {"prefix_acceptable": "a cat", "prefix_unacceptable": "a tree", "property_phrase": "can run."}
 PIQA = {"example_id": "a1", "prompt": "To cut the bread,", "label": 1}
 PIQA |= {"solution0": "take a knife.", "solution1": "take a tree.", "solution2": "take the cat.", "solution3": "see."}
 TWO_SOLUTIONS = PIQA | {"example_id": "a2", "label": 0, "solution2": None, "solution3": None}
-BLIMP = [
-    {"sentence_good": "The cats run.", "sentence_bad": "The cats runs.", "field": "syntax", "UID": "a_B"},
-    {"sentence_good": "A dog sees it.", "sentence_bad": "A dog see it.", "field": "syntax", "UID": "a_B"},
-]
-EWOK = {"Domain": "social", "Context1": "The cat ran.", "Context2": "The cat slept.", "Target1": "It is awake."}
-LONG = "Box 0 contains the key. " * 12 + "Box 0 contains"  # longer than the model's context
-BOXES = [
-    {"input_prefix": LONG, "options": [" the key", " the dog"], "numops": 2},
-    {"input_prefix": "Box 0 contains", "options": [" the key", " nothing"], "numops": 1},
-]
-COMPS = {"prefix_acceptable": "a cat", "prefix_unacceptable": "a tree", "property_phrase": "can run."}
 FILES = {
-    "full_eval/blimp_filtered/x.jsonl": BLIMP,
-    "full_eval/supplement_filtered/turn_taking.jsonl": [
-        {"sentence_good": "Is the dog here?", "sentence_bad": "The dog is here?"}
-    ],
+    "full_eval/blimp_filtered/x.jsonl": [BLIMP, BLIMP],
+    "full_eval/supplement_filtered/turn_taking.jsonl": [QUESTION],
     "full_eval/ewok_filtered/social.jsonl": [EWOK],
-    "full_eval/entity_tracking/regular.jsonl": BOXES,
+    "full_eval/entity_tracking/regular.jsonl": [BOX, LEFT_OUT],
     "full_eval/comps/comps_base.jsonl": [COMPS],
     "full_eval/comps/comps_wugs_dist-before.jsonl": [COMPS],
     "full_eval/global_piqa_parallel/eng_latn.jsonl": [PIQA],
     "full_eval/global_piqa_nonparallel/eng_latn.jsonl": [TWO_SOLUTIONS],
-    "fast_eval/blimp_fast/x.jsonl": BLIMP,
+    "fast_eval/blimp_fast/x.jsonl": [BLIMP, BLIMP],
     "fast_eval/ewok_fast/social.jsonl": [EWOK],
 }
 
 
 def write_tasks(folder):
     for path, rows in FILES.items():
-        file = folder / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture
@@ -63,64 +56,61 @@ def work(tmp_path, monkeypatch):
     return tmp_path
 
 
-def predictions(path):
+def score():
+    return babylm.score("run", "m", "data", "results", device="cpu")
+
+
+def chosen(path):
+    """{part: {id: what is chosen}} of a predictions.json."""
     with open(f"results/m/{path}/predictions.json", encoding="utf-8") as f:
-        return json.load(f)
+        parts = json.load(f)
+    return {part: {row["id"]: row["pred"] for row in rows["predictions"]} for part, rows in parts.items()}
 
 
 def test_predictions_in_the_pipelines_format(work, capsys):
-    missing = babylm.score("run", "m", "data", "results", device="cpu")
-    main = "main/zero_shot/causal/"
-    parts = {
-        "blimp/blimp_filtered": {"a_B"},
-        "blimp/supplement_filtered": {"turn_taking"},
-        "ewok/ewok_filtered": {"social"},
-        "entity_tracking/entity_tracking": {"regular_2_ops"},  # without "nothing"
-        "comps/comps": {"base", "wugs_dist_before"},
-        "global_piqa_parallel/global_piqa_parallel": {"a1"},
-        "global_piqa_nonparallel/global_piqa_nonparallel": {"a2"},
-    }
-    assert {path: predictions(main + path).keys() for path in parts} == parts
-    assert predictions("chck_20M/zero_shot/causal/ewok/ewok_fast").keys() == {"social"}
-    chosen = predictions(main + "blimp/blimp_filtered")["a_B"]["predictions"]
-    assert [row["id"] for row in chosen] == ["a_B_0", "a_B_1"]
-    assert chosen[0]["pred"] in ("The cats run.", "The cats runs.")
-    (chosen,) = predictions(main + "comps/comps")["base"]["predictions"]
-    assert chosen["pred"] in ("a cat can run.", "a tree can run.")
+    missing = score()
     assert "data/fast_eval/supplement_fast" in missing and "run/chck_2M.pt" in missing and len(missing) == 17 + 4
+    assert len(capsys.readouterr().out.splitlines()) == 7 + 2 * 2
     scores = json.loads((work / "results/m/scores.json").read_text())
     assert scores.keys() == {"main", "chck_1M", "chck_20M"} and scores["main"]["comps"]["items"] == 2
-    assert len(capsys.readouterr().out.splitlines()) == 7 + 2 * 2
+    found = {path.parent.name: json.loads(path.read_text()).keys() for path in work.rglob("main/**/predictions.json")}
+    assert found == {
+        "blimp_filtered": {"a_B"},
+        "supplement_filtered": {"turn_taking"},
+        "ewok_filtered": {"social"},
+        "entity_tracking": {"regular_2_ops"},  # without "nothing"
+        "comps": {"base", "wugs_dist_before"},
+        "global_piqa_parallel": {"a1"},
+        "global_piqa_nonparallel": {"a2"},
+    }
+    cats = chosen("chck_20M/zero_shot/causal/blimp/blimp_fast")["a_B"]
+    assert list(cats) == ["a_B_0", "a_B_1"] and set(cats.values()) < {"The cats run.", "The cats runs."}
 
 
 def test_what_is_chosen_is_the_likeliest(work):
     """By differences of whole sentences' scores, where the words of context and text are tokens of their own."""
-    babylm.score("run", "m", "data", "results", device="cpu")
+    score()
     model, ckpt = checkpoint.load_model("run/ckpt.pt")
 
     def likelihood(context, text):
         whole, given = plainly(model, ckpt.tokenizer, [context + text, context]).tolist()
         return whole - given
 
-    def chosen(task, folder, part):
-        (row,) = predictions(f"main/zero_shot/causal/{task}/{folder}")[part]["predictions"]
-        return row["pred"]
-
-    ewok = {
-        f"{context} It is awake.": likelihood(context, " It is awake.")
-        for context in (EWOK["Context1"], EWOK["Context2"])
-    }
-    assert chosen("ewok", "ewok_filtered", "social") == max(ewok, key=ewok.get)
+    ewok = {}
+    for context in ("The cat ran.", "The cat slept."):
+        ewok[f"{context} It is awake."] = likelihood(context, " It is awake.")
+    main = "main/zero_shot/causal"
+    assert chosen(f"{main}/ewok/ewok_filtered")["social"]["social_0"] == max(ewok, key=ewok.get)
     prompt, piqa = PIQA["prompt"], {}
-    for solution in (" " + PIQA[f"solution{i}"] for i in range(4)):
+    for solution in (" take a knife.", " take a tree.", " take the cat.", " see."):
         tokens = len(ckpt.tokenizer.encode(prompt + solution)) - len(ckpt.tokenizer.encode(prompt))
         piqa[solution] = likelihood(prompt, solution) / tokens
-    assert chosen("global_piqa_parallel", "global_piqa_parallel", "a1") == max(piqa, key=piqa.get)
+    assert chosen(f"{main}/global_piqa_parallel/global_piqa_parallel")["a1"]["a1_0"] == max(piqa, key=piqa.get)
 
 
 def test_a_second_start_does_what_is_missing(work, capsys):
     def scored():
-        babylm.score("run", "m", "data", "results", device="cpu")
+        score()
         return [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
 
     assert len(scored()) == 11 and scored() == []
@@ -155,7 +145,7 @@ def test_a_broken_line_is_named(line, work):
     with open("data/full_eval/ewok_filtered/social.jsonl", "a", encoding="utf-8") as f:
         f.write(line + "\n")
     with pytest.raises(UserError, match="social.jsonl:2: (not an item of ewok|not valid JSON)"):
-        babylm.score("run", "m", "data", "results", device="cpu")
+        score()
 
 
 # --- the check
@@ -247,7 +237,6 @@ esac
     "bin/hf": 'test -e "$4/README.md"\necho "$*" >> "$STAND_INS/log"\n',
     "bin/unzip": 'test -e "$1"\n',
     "venv/bin/pip": 'test -e "$3"\n',
-    "venv/bin/huggingface-cli": "\n",
     "venv/bin/python": """echo "$*" >> "$STAND_INS/log"
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -263,18 +252,16 @@ done
     "pipeline/strict/scripts/collate_preds.sh": """test -d "$1" || exit 1
 cp "$STAND_INS/whole.json" "results/$(basename "$1")/all_full_preds_and_fast_scores_causal.json"
 """,
-    "pipeline/strict/requirements.txt": "",
-    "pipeline/strict/evaluation_pipeline/global_piqa/dl.py": "",
-    "evaluation_data/full_eval/reading/reading_data.csv": "",
-    "evaluation_data/fast_eval/reading/reading_data.csv": "",
-    "evaluation_data/fast_eval/ewok_fast.zip": "",
 }
+EMPTY = """pipeline/strict/requirements.txt pipeline/strict/evaluation_pipeline/global_piqa/dl.py
+evaluation_data/full_eval/reading/reading_data.csv evaluation_data/fast_eval/reading/reading_data.csv
+evaluation_data/fast_eval/ewok_fast.zip venv/bin/huggingface-cli""".split()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a Unix shell")
 def test_the_page_runs_to_the_letter(tmp_path):
     stand_ins, clone = tmp_path / "stand-ins", tmp_path / "clone"
-    for name, content in STAND_INS.items():
+    for name, content in {**dict.fromkeys(EMPTY, ""), **STAND_INS}.items():
         path = stand_ins / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("#!/bin/bash\n" + content)
@@ -283,7 +270,7 @@ def test_the_page_runs_to_the_letter(tmp_path):
     (stand_ins / "whole.json").write_text(json.dumps(whole_submission()))
     pairs = clone / "data" / "blimp"  # or prepare.py would fetch BLiMP
     pairs.mkdir(parents=True)
-    (pairs / "x.jsonl").write_text(json.dumps(BLIMP[0]) + "\n")
+    (pairs / "x.jsonl").write_text(json.dumps(BLIMP) + "\n")
 
     page = (ROOT / "docs" / "babylm.md").read_text(encoding="utf-8")
     steps = "".join(re.findall(r"^```sh\n(.*?)^```$", page, re.S | re.M))
