@@ -5,9 +5,9 @@
     python export.py CKPT FILE --release          a checkpoint to give away: its weights in bfloat16, half the size
     python export.py --from-hf DIR CKPT           a LLaMA folder, or SLlama as released, becomes a checkpoint
 
-SLlama's tricks save parameters, not a different kind of function, so a model is exported by unfolding them: the narrow
-table is tiled to its full width, the picked or repeated rows of the attention are written out, the transpose becomes
-up_proj, shared layers are copied. No custom code is needed to load the result. Only `embedding: attention` is
+SLlama's tricks save parameters but compute nothing that a LLaMA cannot, so a model is exported by unfolding them: the
+narrow table is tiled to its full width, the picked or repeated rows of the attention are written out, the transpose
+becomes up_proj, shared layers are copied. No custom code is needed to load the result. Only `embedding: attention` is
 refused, since no LLaMA computes it.
 """
 
@@ -29,11 +29,11 @@ import safetensors.torch
 import torch
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Unfolding: our weights -> those of a plain LLaMA
+# Unfolding: our weights -> a plain LLaMA's
 
 # Settings that have the same name and meaning in config.json
 SAME = """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
-rms_norm_eps tie_word_embeddings""".split()
+max_position_embeddings rms_norm_eps rope_theta tie_word_embeddings""".split()
 
 
 def unfold(model: Model) -> tuple[dict, dict[str, torch.Tensor]]:
@@ -43,7 +43,7 @@ def unfold(model: Model) -> tuple[dict, dict[str, torch.Tensor]]:
     """
     c = model.config
     if c.embedding == "attention":
-        raise UserError("embedding: attention looks at earlier tokens, as no LLaMA's does; it cannot be exported")
+        raise UserError("embedding: attention looks at earlier tokens, and no LLaMA's does; it cannot be exported")
     with torch.no_grad():
         every_token = torch.arange(c.vocab_size)[None]  # (1, V)
         weights = {
@@ -65,8 +65,6 @@ def unfold(model: Model) -> tuple[dict, dict[str, torch.Tensor]]:
         "hidden_act": "silu",
         "num_key_value_heads": c.num_key_value_heads or c.num_attention_heads,
         "head_dim": c.hidden_size // c.num_attention_heads,
-        "max_position_embeddings": c.max_position_embeddings,
-        "rope_theta": c.rope_theta,
         "attention_bias": c.attention == "rra",
         "torch_dtype": "float32",
     }
@@ -74,7 +72,7 @@ def unfold(model: Model) -> tuple[dict, dict[str, torch.Tensor]]:
 
 
 def unfold_attention(attention, config):
-    """The matrices q, k, v (h_kv, h) and o (h, h) that this attention multiplies by, and for `rra` their biases."""
+    """The matrices q, k, v (h_kv, h) and o (h, h) that this attention multiplies by; the biases, too, of `rra`."""
     names = ("q_proj", "k_proj", "v_proj", "o_proj")
     out = {}
     if config.attention == "rra":  # a quarter of the rows, four times
@@ -84,7 +82,7 @@ def unfold_attention(attention, config):
             out[f"self_attn.{name}.bias"] = quarter.bias.repeat(4)
         return out
     unit = torch.eye(config.hidden_size)[None]  # (1, h, h): h tokens, the unit vectors
-    images = (*attention.project(unit), attention.output(unit))  # a matrix is what it makes of them
+    images = (*attention.project(unit), attention.output(unit))  # of each, the rows of the matrix's transpose
     for name, image in zip(names, images):
         out[f"self_attn.{name}.weight"] = image[0].T
     return out
@@ -117,7 +115,7 @@ def our_name(name: str, config: ModelConfig) -> str:
 
 
 def fold(config: ModelConfig, held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Our weights out of a folder's, which may hold a shared one under any of its names, or repeatedly."""
+    """Our weights from a folder's, which may hold a shared one under any of its names, or under several."""
     weights = {}
     for name, w in held.items():
         if name.endswith("rotary_emb.inv_freq"):  # older files hold what follows from rope_theta
@@ -125,14 +123,14 @@ def fold(config: ModelConfig, held: dict[str, torch.Tensor]) -> dict[str, torch.
         first = weights.setdefault(our_name(name, config), w)
         if first is not w and not torch.equal(first, w):
             raise UserError(
-                f"{name} and others are one weight in this model, but differ here; the released code loses shared "
+                f"{name} and another are one weight in this model, but differ here; the released code loses shared "
                 "weights on loading and then saves random ones: take the first file it wrote"
             )
     return weights
 
 
 def untile(weights):
-    """The quarters of `rra`'s attention out of a LLaMA's, where `unfold` has repeated them four times."""
+    """`rra`'s attention from a LLaMA's: the first quarter of what `unfold` wrote four times."""
     out = {}
     for name, w in weights.items():
         if ".self_attn." in name:
@@ -144,7 +142,10 @@ def untile(weights):
 
 
 def our_config(settings: dict) -> ModelConfig:
-    """ModelConfig of a config.json: a LLaMA's, or the released SLlama's with its names of tricks. Raises UserError."""
+    """The ModelConfig of a config.json, a LLaMA's or the released SLlama's, which names the tricks its own way.
+
+    Raises UserError.
+    """
     released = settings.get("model_type") == "sllama"
     if not released and settings.get("model_type") != "llama":
         raise UserError("model_type: only llama, or the released sllama, can be converted")
@@ -153,9 +154,9 @@ def our_config(settings: dict) -> ModelConfig:
     rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         raise UserError("rope_scaling: only plain rotary positions can be converted")
-    values = {key: settings[key] for key in SAME if key in settings}
-    values["max_position_embeddings"] = settings.get("max_position_embeddings", 256 if released else 2048)
-    values["rope_theta"] = rope.get("rope_theta", settings.get("rope_theta", 10000.0))
+    values = {"max_position_embeddings": 256 if released else 2048, "rope_theta": 10000.0}  # if it says nothing else
+    said = settings | rope
+    values |= {key: said[key] for key in SAME if key in said}
     if released:
         embedding = settings.get("emb_reduction_type", "repeat") or "full"
         values["embedding"] = "attention" if embedding == "attn" else embedding
@@ -252,12 +253,12 @@ def write_folder(folder, files):
 def export_run(run, folder, replace=False, **card) -> list[str]:
     """Writes a run's ckpt.pt as DIR/main/NAME, its chck_NM.pt as DIR/chck_NM/NAME, where NAME is DIR's last part.
 
-    The BabyLM pipeline calls a model by the last part of its path, and files its results under that name and the
-    revision's. Returns the folders. Raises UserError.
+    The BabyLM pipeline takes the last part of a path for the model's name, and files its results under that name and
+    the revision's. Returns the folders. Raises UserError.
     """
     found = {revision: path for revision, path in checkpoints(run).items() if os.path.exists(path)}
     if len(found) < 2:
-        raise UserError(f"{run}: not both ckpt.pt and chck_1M.pt, ... in it; train with train.checkpoint_words=babylm")
+        raise UserError(f"{run}: no chck_1M.pt, ... beside ckpt.pt; train with train.checkpoint_words=babylm")
     name = os.path.basename(os.path.abspath(folder))
     targets = [os.path.join(folder, revision, name) for revision in found]
     for target in targets:
@@ -269,7 +270,7 @@ def export_run(run, folder, replace=False, **card) -> list[str]:
 
 
 def release(path, target, replace=False):
-    """Writes checkpoint `path` to `target` with its weights in bfloat16: another file, to be scored by itself."""
+    """Writes checkpoint `path` to `target` with its weights rounded to bfloat16; it is to be scored again."""
     refuse_existing(target, replace)
     ckpt = checkpoint.load(path)
     weights = {name: w.bfloat16() for name, w in ckpt.weights.items()}

@@ -41,7 +41,7 @@ FAST |= {"entity_tracking_fast": "entity_tracking", **PIQA}
 
 
 def checkpoints(run, track="strict"):
-    """{revision: its file in a run's folder, whether it is there or not} of all that a track wants, `main` first."""
+    """{revision: its file in a run's folder, there or not} for all that a track wants, `main` first."""
     kept = [f"chck_{millions}M" for millions in TRACKS[track]]
     return {"main": os.path.join(run, "ckpt.pt"), **{name: os.path.join(run, f"{name}.pt") for name in kept}}
 

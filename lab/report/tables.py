@@ -16,8 +16,11 @@ MEANS = {"phenomena": "mean over phenomena", "fields": "mean over fields", "micr
 
 
 def short_names(labels):
-    """Names that tell models apart, in place of their paths: the name of the file or folder, or of the folder around a
-    file that is only called ckpt or last; where two models would share a name, as much of the paths as it takes."""
+    """Names that tell models apart, in place of their paths.
+
+    The name of the file or folder, or of the folder that holds a file called ckpt or last; where two models would share
+    a name, as much of the paths as it takes.
+    """
     paths = [pathlib.PurePath(os.path.abspath(label.removesuffix(".pt"))) for label in labels]  # of "." too
     names = []
     for label, path in zip(labels, paths):
@@ -41,7 +44,7 @@ def interval_text(interval, form="{:.1f}"):
 
 
 def table(results, show_paradigms=False):
-    """The last of the results in at most WIDTH columns; the learning curve of several; the comparison if any."""
+    """The last of the results, the learning curve of several, and the comparison if any, in at most WIDTH columns."""
     result, labels = results[-1], [result.origin.label for result in results]
     if result.comparison:
         labels.append(result.comparison.other)
@@ -92,7 +95,7 @@ def learning_curve(results, names):
 
 
 def p_value(p, least=1 / DRAWS):
-    """p as a text; the least that a test can find, by default the bootstrap, is only an upper bound."""
+    """p as text. The least that a test can give (by default the bootstrap) is only an upper bound."""
     return f"p < {least:.2g}" if p <= least else f"p = {p:.2g}"
 
 
@@ -114,13 +117,15 @@ def comparison(c, other):
 
 
 def rule(origin):
-    """How the rule departs from the paper's, in float32 on all pairs; if not at all, `BLiMP`, or else `strict`."""
+    """How the rule departs from the paper's, in float32 on all pairs; if not at all, `BLiMP`, or `strict`."""
     usual = {"method": "full", "bos": True, "dtype": "float32", "split": "all"}
     departures = []
     for key, value in origin.conventions.items():
         if (value or None) != usual.get(key):
             departures.append(f"{key}={value}")
-    return " ".join(departures) or ("BLiMP" if origin.benchmark.startswith("BLiMP") else "strict")
+    if departures:
+        return " ".join(departures)
+    return "BLiMP" if origin.benchmark.startswith("BLiMP") else "strict"
 
 
 def block(result):
@@ -149,8 +154,11 @@ checkpoint rule""".split()
 
 
 def pairs_csv(result):
-    """CSV with a line for each pair: what it is, both sentences, their scores in nats (all digits) and lengths in
-    tokens, the decision (column `right`), which checkpoint made it and by which rule."""
+    """CSV with a line for each pair.
+
+    What it is, both sentences, their scores in nats (all digits) and lengths in tokens, the decision (column `right`),
+    which checkpoint made it and by which rule.
+    """
     origin = result.origin
     is_blimp = origin.benchmark.startswith("BLiMP")  # dev and test are parts of BLiMP, by its pairIDs
     out = io.StringIO()
@@ -181,8 +189,8 @@ def predictions(choices):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The page of --html. How it looks is in page.html.j2: one file that fetches nothing and needs its script only to sort
-# and to filter. Whatever comes from outside (sentences, names, provenance) is escaped by Jinja.
+# The page of --html. page.html.j2 says how it looks: one file that fetches nothing, with a script that only sorts and
+# filters. Whatever comes from outside (sentences, names, provenance) is escaped by Jinja.
 
 MOST_CHANGES = 2000  # changed pairs on the page, of all paradigms and models together: half a megabyte
 
