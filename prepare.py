@@ -8,11 +8,11 @@
 2. clean: the steps that data.clean names (lab/text/cleaning.py)
 3. split: each source into blocks of a few kB of consecutive lines, shuffled by (data.seed, source); the first ones are
    validation
-4. mix:   round robin over the sources, equally many bytes of each, so that any stretch of the stream holds all of them
+4. mix:   the sources take turns, so that any stretch of the stream holds the same share of each
 5. tokenise: SentencePiece BPE trained on the training text alone; BOS before every line (or document); uint16
 
 Any budget takes the same blocks in the same order, so 2 MB of a corpus are the beginning of its 10 MB, and all budgets
-share one validation text, of which no line occurs in the training text of any budget. The same settings give the same
+share one validation text; none of its lines occurs in the training text of any budget. The same settings give the same
 bytes.
 """
 
@@ -20,7 +20,7 @@ import argparse
 import collections
 import functools
 import hashlib
-import heapq
+import itertools
 import json
 import os
 import random
@@ -31,7 +31,6 @@ from typing import NamedTuple
 from lab import cli, corpus
 from lab.files import UserError, load_tokenizer
 from lab.settings import parse_args
-from lab.text import pocket_english
 from lab.text.cleaning import CLEANING, PART, Cores, clean, in_parts
 from lab.text.sources import BABYLM, DOWNLOADS, DownloadError, find, get_blimp
 import tokenizer
@@ -65,6 +64,10 @@ def line_size(line):
     return len(line) + 1 if line else 0
 
 
+def size_of(text_blocks):
+    return sum(block.size for block in text_blocks)
+
+
 def blocks(parts):
     """A text, in parts of whole lines -> Blocks: cut at the first boundary after BLOCK bytes, or else at twice that.
 
@@ -92,7 +95,7 @@ def split(text_blocks, kb, seed, name):
     """
     text_blocks = list(text_blocks)
     random.Random(f"{seed} {name}").shuffle(text_blocks)
-    left = min(1000 * kb, sum(block.size for block in text_blocks) / 20)
+    left = min(1000 * kb, size_of(text_blocks) / 20)
     held_out, rest = [], []
     for block in text_blocks:
         if block.size <= left:
@@ -101,15 +104,6 @@ def split(text_blocks, kb, seed, name):
         else:
             rest.append(block)
     return held_out, rest
-
-
-def seen_lines(held_out, train):
-    """The lines of held-out blocks that training blocks hold too: validation must be new, and "Yeah." is not."""
-    candidates = {line for block in held_out for line in block.lines() if line}
-    seen = set()
-    for block in train:
-        seen |= candidates.intersection(block.lines())
-    return seen
 
 
 def without(text_blocks, lines):
@@ -126,67 +120,50 @@ def without(text_blocks, lines):
 
 
 def take(text_blocks, budget):
-    """(the blocks' first whole lines, up to `budget` bytes, None for all; whether there is less text than that)"""
-    if budget is None:
-        return text_blocks, False
+    """The blocks' first whole lines, up to `budget` bytes."""
     taken = []
     for block in text_blocks:
-        if block.size <= budget:
-            taken.append(block)
-            budget -= block.size
-            continue
-        lines = []
-        for line in block.lines():
-            if line_size(line) > budget:
-                break
-            lines.append(line)
-            budget -= line_size(line)
-        if any(lines):
-            taken.append(Block.of(lines))
-        return taken, False
-    return taken, budget > 0
+        if block.size > budget:
+            ends = itertools.accumulate(map(line_size, block.lines()))
+            lines = [line for line, end in zip(block.lines(), ends) if end <= budget]
+            return [*taken, Block.of(lines)] if any(lines) else taken
+        taken.append(block)
+        budget -= block.size
+    return taken
 
 
 def interleave(sources):
     """Lists of blocks -> one list; the next is always of the list that has given the smallest share of its bytes."""
-    totals = [sum(block.size for block in source) for source in sources]
-    rests = [iter(source) for source in sources]
-    queue = [(0.0, i, 0) for i in range(len(sources))]  # share given, which list, bytes given
-    mixed = []
-    while queue:
-        _, i, given = queue[0]
-        block = next(rests[i], None)
-        if block:
-            mixed.append(block)
+    turns = []  # (share of its list that comes before the block, block)
+    for source in sources:
+        given, total = 0, size_of(source)
+        for block in source:
+            turns.append((given / total, block))
             given += block.size
-            heapq.heapreplace(queue, (given / totals[i], i, given))
-        else:
-            heapq.heappop(queue)
-    return mixed
+    return [block for _, block in sorted(turns, key=lambda turn: turn[0])]
 
 
 # ---------------------------------------------------------------------------------------------------- 5. tokenise
 
 
 def batches(text_blocks):
-    """The texts of the blocks, in lists of about PART bytes: what one process works on at a time."""
+    """The text of the blocks, about PART bytes at a time: what one process works on."""
     batch, size = [], 0
     for block in text_blocks:
         batch.append(block.text)
         size += block.size
         if size >= PART:
-            yield batch
+            yield b"\n\n".join(batch)
             batch, size = [], 0
-    if batch:
-        yield batch
+    yield b"\n\n".join(batch)
 
 
-def count_words(texts):
-    return tokenizer.count_words(b"\n".join(texts).decode().split("\n"))
+def count_words(text):
+    return tokenizer.count_words(text.decode().split("\n"))
 
 
-def train_tokenizer(text_blocks, vocab_size, fallback, each):
-    """A Tokenizer of `vocab_size` pieces; with `fallback`, of fewer if the text does not support as many."""
+def train_tokenizer(text_blocks, vocab_size, shrink, each):
+    """A Tokenizer of `vocab_size` pieces; with `shrink`, of fewer if the text does not support as many."""
     print("training the tokenizer", flush=True)
     counts = collections.Counter()
     for part in each(count_words, batches(text_blocks)):
@@ -194,7 +171,7 @@ def train_tokenizer(text_blocks, vocab_size, fallback, each):
     try:
         return tokenizer.train_on_counts(counts, vocab_size)
     except tokenizer.VocabularyError as e:
-        if not fallback:
+        if not shrink:
             raise UserError(f"tokenizer.{e}") from None
         print(f"NOTICE: this text does not support {vocab_size} pieces; the vocabulary has {e.possible}")
         return tokenizer.train_on_counts(counts, e.possible)
@@ -205,16 +182,14 @@ def train_tokenizer(text_blocks, vocab_size, fallback, each):
 encoder = functools.lru_cache(1)(tokenizer.CorpusEncoder)  # one for all batches of a process
 
 
-def encode_batch(model_bytes, boundary, seed, texts):
-    """The texts of some blocks -> BOS and the tokens of each line or document, as bytes of a .bin file.
+def encode_batch(model_bytes, boundary, seed, text):
+    """UTF-8 -> BOS and the tokens of each line or document, as bytes of a .bin file.
 
     seed: of BPE dropout, or None for the usual tokens.
     """
-    separator = "\n\n" if boundary == "document" else "\n"
-    beginnings = []  # what gets a BOS each
-    for text in texts:
-        beginnings += [part.strip("\n") for part in text.decode().split(separator)]
-    return encoder(model_bytes).encode(filter(None, beginnings), seed and random.Random(seed))
+    parts = text.decode().split("\n\n" if boundary == "document" else "\n")
+    texts = filter(None, (part.strip("\n") for part in parts))
+    return encoder(model_bytes).encode(texts, random.Random(seed) if seed else None)
 
 
 def encode(tok, text_blocks, data, each, copies=1):
@@ -247,15 +222,17 @@ def clean_and_split(name, raw, data, each):
 
 
 def validation(texts):
-    """The held-out blocks of all texts, mixed, without what is also trained on."""
-    held_out = [block for text in texts for block in text.val]
-    seen = seen_lines(held_out, [block for text in texts for block in text.train])
+    """The held-out blocks of all texts, mixed, without the lines that are trained on too: "Yeah." tests nothing."""
+    held_out, seen = set(), set()
+    for text in texts:
+        for block in text.val:
+            held_out.update(filter(None, block.lines()))
+    for text in texts:
+        for block in text.train:
+            seen.update(held_out.intersection(block.lines()))
     val = interleave([without(text.val, seen) for text in texts])
     if not val:
-        raise UserError(
-            "data.source: too little text: a twentieth of it, or data.validation_kb, holds no line that is not in the "
-            "rest too"
-        )
+        raise UserError("data.source: too little text to hold lines out that are not trained on too; add more of it")
     return val
 
 
@@ -264,27 +241,27 @@ def training(texts, budget_mb):
     budget = None if budget_mb is None else int(1e6 * budget_mb / len(texts))
     taken, rows = [], []
     for text in texts:
-        part, short = take(text.train, budget)
+        part = text.train if budget is None else take(text.train, budget)
         if not part:
             raise UserError(f"data.budget_mb: the first line of `{text.name}` is longer than its share, {budget} bytes")
+        short = budget is not None and size_of(text.train) < budget
         taken.append(part)
         rows.append({"name": text.name, "budget_bytes": budget, **count(part), "short": short, "sha256": text.sha256})
     return interleave(taken), rows
 
 
-def build(config, texts, tok=None, fallback=False):
+def build(config, texts, tok=None, shrink=False):
     """({file name: bytes}, meta) of a corpus from `texts`, a Source's.
 
-    tok: a Tokenizer, or None to train one; fallback: as in train_tokenizer.
+    tok: a Tokenizer, or None to train one; shrink: as in train_tokenizer.
     """
     data = config.data
     with Cores() as cores:
         print("reading and cleaning", flush=True)
         texts = [clean_and_split(name, read(), data, cores.map) for name, read in texts.items()]
-        require_different(texts)
         val = validation(texts)
         train, rows = training(texts, data.budget_mb)
-        tok = tok or train_tokenizer(train, config.tokenizer.vocab_size, fallback, cores.map)
+        tok = tok or train_tokenizer(train, config.tokenizer.vocab_size, shrink, cores.map)
         print("tokenising", flush=True)
         files = {
             "tokenizer.model": tok.model_bytes,
@@ -309,17 +286,9 @@ def build(config, texts, tok=None, fallback=False):
     return files, meta
 
 
-def require_different(texts):
-    names = {}
-    for text in texts:
-        if text.sha256 in names:
-            raise UserError(f"data.source: `{names[text.sha256]}` and `{text.name}` are the same text; remove one")
-        names[text.sha256] = text.name
-
-
 def count(text_blocks):
     return {
-        "bytes": sum(block.size for block in text_blocks),
+        "bytes": size_of(text_blocks),
         "words": sum(len(block.text.decode().split()) for block in text_blocks),
         "lines": sum(sum(map(bool, block.lines())) for block in text_blocks),
     }
@@ -342,14 +311,12 @@ def existing_tokenizer(config):
     if tok.decode(tok.encode(PROBE)) != PROBE:
         print(f"NOTICE: {path} DOES NOT GIVE BACK EVERY TEXT IT IS GIVEN; bits per byte are of the text it keeps")
     if config.data.copies > 1 and not tok.cuts_at_spaces:
-        raise UserError(
-            "data.copies: set it to 1; cutting words into other pieces needs a tokenizer.model that is plain BPE"
-        )
+        raise UserError("data.copies: only words of plain BPE can be cut in other ways; set it to 1 for this tokenizer")
     return tok
 
 
-def prepare(config, source, replace=False, fallback=False):
-    """Makes data/NAME/ as the settings say, or finds that it is so already.
+def prepare(config, source, replace=False):
+    """Makes data/NAME/ from a Source as the settings say, or finds that it is up to date.
 
     UserError if it holds what other settings made, unless `replace`.
     """
@@ -369,32 +336,26 @@ def prepare(config, source, replace=False, fallback=False):
         report(meta, time.time() - start)
         print(f"{folder}: up to date")
         return
-    if fallback and corpus.read_meta(folder).get("source") in BABYLM:
-        raise UserError(
-            f"{folder}: made from BabyLM, which cannot be downloaded now, and Pocket English does not replace it; "
-            "choose another data.name, or data.source=pocket"
-        )
-
-    files, meta = build(config, source.texts, tok, fallback)
-    pocket = source.name == "pocket"
-    if pocket:
-        for uid, pairs in pocket_english.pairs(data.seed).items():
-            files[f"pairs/{uid}.jsonl"] = "".join(json.dumps(pair) + "\n" for pair in pairs)
-    meta |= {"source": source.name, "corpus": source.title, "pairs": "pairs" if pocket else None, "settings": settings}
+    shrink = data.source == "auto" and source.name == "pocket"  # nobody chose this text, so its size is no mistake
+    files, meta = build(config, source.texts, tok, shrink)
+    pairs = source.pairs()
+    for uid, found in pairs.items():
+        files[f"pairs/{uid}.jsonl"] = "".join(json.dumps(pair) + "\n" for pair in found)
+    meta |= {"source": source.name, "corpus": source.title, "pairs": "pairs" if pairs else None, "settings": settings}
     report(corpus.write(folder, files, meta), time.time() - start)
 
 
 def report(meta, seconds):
+    def row(name, counts):
+        return f"{name:<16}{counts['bytes'] / 1e6:>8.2f}{counts['words']:>12,}{counts['lines']:>10,}"
+
     print(f"{'source':<16}{'MB':>8}{'words':>12}{'lines':>10}")
-    for row in [*meta["sources"], {"name": "train", **meta["train"]}, {"name": "val", **meta["val"]}]:
-        line = f"{row['name']:<16}{row['bytes'] / 1e6:>8.2f}{row['words']:>12,}{row['lines']:>10,}"
-        if row.get("short"):
-            line += f"  SHORT: its budget is {row['budget_bytes'] / 1e6:.2f} MB"
-        if "tokens" in row:
-            line += f"  {row['tokens']:,} tokens"
-        if "tokens" in row and row["name"] == "train" and meta["copies"] > 1:
-            line += f" in {meta['copies']} copies"
-        print(line)
+    for source in meta["sources"]:
+        short = f"  SHORT: its budget is {source['budget_bytes'] / 1e6:.2f} MB" if source["short"] else ""
+        print(row(source["name"], source) + short)
+    copies = f" in {meta['copies']} copies" if meta["copies"] > 1 else ""
+    print(f"{row('train', meta['train'])}  {meta['train']['tokens']:,} tokens{copies}")
+    print(f"{row('val', meta['val'])}  {meta['val']['tokens']:,} tokens")
     print(f"corpus: {meta['corpus']}")
     print(f"vocab_size: {meta['vocab_size']}")
     print(f"tokens_per_word: {meta['tokens_per_word']:.3f}")
@@ -404,22 +365,24 @@ def report(meta, seconds):
 def find_and_prepare(config, replace=False):
     """data.source -> a prepared folder, and BLiMP but for Pocket English, which never asks the network."""
     name = config.data.source
+    auto = name == "auto"
     there = corpus.read_meta(config.data_dir).get("source")
-    if name == "auto" and there == "pocket" and not replace:
+    if auto and there == "pocket" and not replace:
         print("NOTICE: POCKET ENGLISH STANDS IN FOR BABYLM HERE; --replace tries to download BabyLM again.")
-        prepare(config, find(config, "pocket"), fallback=True)
-        return
+        name = "pocket"
+    elif auto:
+        name = "babylm"
     try:
-        prepare(config, find(config, "babylm" if name == "auto" else name), replace)
+        prepare(config, find(config, name), replace)
     except DownloadError as e:
-        if name != "auto":
+        if not auto or there in BABYLM:
             raise UserError(f"{e}. Without a network: data.source=pocket, or a folder of text") from None
+        name = "pocket"
         print(
             f"{e}\n\nNOTICE: BABYLM CANNOT BE DOWNLOADED. "
             f"POCKET ENGLISH, A SYNTHETIC LANGUAGE, TAKES ITS PLACE IN {config.data_dir}.\n"
         )
-        prepare(config, find(config, "pocket"), replace, fallback=True)
-        return
+        prepare(config, find(config, name), replace)
     if name != "pocket":
         get_blimp(config.eval.data)
 
@@ -432,10 +395,7 @@ def main(argv=None):
             raise UserError(f"data.clean: no step `{step}`; known: {', '.join(CLEANING)}")
     taken = [os.path.abspath(path) for path in (DOWNLOADS, config.eval.data)]
     if not re.fullmatch(r"[\w-][\w.-]*", config.data.name) or os.path.abspath(config.data_dir) in taken:
-        raise UserError(
-            f"data.name: `{config.data.name}` must be the name of a new folder in data/: "
-            "letters, digits, - _ . and not that of the downloads or of eval.data"
-        )
+        raise UserError(f"data.name: `{config.data.name}`: give a name (letters, digits, - _ .) that is free in data/")
     try:
         find_and_prepare(config, args.replace)
     except OSError as e:  # whatever a disk can do

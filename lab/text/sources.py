@@ -5,10 +5,11 @@ BabyLM's six files, and SLLAMA_LAB_BLIMP_URL, the archive of BLiMP.
 """
 
 import codecs
+from collections.abc import Callable
 import functools
 import glob
+import itertools
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -21,22 +22,13 @@ from lab.text import pocket_english
 DOWNLOADS = os.path.join("data", "downloads")
 TIMEOUT = 9  # seconds without an answer
 TRIES = 4  # per file
-HUB = "https://huggingface.co/datasets/BabyLM-community"
-BABYLM = {  # data.source: title, environment variable of a mirror, address
-    "babylm": (
-        "BabyLM 2026 strict-small",
-        "SLLAMA_LAB_BABYLM_URL",
-        f"{HUB}/BabyLM-2026-Strict-Small/resolve/c92ab16b4f08858304b0815706065b3354d8fc0a",
-    ),
-    "babylm-100m": (  # its revision is not pinned
-        "BabyLM 2026 strict",
-        "SLLAMA_LAB_BABYLM_100M_URL",
-        f"{HUB}/BabyLM-2026-Strict/resolve/main",
-    ),
+HUB = "https://huggingface.co/datasets/BabyLM-community/BabyLM-2026-"
+BABYLM = {  # data.source: title, address (the second one's revision is not pinned)
+    "babylm": ("BabyLM 2026 strict-small", f"{HUB}Strict-Small/resolve/c92ab16b4f08858304b0815706065b3354d8fc0a"),
+    "babylm-100m": ("BabyLM 2026 strict", f"{HUB}Strict/resolve/main"),
 }
 BABYLM_FILES = ["bnc_spoken", "childes", "gutenberg", "open_subtitles", "simple_wiki", "switchboard"]
-BLIMP_COMMIT = "3e56b06fcabca9b30822fc66435fca6b1aa40bb1"
-BLIMP_URL = f"https://raw.githubusercontent.com/alexwarstadt/blimp/{BLIMP_COMMIT}/BLiMP.zip"
+BLIMP_URL = "https://raw.githubusercontent.com/alexwarstadt/blimp/3e56b06fcabca9b30822fc66435fca6b1aa40bb1/BLiMP.zip"
 BLIMP_SHA256 = "172a1a714d72e72a89e8384dd531483f3d0f8a9aee3d33dccaf7992d8cecbb73"
 CONTROL = bytes(set(range(32)) - set(b"\t\n\v\f\r\x1b")) + b"\x7f"
 
@@ -48,30 +40,36 @@ class Source(NamedTuple):
     title: str
     inputs: dict  # what the texts depend on, by the name that a user knows it by
     texts: dict  # {name: function that returns its bytes, which are UTF-8}
+    pairs: Callable = dict  # returns {UID: minimal pairs that belong to the texts}
 
 
 def find(config, name) -> Source:
     """The Source that `name` stands for in data.source. UserError if it has no text, or not what data.sources asks."""
     if name == "pocket":
-        return pocket_source(config)
+        return pocket_source(config.data)
     if name in BABYLM:
-        return babylm_source(config, name)
-    return folder_source(config)
+        return babylm_source(config.data, name)
+    return folder_source(config.data)
 
 
-def folder_source(config):
-    paths = text_files(config.data.source)
-    names = choose(config.data.sources, list(paths))
-    title = os.path.basename(os.path.abspath(config.data.source))
-    texts = {name: functools.partial(read_text, paths[name]) for name in names}
+def folder_source(data):
+    title = os.path.basename(os.path.abspath(data.source))
+    if title in (*BABYLM, "pocket"):
+        raise UserError(f"data.source: rename the folder: its text would be taken for what we call `{title}`")
+    paths = text_files(data.source)
+    names = choose(data.sources, list(paths))
     inputs = {f"the text of `{name}`": f"sha256 {file_sha256(paths[name])}" for name in names}
+    for name, other in itertools.combinations(inputs, 2):
+        if inputs[name] == inputs[other]:
+            raise UserError(f"data.source: {name} and {other} are the same; remove one")
+    texts = {name: functools.partial(read_text, paths[name]) for name in names}
     return Source(title, f"folder {title}", inputs, texts)
 
 
-def babylm_source(config, name):
-    title, variable, address = BABYLM[name]
-    url = os.environ.get(variable, address)
-    files = choose(config.data.sources, BABYLM_FILES)
+def babylm_source(data, name):
+    title, address = BABYLM[name]
+    url = os.environ.get(f"SLLAMA_LAB_{name.upper().replace('-', '_')}_URL", address)
+    files = choose(data.sources, BABYLM_FILES)
 
     def text(file):
         path = os.path.join(DOWNLOADS, name, f"{file}.train.txt")
@@ -82,17 +80,17 @@ def babylm_source(config, name):
     return Source(name, title, inputs, {file: functools.partial(text, file) for file in files})
 
 
-def pocket_source(config):
-    words, seed = config.data.pocket_words, config.data.seed
-    if config.data.sources:
+def pocket_source(data):
+    if data.sources:
         print("data.sources: Pocket English has only one; the setting is ignored")
 
     def text():
-        return "".join(line + "\n" for line in pocket_english.text(words, seed)).encode()
+        return "".join(line + "\n" for line in pocket_english.text(data.pocket_words, data.seed)).encode()
 
-    title = f"Pocket English (synthetic, seed {seed}, {words} words)"
+    title = f"Pocket English (synthetic, seed {data.seed}, {data.pocket_words} words)"
     grammar = f"sha256 {file_sha256(pocket_english.__file__)}"
-    return Source("pocket", title, {"data.pocket_words": words, "pocket_english.py": grammar}, {"pocket": text})
+    inputs = {"data.pocket_words": data.pocket_words, "pocket_english.py": grammar}
+    return Source("pocket", title, inputs, {"pocket": text}, functools.partial(pocket_english.pairs, data.seed))
 
 
 # ---------------------------------------------------------------------------------------------------- files of text
@@ -100,23 +98,15 @@ def pocket_source(config):
 
 def text_files(folder):
     """{stem: path} of the *.train and *.txt in a folder; `simple_wiki` for simple_wiki.train, .txt and .train.txt."""
-    if not os.path.isdir(folder):
-        raise UserError(
-            f"data.source: no folder `{folder}`; "
-            "give auto, babylm, babylm-100m, pocket or a folder of *.train or *.txt files"
-        )
-    found = {}
-    for name in sorted(os.listdir(folder)):
-        path = os.path.join(folder, name)
-        stem = re.sub(r"(\.train)?(\.txt)?$", "", name)
-        if stem == name or name.startswith(".") or not os.path.isfile(path):
-            continue
+    anything, found = os.path.join(glob.escape(folder), "*"), {}
+    for path in sorted(glob.glob(anything + ".train") + glob.glob(anything + ".txt")):
+        stem = os.path.basename(path).removesuffix(".txt").removesuffix(".train")
         if stem in found:
-            other = os.path.basename(found[stem])
-            raise UserError(f"{folder}: {other} and {name} are both called `{stem}`; rename one")
+            raise UserError(f"{found[stem]} and {path} are both called `{stem}`; rename one")
         found[stem] = path
     if not found:
-        raise UserError(f"{folder}: no *.train or *.txt file in this folder")
+        known = ", ".join(["auto", "pocket", *BABYLM])
+        raise UserError(f"data.source: `{folder}` is not a folder of *.train or *.txt files, nor one of {known}")
     return found
 
 
@@ -124,13 +114,11 @@ def choose(wanted, known):
     """data.sources -> names in the order to use them; null = all."""
     if wanted is None:
         return known
-    if not wanted:
-        raise UserError("data.sources: empty; name some or give null for all")
     for name in wanted:
         if name not in known:
             raise UserError(f"data.sources: `{name}` is not there; {nearest(name, known)}")
-        if wanted.count(name) > 1:
-            raise UserError(f"data.sources: `{name}` is given twice")
+    if not wanted or len(set(wanted)) < len(wanted):
+        raise UserError("data.sources: name each source once, and at least one, or give null for all")
     return wanted
 
 
@@ -144,9 +132,8 @@ def read_text(path):
     try:
         raw.decode()
     except UnicodeDecodeError as e:
-        raise UserError(
-            f"{path}: not UTF-8 text at byte {e.start}; convert it (iconv -f LATIN1 -t UTF-8), or {out}"
-        ) from None
+        reason = f"not UTF-8 text at byte {e.start}; convert it (iconv -f LATIN1 -t UTF-8)"
+        raise UserError(f"{path}: {reason}, or {out}") from None
     if len(raw.translate(None, CONTROL)) < 0.99 * len(raw):
         raise UserError(f"{path}: a binary file (over 1 % control characters); {out}")
     return raw
@@ -156,13 +143,13 @@ def read_text(path):
 
 
 class DownloadError(UserError):
-    """A file that cannot be had."""
+    """A file that cannot be downloaded."""
 
 
 def download(url, path, sha256=None):
-    """Gets `url` into `path`, unless it is there, with this checksum if one is known.
+    """Downloads `url` to `path`, unless the file is there already, with this checksum if one is known.
 
-    DownloadError: nobody answers, the server says no, or after TRIES tries the file is still cut off or another one.
+    DownloadError: nobody answers, the server refuses, or after TRIES tries the file is still cut off or another one.
     `path` is then as it was.
     """
     import pooch  # here, because it takes a while and most runs download nothing
@@ -185,7 +172,7 @@ def download(url, path, sha256=None):
 
 
 def get_blimp(folder):
-    """BLiMP into `folder` if no *.jsonl is there. Training works without it, so failure is a notice."""
+    """Downloads BLiMP to `folder` if no *.jsonl is there. Training works without it, so failure is a notice."""
     if glob.glob(os.path.join(glob.escape(folder), "*.jsonl")):
         return
     archive = os.path.join(DOWNLOADS, "BLiMP.zip")
