@@ -8,8 +8,8 @@
 
 Pieces 0, 1, 2 are <unk>, <s> (BOS) and </s> (EOS), 3 to 258 the bytes, then merged pieces, then single characters:
 Llama 2's layout and options, so that a trained model converts to Hugging Face's LlamaTokenizer without a difference.
-No normalisation; a space in front of the text is part of the first piece, as it is of any other word ("▁The"), and
-decoding takes it away again.
+There is no normalisation. Encoding puts a space in front of the text, so that its first word has the same pieces as
+anywhere else ("▁The"), and decoding takes it away again.
 """
 
 import collections
@@ -27,8 +27,8 @@ SPACE = "\u2581"  # ▁, what SentencePiece writes for a space
 RESERVED = "\u2585"  # ▅, its sign for the unknown: it does not train on lines that hold one
 WORD = re.compile(r" +[^ ]*(?: \Z)?")  # with the spaces before it, and one at the end of the text
 MOST_PIECES = 65_536  # a token is stored in 16 bits
-MOST_WORDS = 500_000  # that a process remembers the tokens of: about 100 MB
-DROPOUT = 0.1  # of BPE's merges
+MOST_WORDS = 500_000  # whose tokens a process remembers: about 100 MB
+DROPOUT = 0.1  # the share of BPE's merges that are skipped
 
 
 class Tokenizer:
@@ -49,18 +49,16 @@ class Tokenizer:
         if self.bos_id < 0:
             raise ValueError(f"{where}: no BOS piece, and every line starts with one; use a model that has it")
         if self.vocab_size > MOST_PIECES:
-            raise ValueError(
-                f"{where}: {self.vocab_size} pieces do not fit a token's 16 bits; use at most {MOST_PIECES}"
-            )
+            raise ValueError(f"{where}: {self.vocab_size} pieces, but 16 bits hold {MOST_PIECES}; use a smaller one")
         self.bytes_of_space = self.byte_ids(SPACE)
-        self.has_bytes = all(self.sp.is_byte(i) for i in self.bytes_of_space)
+        self.has_bytes = all(self.sp.is_byte(self.bytes_of_space))
 
     def byte_ids(self, text):
         """The pieces of the text's bytes."""
-        return [self.sp.piece_to_id(f"<0x{byte:02X}>") for byte in text.encode()]
+        return self.sp.piece_to_id([f"<0x{byte:02X}>" for byte in text.encode()])
 
     def is_text(self, i):
-        """Is piece i a piece of text: no byte, no BOS or EOS, not the unknown?"""
+        """Is piece i a piece of text, and not a byte, BOS, EOS or <unk>?"""
         return not (self.sp.is_byte(i) or self.sp.is_control(i) or self.sp.is_unknown(i))
 
     @functools.cached_property
@@ -75,7 +73,7 @@ class Tokenizer:
         return lengths
 
     def encode(self, text):
-        """str -> list of ids, such that decode gives `text` back."""
+        """str -> list of ids, from which decode gives `text` back."""
         if SPACE in text and self.has_bytes:
             return self.encode_space_sign(text)
         return self.sp.encode(text)
@@ -83,14 +81,11 @@ class Tokenizer:
     def encode_batch(self, texts):
         """list of str -> list of lists of ids, on all cores."""
         encoded = self.sp.encode(texts, num_threads=os.cpu_count() or 1)
-        for i, text in enumerate(texts):
-            if SPACE in text:
-                encoded[i] = self.encode(text)
-        return encoded
+        return [self.encode(text) if SPACE in text else ids for text, ids in zip(texts, encoded)]
 
     def encode_space_sign(self, text):
-        """A ▁ in the text would come back as a space. So: encode with a character in its place that no piece holds and
-        that is not in the text, which becomes four byte pieces; then put the three bytes of ▁ there."""
+        """A ▁ in the text would come back as a space. So a character that occurs in no piece and not in the text takes
+        its place while encoding; its four byte pieces then give way to the three of ▁."""
         candidates = map(chr, range(0x10FFFD, 0xF0000, -1))
         stand_in = next(c for c in candidates if c not in text and self.sp.piece_to_id(c) == self.sp.unk_id())
         four = self.byte_ids(stand_in)
@@ -102,25 +97,22 @@ class Tokenizer:
         return ids
 
     def decode(self, ids):
-        """List of ids -> str; special pieces are dropped, bytes that are not UTF-8 become U+FFFD.
-
-        IndexError for an id out of range.
-        """
+        """List of ids -> str without special pieces; bytes that are not UTF-8 become U+FFFD. IndexError: no such id."""
         return self.sp.decode([int(i) for i in ids])
 
     @functools.cached_property
     def cuts_at_spaces(self):
-        """Is it byte-pair encoding of the text as it is, word by word?
+        """Does it encode word by word, by BPE, without normalising?
 
-        Seen from what it does: BPE scores a piece by its rank, a whole number, the others by how likely it is; a piece
-        defined by hand gets 0, as the first rank.
+        The model does not say so, but it shows: the score of a BPE piece is its rank, a whole number, and that of other
+        pieces a log-probability; a piece defined by hand gets 0, which is the first rank.
         """
-        text = f"  {''.join(map(chr, range(1, 0xD800)))}  e\u0301 "  # whatever a rule of normalising might replace
+        text = f"  {''.join(map(chr, range(1, 0xD800)))}  e\u0301 "  # whatever normalising might replace
         if self.sp.normalize(text) != SPACE + text.replace(" ", SPACE):
             return False
         ids = [i for i in range(self.vocab_size) if self.is_text(i)]
-        scores = [self.sp.get_score(i) for i in ids]
-        past_spaces = any(SPACE in self.sp.id_to_piece(i).lstrip(SPACE) for i in ids)
+        scores = self.sp.get_score(ids)
+        past_spaces = any(SPACE in piece.lstrip(SPACE) for piece in self.sp.id_to_piece(ids))
         return not past_spaces and all(score.is_integer() for score in scores) and scores.count(0) <= 1
 
 
@@ -136,8 +128,8 @@ def load(path):
 class CorpusEncoder:
     """Tokenizer.encode for millions of texts, to bytes: uint16, little-endian, as a .bin file holds them.
 
-    With a tokenizer whose pieces never go past a space, a text's tokens are those of its words one after the other, and
-    each word is encoded once. With any other, the texts are encoded one by one.
+    Where no piece crosses a space, a text's tokens are those of its words one after the other, and each word is encoded
+    once. Otherwise the texts are encoded one by one.
     """
 
     def __init__(self, model_bytes):
@@ -151,21 +143,21 @@ class CorpusEncoder:
     def encode(self, texts, rng=None):
         """BOS and the tokens of each text; with a random.Random, the words of most texts are cut by BPE dropout."""
         tokens_of = self.word_bytes if rng is None else BpeDropout(self.tokenizer, rng)
-        tokens = []
+        tokens = bytearray()
         for text in texts:
-            tokens.append(self.bos)
+            tokens += self.bos
             if self.tokenizer.cuts_at_spaces and SPACE not in text:
-                tokens.extend(map(tokens_of, split_words(text)))
+                tokens += b"".join(map(tokens_of, split_words(text)))
             else:
-                tokens.append(self.text_bytes(text))
-        return b"".join(tokens)
+                tokens += self.text_bytes(text)
+        return tokens
 
 
 class BpeDropout:
     """A word -> its tokens as bytes, different ones each time.
 
     BPE starts from single characters and merges the two neighbours whose piece was learnt first, until there is nothing
-    to merge. Here each possible merge is passed over with probability `dropout`, drawn anew every time, so that a model
+    to merge. Here each possible merge is skipped with probability `dropout`, drawn anew every time, so that a model
     sees what words are made of (Provilkov, Emelianenko and Voita 2020, arXiv:1910.13267).
     """
 
@@ -173,7 +165,7 @@ class BpeDropout:
         self.tokenizer, self.rng, self.dropout = tokenizer, rng, dropout
         sp = tokenizer.sp
         self.ids = {sp.id_to_piece(i): i for i in range(tokenizer.vocab_size) if tokenizer.is_text(i)}
-        self.learnt = {piece: -sp.get_score(i) for piece, i in self.ids.items()}
+        self.rank = {piece: -sp.get_score(i) for piece, i in self.ids.items()}
 
     def __call__(self, word):
         parts = list(SPACE + word.replace(" ", SPACE))
@@ -181,8 +173,8 @@ class BpeDropout:
             pairs = [a + b for a, b in zip(parts, parts[1:])]
             merges = []
             for at, pair in enumerate(pairs):
-                if pair in self.learnt and self.rng.random() >= self.dropout:
-                    merges.append((self.learnt[pair], at))
+                if pair in self.rank and self.rng.random() >= self.dropout:
+                    merges.append((self.rank[pair], at))
             if not merges:
                 break
             _, at = min(merges)
@@ -194,13 +186,13 @@ class BpeDropout:
 
 
 def split_words(text):
-    """Where SentencePiece cuts a text, before spaces. One space goes without saying: it is put before any text.
+    """The words that SentencePiece cuts a text into, before each space; the one space that every word has is left out.
 
     >>> split_words("the cat"), split_words("the  cat")
     (['the', 'cat'], ['the', ' cat'])
     """
     words = text.split(" ")
-    if "" in words:  # several spaces together, or one at an end
+    if "" in words:  # there are several spaces in a row, or one at an end
         words = [word[1:] for word in WORD.findall(" " + text)]
     return words
 
@@ -213,7 +205,7 @@ def id_bytes(ids):
 
 
 class VocabularyError(ValueError):
-    """A vocabulary that the text does not support; `possible` is the nearest size that it does."""
+    """A vocabulary size that the text does not support; `possible` is the nearest one that it does."""
 
     def __init__(self, vocab_size, possible):
         limit = "largest" if possible < vocab_size else "smallest"
@@ -222,7 +214,7 @@ class VocabularyError(ValueError):
 
 
 def count_words(lines):
-    """How often each word is in the lines: all that BPE learns from.
+    """How often each word occurs in the lines, which is all that BPE learns from.
 
     >>> count_words(["the cat", "the  cat"])
     Counter({'the': 2, 'cat': 1, ' cat': 1})
@@ -238,7 +230,7 @@ def lines_of(counts):
     """Lines in which each word occurs as often as `counts` says."""
     for word, count in counts.items():
         many = LONGEST_LINE // (len(word) + 1)
-        if word.endswith(" ") or not many:  # it ends its line, or fills it
+        if word.endswith(" ") or not many:  # it can only end a line, or fills one
             many = 1
         for start in range(0, count, many):
             yield " ".join([word] * min(many, count - start))
@@ -248,13 +240,13 @@ def train(lines, vocab_size):
     """A Tokenizer of exactly `vocab_size` pieces from an iterable of str (each at most LONGEST_LINE characters).
 
     Byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909), digits split, one thread: the same text gives the
-    same bytes. VocabularyError naming the largest (or smallest) vocabulary if the text does not support `vocab_size`.
+    same bytes. VocabularyError if the text does not support `vocab_size`, ValueError if there is nothing to learn.
     """
     return train_on_counts(count_words(lines), vocab_size)
 
 
 def train_on_counts(counts, vocab_size):
-    """train() on count_words() of the lines. SentencePiece's model is the same as from the lines themselves."""
+    """train() on what count_words() found in the lines: the model is the same as from the lines themselves."""
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
