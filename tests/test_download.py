@@ -6,6 +6,7 @@ import http.server
 import io
 import json
 import os
+import shutil
 import socket
 import threading
 import time
@@ -18,27 +19,20 @@ from lab.text.sources import DownloadError
 import prepare
 
 import pytest
-import yaml
 
 CONTENT = bytes(range(256)) * 3000  # 768 kB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-TEXT = b"".join(b"The cats number %d chase the mice.\n" % i for i in range(3000))
-TINY = ["data.name=t", "tokenizer.vocab_size=330", "data.validation_kb=2", "data.pocket_words=5000"]
+TINY = """data.name=t data.sources=[simple_wiki,childes] tokenizer.vocab_size=330 data.validation_kb=2
+data.pocket_words=5000""".split()
 
 
 @pytest.fixture(autouse=True)
 def folder(monkeypatch, tmp_path):
-    """A working folder with config.yaml, of two of BabyLM's sources; no pauses between tries, no proxies."""
+    """A working folder with config.yaml; no pauses between tries, no proxies."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(time, "sleep", lambda _: None)
-    for name in os.environ:
-        if name.lower().endswith("_proxy") or name.startswith("SLLAMA_LAB_"):
-            monkeypatch.delenv(name)
     monkeypatch.setenv("NO_PROXY", "*")
-    tree = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
-    tree["data"]["sources"] = ["simple_wiki", "childes"]
-    with open("config.yaml", "w", encoding="utf-8") as f:
-        yaml.safe_dump(tree, f)
+    shutil.copy(ROOT / "config.yaml", tmp_path)
 
 
 @contextlib.contextmanager
@@ -51,20 +45,18 @@ def serve(*script):
             script[min(server.asked, len(script)) - 1](self)
 
         def do_HEAD(self):
-            self.send_response(200)
-            self.end_headers()
+            good(b"")(self)
 
         def log_message(self, *_):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    server.asked = 0
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        server.asked = 0
+        server.url = f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield server
+        server.shutdown()
 
 
 def good(content=CONTENT, status=200, most=None):
@@ -84,7 +76,7 @@ CUT_OFF = good(most=300_000)
 
 @pytest.fixture
 def nobody():
-    """An address that nobody listens at."""
+    """An address where nobody listens."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{s.getsockname()[1]}"
@@ -101,7 +93,7 @@ def written():
     return open("d/f", "rb").read() if files else None
 
 
-@pytest.mark.parametrize("first", [CUT_OFF, good(status=503), good(status=429), good(b"damaged")])
+@pytest.mark.parametrize("first", [CUT_OFF, good(status=503), good(b"damaged")])
 def test_a_failure_is_forgiven(first):
     with serve(first, good()) as server:
         get(server, SHA256)
@@ -113,7 +105,6 @@ def test_a_failure_is_forgiven(first):
     "always, words",
     [
         (CUT_OFF, "no connection .ChunkedEncodingError"),
-        (good(status=500), "the server answers 500"),
         (good(status=404), "the server answers 404"),
         (good(b"another file"), "SHA256 hash of downloaded file .f. does not match"),
     ],
@@ -124,7 +115,7 @@ def test_what_fails_for_good_leaves_nothing(always, words):
     assert server.asked == sources.TRIES and written() is None
 
 
-def test_a_damaged_file_is_downloaded_again_and_one_of_ones_own_is_used():
+def test_a_damaged_file_is_downloaded_again_and_one_of_your_own_is_used():
     os.mkdir("d")
     with open("d/f", "wb") as f:
         f.write(b"mine")
@@ -148,10 +139,10 @@ def test_ctrl_c_and_a_full_disk_leave_nothing(monkeypatch, error):
     assert written() is None
 
 
-@pytest.mark.parametrize("url", [None, "no address", "ftp//x", "", "http://[", "http://x:port/"])
+@pytest.mark.parametrize("url", [None, "no address", "http://x:port/"])
 def test_nobody_there_and_no_address(nobody, url):
     with pytest.raises(DownloadError, match="no connection"):
-        sources.download(nobody if url is None else url, "d/f")
+        sources.download(url or nobody, "d/f")
     assert written() is None
 
 
@@ -160,21 +151,25 @@ def test_nobody_there_and_no_address(nobody, url):
 
 def archive(files):
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as z:
+    with zipfile.ZipFile(out, "w") as z:
         for name, content in files.items():
             z.writestr(name, content)
     return out.getvalue()
 
 
+def text(animal):
+    return b"".join(b"The %s number %d chase the mice.\n" % (animal, i) for i in range(3000))
+
+
 PAIR = b'{"sentence_good": "a"}\n'
 PAIRS = archive({"data/": b"", "data/one.jsonl": PAIR, "data/two.jsonl": b"{}\n", "README": b"x"})
-FILES = {"/b/simple_wiki.train.txt": TEXT, "/b/childes.train.txt": TEXT.replace(b"cats", b"dogs"), "/BLiMP.zip": PAIRS}
+FILES = {"/b/simple_wiki.train.txt": text(b"cats"), "/b/childes.train.txt": text(b"dogs"), "/BLiMP.zip": PAIRS}
 
 
 @pytest.fixture
 def mirror(monkeypatch):
     """A dictionary {path: content} that a server offers; prepare.py's addresses are its own."""
-    files = {}
+    files = FILES.copy()
 
     def reply(handler):
         (good(files[handler.path]) if handler.path in files else good(b"sorry", 404))(handler)
@@ -193,7 +188,6 @@ def make(*overrides):
 
 
 def test_babylm_and_blimp(mirror, capsys):
-    mirror.update(FILES)
     meta = make()
     assert meta["source"] == "babylm" and meta["corpus"] == "BabyLM 2026 strict-small"
     assert [source["name"] for source in meta["sources"]] == ["simple_wiki", "childes"]
@@ -210,13 +204,13 @@ def test_babylm_and_blimp(mirror, capsys):
 
 @pytest.mark.slow
 def test_auto_falls_back_and_says_so(mirror, capsys):
+    mirror.clear()
     meta = make("tokenizer.vocab_size=32000")
     out = capsys.readouterr().out
     assert "BABYLM CANNOT BE DOWNLOADED" in out and "404" in out
-    assert meta["source"] == "pocket"
+    assert meta["source"] == "pocket" and meta["pairs"] == "pairs" and os.listdir("data/t/pairs")
     assert meta["corpus"].startswith("Pocket English (synthetic") and meta["corpus"] in out
     assert 330 < meta["vocab_size"] < 32000  # no text of this size supports 32000
-    assert meta["pairs"] == "pairs" and os.listdir("data/t/pairs")
 
     mirror.update(FILES)  # the host is back
     assert make("tokenizer.vocab_size=32000") == meta and "--replace" in capsys.readouterr().out
@@ -224,10 +218,9 @@ def test_auto_falls_back_and_says_so(mirror, capsys):
     assert meta["source"] == "babylm" and meta["pairs"] is None and not os.listdir("data/t/pairs")
 
     mirror.clear()  # and gone again, and so are the downloads
-    for name in os.listdir("data/downloads/babylm"):
-        os.unlink("data/downloads/babylm/" + name)
+    shutil.rmtree("data/downloads/babylm")
     assert make() == meta
-    with pytest.raises(UserError, match="made from BabyLM"):
+    with pytest.raises(UserError, match="404.*data.source=pocket"):  # Pocket English does not replace BabyLM unasked
         make("data.seed=5", "--replace")
     assert json.load(open("data/t/meta.json")) == meta
 
@@ -246,18 +239,16 @@ def test_without_a_network_few_lines_say_so(tmp_path, nobody):
 
 @pytest.mark.parametrize("blimp, words", [(None, "404"), (archive({"data/one.jsonl": b"x"}), "does not match")])
 def test_babylm_without_blimp_is_a_notice(mirror, capsys, blimp, words):
-    mirror.update(FILES)
-    del mirror["/BLiMP.zip"]
-    if blimp:
-        mirror["/BLiMP.zip"] = blimp
+    mirror["/BLiMP.zip"] = blimp
+    if not blimp:
+        del mirror["/BLiMP.zip"]
     make("data.source=babylm")
     out = capsys.readouterr().out
     assert "THERE IS NO BLIMP" in out and words in out
     assert not os.path.exists("data/blimp") and not os.path.exists("data/downloads/BLiMP.zip")
 
 
-def test_blimp_takes_no_place_that_is_taken(mirror, capsys):
-    mirror.update(FILES)
+def test_blimp_replaces_no_folder(mirror, capsys):
     os.makedirs("data/blimp")
     open("data/blimp/notes.txt", "w").close()
     make()
