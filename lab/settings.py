@@ -133,7 +133,7 @@ SECTIONS = {f.name: f.type for f in fields(Config) if f.name != "preset"}
 # that have it at that value still load.
 REMOVED = {"hidden_act": "silu", "qk_norm": False, "z_loss": 0, "ema": 0}
 REMOVED_VALUES = ["sentence"]  # of data.boundary
-IN_HISTORY = "; b92dfc8 is the last commit that has it"
+IN_HISTORY = "b92dfc8 is the last commit that has it"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def nearest(name, known):
 def take_out_removed(values):
     """Takes the REMOVED settings out of a section's values; returns complaints about those that did something."""
     gone = [key for key, off in REMOVED.items() if values.pop(key, off) != off]
-    return [f"{key}: this setting is gone{IN_HISTORY}" for key in gone]
+    return [f"{key}: this setting is gone; {IN_HISTORY}" for key in gone]
 
 
 def build(section, values):
@@ -224,7 +224,7 @@ def build(section, values):
                     if value is not None and not RULES[rule](value, limit):
                         raise ValueError(f"must be {rule.replace('_', ' ')} {limit}")
             except ValueError as e:
-                gone = IN_HISTORY if values[name] in REMOVED_VALUES else ""
+                gone = f"; {IN_HISTORY}" if values[name] in REMOVED_VALUES else ""
                 complaints.append(f"{name}: {repr(values[name])[:80]}: {e}{gone}")
         elif f.default is MISSING:
             complaints.append(f"{name}: missing")
@@ -299,7 +299,7 @@ def load_config(preset=None, overrides=(), path="config.yaml") -> Config:
     the file or the command line has it.
     """
     tree = read_tree(path)
-    presets = {str(name): layer for name, layer in tree.pop("presets").items()}
+    presets = {str(name): layer or {} for name, layer in tree.pop("presets").items()}
     named = tree.pop("preset", None)
     name = str(preset or named)
     if not isinstance(presets.get(name), dict):
@@ -307,7 +307,7 @@ def load_config(preset=None, overrides=(), path="config.yaml") -> Config:
     in_file = [tree, presets[name]]
     sections, complaints = resolve([*in_file, tree_of(overrides)])
     if complaints:
-        _, of_file = resolve(in_file)
+        _, of_file = resolve(in_file)  # the rest comes from the command line
         lines = [f"{path if line in of_file else 'command line'}: {line}" for line in complaints]
         if len(lines) > 1:
             lines.insert(0, f"{len(lines)} problems")

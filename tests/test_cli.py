@@ -34,11 +34,6 @@ def test_a_missing_package_is_one_line_that_says_both_ways_out(script, module, n
     assert "source .venv/bin/activate" in line and "pip install" in line
 
 
-def test_another_missing_module_keeps_its_traceback():
-    done = python("import lab, nothing_of_this_name")
-    assert done.returncode == 1 and "Traceback" in done.stderr
-
-
 @pytest.mark.parametrize(
     "environment, expected",
     [({}, "2000 1"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None None"), ({"GOMP_SPINCOUNT": "7"}, "7 None")],
