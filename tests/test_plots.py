@@ -38,5 +38,5 @@ def test_curves_of_a_run(figures):
     assert lines_of(right) == {"minimal pairs, %": [[100, 50], [300, 75]]}
     assert left.get_title() == "quick on a text" and left.get_xlabel() == "tokens"
     assert left.get_ylabel() == "loss, nats per token" and "accuracy" in right.get_ylabel()
-    legend = [text.get_text() for text in left.get_legend().get_texts()]
-    assert legend == ["train loss", "val loss", "minimal pairs, %"]
+    (legend,) = figures[1].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["train loss", "val loss", "minimal pairs, %"]

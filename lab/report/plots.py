@@ -78,7 +78,7 @@ def draw_curves(rows, title, f):
         right = axes.twinx()
         right.set_ylabel("accuracy on a subset of minimal pairs, %")
         lines += line(right, rows, "blimp", 100, label="minimal pairs, %", color="tab:green", marker="s", markersize=3)
-    axes.legend(handles=lines)
+    figure.legend(handles=lines, loc="outside lower center", ncols=3)  # of both axes, and on neither's lines
     figure.savefig(f, format="png")
 
 
