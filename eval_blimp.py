@@ -133,6 +133,7 @@ COMPAT = {
 }
 NEWEST = "babylm-2026"
 OUTPUTS = ("json", "csv", "predictions", "plot", "html")
+ONLY_PAIRS = "data good bad group max_pairs_per_paradigm compat compare json predictions plot html".split()
 
 
 MODEL_HELP = """a checkpoint, a Hugging Face folder or a name on the Hub, causal or masked, or ngram:FOLDER of a
@@ -183,24 +184,18 @@ def parse_arguments(argv):
     args = p.parse_args(argv)
     if args.max_pairs_per_paradigm is not None and args.max_pairs_per_paradigm < 1:
         raise UserError("--max-pairs-per-paradigm: must be at least 1")
-    if args.surprisal:
-        require_only_words(args)
+    if args.surprisal and not args.csv:
+        raise UserError("--surprisal: give --csv FILE for the words")
+    for name in ONLY_PAIRS:
+        if args.surprisal and getattr(args, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag}: goes with pairs, but --surprisal scores words; leave out one of the two")
     if args.plot and not args.plot.lower().endswith((".png", ".svg", ".pdf")):
         raise UserError(f"--plot {args.plot}: give a name that ends in .png, .svg or .pdf")
     if args.compat == "babylm":
         print(f"--compat babylm means {NEWEST}, where a coin decides a tie; in babylm-2025 a tie is correct")
         args.compat = NEWEST
     return args
-
-
-def require_only_words(args):
-    """UserError if --surprisal lacks --csv, or comes with something that it would ignore."""
-    if not args.csv:
-        raise UserError("--surprisal: give --csv FILE for the words")
-    for name in ("data", "good", "bad", "group", "max_pairs_per_paradigm", "compat", "compare", *OUTPUTS):
-        if name != "csv" and getattr(args, name):
-            flag = f"--{name.replace('_', '-')}"
-            raise UserError(f"{flag}: goes with pairs, but --surprisal scores words; leave out one of the two")
 
 
 def main(argv=None):

@@ -98,7 +98,8 @@ def in_batches(rule, model, sentences, dtype="float32", batch_tokens=None, progr
 
     Equal ones are computed once, so that they tie exactly. batch_tokens: default what a bound on the logits allows.
     """
-    different = sorted(dict.fromkeys(sentences), key=lambda tokens: -len(tokens.ids))  # a batch too large fails at once
+    # Longest first: a batch that is too large fails at once
+    different = sorted(dict.fromkeys(sentences), key=lambda tokens: -len(tokens.ids))
     at_once = batch_tokens or tokens_at_once(model)
     bar = tqdm(total=len(different), desc="scoring", unit="sentence", disable=None if progress else True, leave=False)
     found, batches = {}, 0
