@@ -14,20 +14,18 @@ from lab.files import UserError
 from lab.hub.folder import tokenizer_files
 from lab.text import pocket_english
 from model import ATTENTION
-from test_model import CASES, EVERY, GOLDEN, label, random_model, tiny
+from test_model import ARRAYS, CASES, EVERY, label, of_case, random_model, tiny
 import tokenizer
 
-import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 import sentencepiece
 import torch
 import yaml
 
-SLLAMA = {"embedding": "repeat", "attention": "pwa", "mlp": "shared_projection", "layer_sharing": "share"}
 KINDS = {
     "plain": {},
-    "sllama": SLLAMA,
+    "sllama": {"embedding": "repeat", "attention": "pwa", "mlp": "shared_projection", "layer_sharing": "share"},
     "rra": {"attention": "rra", "embedding": "linear", "layer_sharing": "reuse", "num_key_value_heads": 2},
     "tied": {"tie_word_embeddings": True, "num_key_value_heads": 2, "rope_theta": 500.0, "rms_norm_eps": 1e-3},
     "skqa": {"attention": "skqa"},
@@ -147,7 +145,7 @@ def test_same_ids_on_hostile_text(theirs, tok):
 
 @pytest.mark.slow
 def test_same_ids_on_text(theirs, tok):
-    """Sentences; and runs, overlaps and scraps of pieces, where joining in another order would show."""
+    """Sentences; runs, overlaps and scraps of pieces, where it would show if they were joined in another order."""
     same_ids(theirs, tok, list(pocket_english.text(30000, seed=3)))
     dice = random.Random(0)
     units = ["a", "ab", "aba", "ha", " ", "  ", "no ", "=", "12", "an", "th", "he", " t", "\n", "é", "▁"]
@@ -165,7 +163,7 @@ def test_the_babylm_pipeline_scores_the_first_token(theirs, tok):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_changes_no_answer(side, transformers, make, tmp_path):
-    """The BabyLM pipeline fine-tunes a new head on padded batches: the pad token is known, and looked past."""
+    """The BabyLM pipeline fine-tunes a new head on padded batches: the pad token is known, and ignored."""
     folder = to_folder(make()[0], tmp_path / "hf")
     names = transformers.AutoTokenizer.from_pretrained(folder, padding_side=side)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2).eval()
@@ -209,23 +207,17 @@ def sentencepiece_model(vocab_size, **options):
     return tokenizer.Tokenizer(model.getvalue())
 
 
-@pytest.mark.parametrize(
-    "option, value",
-    [
-        ("model_type", "unigram"),
-        ("add_dummy_prefix", False),
-        ("user_defined_symbols", ["<mask>"]),
-        ("remove_extra_whitespaces", True),
-        ("treat_whitespace_as_suffix", True),
-        ("normalization_rule_name", "nmt_nfkc"),
-        ("normalization_rule_tsv", "rules.tsv"),
-    ],
-)
-def test_refuses_a_tokenizer_of_another_kind(option, value, tmp_path, monkeypatch):
+OTHER_KINDS = {"model_type": "unigram", "add_dummy_prefix": False, "user_defined_symbols": ["<mask>"]}
+OTHER_KINDS |= {"remove_extra_whitespaces": True, "treat_whitespace_as_suffix": True}
+OTHER_KINDS |= {"normalization_rule_name": "nmt_nfkc", "normalization_rule_tsv": "rules.tsv"}
+
+
+@pytest.mark.parametrize("option", OTHER_KINDS)
+def test_refuses_a_tokenizer_of_another_kind(option, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "rules.tsv").write_text("51\t71\n")  # of all letters, Q becomes q
+    (tmp_path / "rules.tsv").write_text("51\t71\n")  # Q becomes q, and nothing else changes
     with pytest.raises(UserError, match="not plain byte-pair encoding of words .* normalises text"):
-        tokenizer_files(sentencepiece_model(400, byte_fallback=True, **{option: value}), 256)
+        tokenizer_files(sentencepiece_model(400, byte_fallback=True, **{option: OTHER_KINDS[option]}), 256)
 
 
 # --- and back
@@ -273,13 +265,9 @@ def released(tok61, tmp_path):
     """released(case, change) -> a folder as SLlama was released; change(weights) alters its weights."""
 
     def released(case, change=dict, **settings):
-        start = case + "/weight/"
-        with np.load(GOLDEN + ".npz") as z:
-            arrays = {name.removeprefix(start): z[name] for name in z.files if name.startswith(start)}
         folder = tmp_path / "released"
         folder.mkdir(exist_ok=True)
-        weights = change({name: torch.from_numpy(array) for name, array in arrays.items()})
-        save_file(weights, str(folder / "model.safetensors"))
+        save_file(change(of_case(case, "weight")), str(folder / "model.safetensors"))
         (folder / "config.json").write_text(json.dumps(CASES[case]["config"] | {"model_type": "sllama"} | settings))
         (folder / "tokenizer.model").write_bytes(tok61.model_bytes)
         return str(folder)
@@ -292,9 +280,7 @@ def test_released_layout(case, released, tmp_path):
     """Every weight arrives once, and the checkpoint on disk gives the release's logits."""
     model, ckpt = from_folder(released(case), tmp_path)
     assert sum(w.numel() for w in ckpt.weights.values()) == CASES[case]["unique_parameters"]
-    with np.load(GOLDEN + ".npz") as z:
-        ids, expected = (torch.from_numpy(z[name]) for name in ("input_ids", case + "/logits"))
-    assert (logits(model, ids.long()) - expected).abs().max() < 1e-5
+    assert (logits(model, ARRAYS["input_ids"].long()) - ARRAYS[case + "/logits"]).abs().max() < 1e-5
 
 
 def repeated(weights):
