@@ -1,7 +1,7 @@
-"""The steps that data.clean names: what is not running text goes, and what BLiMP writes differently is made alike.
+"""The steps that data.clean names: they remove what is not running text, and write the rest the way BLiMP does.
 
-A step is a function of text that looks at one line at a time, so a large text is cleaned in parts, on all cores. Only
-`unwrap` depends on the whole: it is for texts in which most lines belong to hard-wrapped paragraphs.
+Each step looks at one line at a time, so a large text is cleaned in parts, on all cores. Only `unwrap` depends on the
+whole text: it changes those in which most lines belong to hard-wrapped paragraphs.
 """
 
 import codecs
@@ -21,7 +21,7 @@ from tokenizer import LONGEST_LINE
 
 
 def rules(*pairs):
-    """(pattern, replacement) ... -> a function that applies them in order; ^ and $ match at lines."""
+    """(pattern, replacement) ... -> a function that applies them in order; ^ and $ match at every line."""
     compiled = [(re.compile(pattern, re.MULTILINE), replacement) for pattern, replacement in pairs]
 
     def apply_rules(text):
@@ -46,13 +46,13 @@ JOINERS = re.compile("[\u200c\u200d]")
 
 
 def unicode(text):
-    """Characters as BLiMP has them: entities resolved, NFC, one kind of newline, space, quote and ellipsis; nothing
-    invisible."""
+    """The characters that BLiMP uses: entities resolved, NFC, one kind of newline, space, quote and ellipsis, and
+    nothing invisible."""
     return JOINERS.sub("", unicode_joiners(text))
 
 
 def unicode_joiners(text):
-    """The same for Persian, Hindi and others that spell with the invisible joiner and non-joiner: these two stay."""
+    """The same for Persian, Hindi and others that spell with the invisible joiner and non-joiner: both stay."""
     text = re.sub(r"&#?\w{1,8};", lambda entity: html.unescape(entity[0]), text)
     text = unicodedata.normalize("NFC", text)
     for replacement, characters in ALIKE.items():
@@ -65,7 +65,7 @@ def unicode_joiners(text):
 
 
 def paragraphs(text):
-    """Lists of lines: filled ones and empty ones in turn."""
+    """Lists of consecutive lines, by turns with text and empty."""
     return [list(lines) for _, lines in itertools.groupby(text.split("\n"), lambda line: bool(line.strip()))]
 
 
@@ -75,7 +75,7 @@ def is_wrapped(lines):
 
 
 def count_wrapped(part):
-    """(lines of wrapped paragraphs, lines of all of them)"""
+    """(how many lines are in wrapped paragraphs, how many in all paragraphs)"""
     wrapped, total = 0, 0
     for lines in paragraphs(part.decode()):
         if lines[0].strip():
@@ -95,19 +95,19 @@ PRONOUN_OR_NAME = re.compile(r"\b(?:(?i:it|he|she|that|there|what|who|where|how|
 
 
 def join_clitic(space):
-    """ "it 's" -> "it's", "John 'll" -> "John'll": what the match of a space before 's, 're ... becomes."""
+    """ "it 's" -> "it's", "John 'll" -> "John'll": what becomes of a space that was found before 's, 're ..."""
     start, end = max(0, space.start() - 50), space.start()
     return "" if PRONOUN_OR_NAME.search(space.string, start, end) else " "
 
 
 # ---------------------------------------------------------------------------------------------------- all steps
 
-# A pattern that starts with a fixed character is found ten times as fast: look behind after it, not before.
+# A pattern that starts with a fixed character is found ten times as fast, so lookbehinds come after that character.
 CLEANING = {
     "unicode": unicode,
     "unicode_joiners": unicode_joiners,
     "speaker_tags": rules(
-        # "%mor: ..." of CHILDES, what linguists add
+        # "%mor: ..." of CHILDES, which linguists added
         (r"^%[a-z]{2,4}:.*\n", ""),
         # "*MOT:\t", and "A:\t" of Switchboard
         (r"^[^\S\n]*(?:\*[A-Z][A-Z0-9]{1,6}:|[A-Z]:(?=[^\S\n]))[^\S\n]*", ""),
@@ -162,16 +162,16 @@ def apply(steps, part):
 
 
 def finish(steps, part):
-    """The part after the steps, with nothing in its empty lines and with no line over LONGEST_LINE."""
+    """The part after the steps, without spaces in its empty lines, and without lines over LONGEST_LINE."""
     text = apply(steps, part).decode()
     text = TOO_LONG.sub(lambda line: "\n".join(PIECE.findall(line[0])), text)
     return ONLY_SPACES.sub("", text).encode()
 
 
 def clean(parts, steps, each=map):
-    """UTF-8 parts of a text, each of whole lines, and the steps' names -> an iterator over the cleaned parts.
+    """UTF-8 parts of a text, each of whole lines, and the names of steps -> an iterator over the cleaned parts.
 
-    each(function, parts) applies a function to each part, in order: `map`, or the same on all cores.
+    each: `map`, or Cores.map, which does the same on all cores.
     """
     if "unwrap" in steps:
         at = steps.index("unwrap")
@@ -184,15 +184,15 @@ def clean(parts, steps, each=map):
 # ---------------------------------------------------------------------------------------------------- in parts
 
 PART = 1_000_000  # bytes of text in a part, about
-WORTH = 8  # parts from which on starting processes takes less time than it saves
+WORTH = 8  # for fewer parts, starting processes takes longer than it saves
 EMPTY_LINE = re.compile(rb"\n\r?\n")
 NEWLINE = re.compile(rb"\n")
 
 
 def in_parts(text):
-    """The bytes of a text, in parts of about PART, each ending after an empty line, or after any line if none is near.
+    """Cuts the bytes of a text into parts of about PART, after an empty line or, if none is near, after any line.
 
-    Newlines become "\n", and a byte order mark goes.
+    Newlines become "\n", and a byte order mark is removed.
     """
     start = 0
     while start < len(text):
@@ -223,10 +223,9 @@ class Cores:
             self.executor.shutdown(cancel_futures=True)
 
     def start(self):
-        """Starts the processes. Ctrl-C is not for them: the one that starts them ends them."""
         context = multiprocessing.get_context("spawn")
         self.executor = ProcessPoolExecutor(self.count, context, end_with_parent)
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which they inherit
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: only the parent answers Ctrl-C
         for _ in range(self.count):
             self.executor.submit(int)
         signal.signal(signal.SIGINT, before)
@@ -244,11 +243,11 @@ class Cores:
         try:
             yield from self.executor.map(function, parts)
         except BrokenExecutor:
-            raise UserError("a process was ended from outside, perhaps for want of memory; run again") from None
+            raise UserError("a helper process was killed, perhaps because memory ran out; run this again") from None
 
 
 def end_with_parent():
-    """In a new process: ends it when the one that started it is gone, however that ended."""
+    """Lets a new process end when the one that started it has ended, however that happened."""
 
     def wait():
         multiprocessing.parent_process().join()
