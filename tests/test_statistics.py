@@ -1,7 +1,5 @@
 """Intervals, tests and accuracies against values worked out by hand."""
 
-import os
-
 from lab.report import tables
 from lab.score import statistics
 
@@ -44,19 +42,6 @@ def test_compare():
     assert c.interval[0] < 0 < c.interval[1]
     same = statistics.compare(pairs, np.ones(6, bool), np.ones(6, bool))
     assert same.interval == [0, 0] and same.p_bootstrap == same.p_mcnemar == 1
-
-
-def test_short_names():
-    """The name of the file or folder; of ckpt.pt the folder's; more of the path only where two would be the same."""
-    assert tables.short_names(["models/llama-3m.pt", "out/sllama/ckpt.pt"]) == ["llama-3m", "sllama"]
-    assert tables.short_names(["/a/b/pythia-1.4b/", "EleutherAI/pythia-70m"]) == ["pythia-1.4b", "pythia-70m"]
-    assert tables.short_names(["/tmp/out/a/ckpt.pt", "/tmp/out/a/last.pt"]) == ["a/ckpt", "a/last"]
-    assert tables.short_names(["one/x.pt", "two/x.pt", "two/y.pt"]) == ["one/x", "two/x", "two/y"]
-    assert tables.short_names(["."]) == [os.path.basename(os.getcwd())] and tables.short_names(["x.pt", "x.pt"]) == [
-        "x",
-        "x",
-    ]
-    assert tables.short_names(["/tmp/bert [PLL l2r]", "ngram:data/pocket"]) == ["bert [PLL l2r]", "ngram:pocket"]
 
 
 def test_no_p_is_zero():

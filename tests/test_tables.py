@@ -5,6 +5,7 @@ import dataclasses
 import html.parser
 import pathlib
 
+from conftest import ROOT
 import eval_blimp
 from lab.report import tables
 from lab.score import statistics
@@ -136,6 +137,24 @@ def test_numbers_are_those_of_the_json(workplace):
     hashes = [value for r in results for value in r["sha256"].values()]
     for value in (*hashes, "90 pairs of mine", f"{c['changed']:,} of 90 decisions"):
         assert value in page.all_text()
+
+
+@pytest.mark.parametrize(
+    "labels, names",
+    [
+        (["models/llama-3m.pt", "out/sllama/ckpt.pt"], ["llama-3m", "sllama"]),
+        (["/a/b/pythia-1.4b/", "EleutherAI/pythia-70m"], ["pythia-1.4b", "pythia-70m"]),
+        (["/tmp/out/a/ckpt.pt", "/tmp/out/a/last.pt"], ["a/ckpt", "a/last"]),
+        (["one/x.pt", "two/x.pt", "two/y.pt"], ["one/x", "two/x", "two/y"]),
+        (["."], [ROOT.name]),
+        (["x.pt", "x.pt"], ["x", "x"]),
+        (["/tmp/bert [PLL l2r]", "ngram:data/pocket"], ["bert [PLL l2r]", "ngram:pocket"]),
+    ],
+)
+def test_short_names(labels, names, monkeypatch):
+    """The name of the file or folder; of ckpt.pt the folder's; more of the path only where two would be the same."""
+    monkeypatch.chdir(ROOT)
+    assert tables.short_names(labels) == names
 
 
 def test_bars_by_hand(tmp_path):
