@@ -8,15 +8,14 @@ Optimisers, schedule, batches, step, validation, loop. What it does:
 - epochs without replacement: which windows a step sees follows from (seed, step) alone, however many processes run
 - AdamW, or Muon for the hidden matrices; warm-up, then cosine, linear or constant; clipping
 - ckpt.pt is the best on a fixed set of validation windows; last.pt continues a run to the bits it would have reached
-- Ctrl-C, a scheduler's SIGTERM, a full disk, a NaN: ends with a message and a checkpoint to go on from
+- Ctrl-C, a scheduler's SIGTERM, a full disk or a NaN ends a run with a message and a checkpoint to continue from
 
-Whatever changes no number is `run` (lab/run/): settings, processes, device, data, folder, signals, screen.
+Whatever changes no number is in `run` (lab/run/): settings, processes, device, data, folder, signals, screen.
 """
 
 import math
 
 from lab import cli, devices
-from lab.run import mntp
 from lab.run.muon import Muon
 from lab.run.run import Run
 from model import Model, own_line
@@ -57,7 +56,7 @@ def schedule(step, s, steps):
         return min(1.0, (step + 1) / warmup)
     if s.schedule == "constant":
         return 1.0
-    planned = steps if s.max_words else s.decay_steps or steps
+    planned = s.decay_steps if s.decay_steps and not s.max_words else steps
     done = min(1.0, (step - warmup) / max(1, planned - warmup))
     shape = 0.5 * (1 + math.cos(math.pi * done)) if s.schedule == "cosine" else 1 - done
     floor = s.min_learning_rate / s.learning_rate
@@ -68,33 +67,31 @@ def schedule(step, s, steps):
 # One step
 
 
+def make_batch(windows, run):
+    """windows (B, T + 1) -> (ids (B, T), targets (B, T), mask or None)."""
+    ids = windows[:, :-1]
+    return ids, windows[:, 1:], own_line(ids, run.line_start)
+
+
 def step_batches(run, step):
-    """This process's micro-batches of a step: a list of (ids (B, T), targets (B, T), mask or None, gaps or None)."""
+    """This process's batches of a step, one for each pass of gradient accumulation."""
     s, rank, processes = run.config.train, run.distributed.rank, run.distributed.size
     size = s.batch_size // processes
     first = step * s.gradient_accumulation_steps * s.batch_size + rank
     tokens = run.train_data.get_batch(first, s.gradient_accumulation_steps * size, stride=processes)
     tokens = devices.send(tokens, run.device)  # (gradient_accumulation_steps * B, T + 1)
-    batches = []
-    for micro, windows in enumerate(tokens.split(size)):
-        ids, targets = windows[:, :-1], windows[:, 1:]
-        gaps = mntp.draw_gaps(s.mntp, ids.shape, [s.seed, step, micro], rank, processes)
-        gaps = None if gaps is None else devices.send(gaps, run.device)
-        batches.append((ids, targets, own_line(ids, run.line_start), gaps))
-    return batches
+    return [make_batch(windows, run) for windows in tokens.split(size)]
 
 
 def seed_dropout(seed, step, rank):
-    """Dropout follows from the step, like everything random in it, so a run that goes on needs no saved state."""
+    """Dropout follows from the step, like everything random in it, so a run that continues needs no saved state."""
     state = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)
     torch.manual_seed(int(state[0]))
 
 
 def batch_loss(model, hidden, batch, s):
-    """Mean next-token loss; for the windows that have gaps, that of filling them. hidden: model.hidden, or compiled."""
-    ids, targets, mask, gaps = batch
-    if gaps is not None:
-        return mntp.loss(model, hidden, batch, s)
+    """Mean next-token loss. hidden: model.hidden, or the same compiled."""
+    ids, targets, mask = batch
     return model.loss(hidden(ids, mask=mask, checkpointing=s.gradient_checkpointing), targets)
 
 
@@ -113,7 +110,7 @@ def compute_gradients(model, hidden, batches, scaler, run):
 def update_weights(model, optimizers, scaler, loss, rate, run):
     """One step of the optimisers at `rate` times their peak; returns (loss, gradient norm, whether it was skipped).
 
-    Where float16 overflowed the step is skipped, and the next has half the scale.
+    If float16 overflowed, the whole step is skipped and the scale is halved for the next one.
     """
     params = [p for p in model.parameters() if p.grad is not None]
     loss, stop = run.distributed.mean_gradients(params, loss)
@@ -147,10 +144,9 @@ def validate(model, run):
     total = 0.0
     for i in range(0, len(mine), s.batch_size):
         windows = run.val_data.take(mine[i : i + s.batch_size]).to(run.device)
-        ids, targets = windows[:, :-1], windows[:, 1:]
         with run.autocast():
-            loss = batch_loss(model, model.hidden, (ids, targets, own_line(ids, run.line_start), None), s)
-        total += loss.item() * len(ids)
+            loss = batch_loss(model, model.hidden, make_batch(windows, run), s)
+        total += loss.item() * len(windows)
     total, count = run.distributed.total(total, len(mine))
     return total / count
 

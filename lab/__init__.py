@@ -8,7 +8,6 @@ run/        for train.py
     run.py              what surrounds a run: settings, processes, device, data, folder, signals, screen
     data.py             a corpus as windows of tokens, in an order that follows from the seed and the step
     muon.py             Muon, an optimiser for matrices
-    mntp.py             masked next-token prediction
     resume.py           what a checkpoint records of its run, and how a run continues from one
     progress.py         losses.csv, curves.png, and what a run prints
 score/      for eval_blimp.py

@@ -1,4 +1,4 @@
-"""What is asked of the machine: device, precision, compiler, memory; and the processes of a run."""
+"""Device, precision, compiler and memory of this machine, and the processes of a run."""
 
 import contextlib
 import ctypes
@@ -20,8 +20,7 @@ import torch.distributed as dist
 def pick_device(name, setting="--device", distributed=None):
     """The device called `name`, or for `auto` the best one here; UserError naming `setting` if it cannot be used.
 
-    If a GPU does not work, `auto` says so and takes the CPU. It does not if there are several processes, which must
-    all take the same.
+    If a GPU does not work, `auto` says so and takes the CPU; not if there are several processes, which must all agree.
     """
     local_rank, processes = (distributed.local_rank, distributed.size) if distributed else (0, 1)
     auto = name == "auto"
@@ -78,7 +77,7 @@ def pick_precision(device, dtype) -> torch.dtype:
     """device, train.dtype -> dtype of the matrix products; float16 needs a gradient scaler.
 
     auto is bfloat16 where the hardware multiplies it (CUDA from compute capability 8, CPUs with avx512_bf16 or AMX),
-    float16 on the CUDA cards before (T4), else float32.
+    float16 on older CUDA cards (T4), else float32.
     """
     if dtype == "auto":
         dtype = best_precision(device)
@@ -212,7 +211,7 @@ class Distributed:
             ) from None
 
     def mean_gradients(self, params, loss):
-        """Replaces each gradient by its mean over the processes; returns the mean loss, and above 0 if any is to stop.
+        """Replaces each gradient by its mean over the processes. Returns (mean loss, above 0 if any is to stop).
 
         All of it travels in one message, and from then on the gradients are views of that message, not copies.
         """
@@ -242,7 +241,7 @@ class Distributed:
         return self.total(float(bool(flag)))[0] > 0
 
     def leave(self, status):
-        """Ends this process here: at the interpreter's end, a thread of gloo's still at work aborts one run in ten."""
+        """Ends this process at once: gloo's threads may still be at work, and then one exit in ten is an abort."""
         dist.destroy_process_group()
         sys.stdout.flush()
         os._exit(status)

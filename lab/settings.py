@@ -81,7 +81,6 @@ class TrainConfig:
     resume: str
     deterministic: bool
     # settings that came later have a default, so that older runs can be continued with their own config.yaml
-    mntp: float = number(at_least=0, at_most=1, default=0.0)
     isolate: bool = False
     max_words: float | None = number(above=0, default=None)
     log: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
@@ -129,11 +128,17 @@ class Config:
 
 SECTIONS = {f.name: f.type for f in fields(Config) if f.name != "preset"}
 
-# Settings that are gone because they gained nothing (results/log.md), each with the value that switched it off. Files
-# that have it at that value still load.
-REMOVED = {"hidden_act": "silu", "qk_norm": False, "z_loss": 0, "ema": 0}
+# Settings that are gone because they gained nothing (results/log.md), each with the value that switched it off, with
+# which files still load, and the last commit that has it.
+REMOVED = {
+    "hidden_act": ("silu", "b92dfc8"),
+    "qk_norm": (False, "b92dfc8"),
+    "z_loss": (0, "b92dfc8"),
+    "ema": (0, "b92dfc8"),
+    "mntp": (0, "ea04356"),
+}
 REMOVED_VALUES = ["sentence"]  # of data.boundary
-IN_HISTORY = "b92dfc8 is the last commit that has it"
+IN_HISTORY = "{} is the last commit that has it"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -203,8 +208,8 @@ def nearest(name, known):
 
 def take_out_removed(values):
     """Takes the REMOVED settings out of a section's values; returns complaints about those that did something."""
-    gone = [key for key, off in REMOVED.items() if values.pop(key, off) != off]
-    return [f"{key}: this setting is gone; {IN_HISTORY}" for key in gone]
+    gone = [(key, commit) for key, (off, commit) in REMOVED.items() if values.pop(key, off) != off]
+    return [f"{key}: this setting is gone; {IN_HISTORY.format(commit)}" for key, commit in gone]
 
 
 def build(section, values):
@@ -224,7 +229,7 @@ def build(section, values):
                     if value is not None and not RULES[rule](value, limit):
                         raise ValueError(f"must be {rule.replace('_', ' ')} {limit}")
             except ValueError as e:
-                gone = f"; {IN_HISTORY}" if values[name] in REMOVED_VALUES else ""
+                gone = f"; {IN_HISTORY.format('b92dfc8')}" if values[name] in REMOVED_VALUES else ""
                 complaints.append(f"{name}: {repr(values[name])[:80]}: {e}{gone}")
         elif f.default is MISSING:
             complaints.append(f"{name}: missing")

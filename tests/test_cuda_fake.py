@@ -11,7 +11,6 @@ import sys
 import types
 
 from lab.devices import Distributed
-from lab.run import mntp
 from lab.score import scoring
 from lab.settings import load_config
 from model import LinearCrossEntropy, Model, ModelConfig, own_line
@@ -37,7 +36,6 @@ CASES = {  # name: (model settings, training settings)
     "dropout": ({"dropout": 0.1}, {}),
     "muon": ({}, {"optimizer": "muon", "grad_clip": 0.0}),
     "checkpointing": (SLLAMA, {"gradient_checkpointing": True}),
-    "mntp": ({}, {"mntp": 0.5}),
     "isolate": ({}, {"isolate": True}),
 }
 DTYPES = ["bfloat16", "float16", "float32"]
@@ -54,9 +52,7 @@ def faults(model_settings, train_settings, dtype, device):
     model = fakeguard.build(Model, ModelConfig(**SHAPE, **model_settings), device)
     autocast = functools.partial(torch.autocast, "cuda", dtype, enabled=dtype != torch.float32)
     ids = torch.zeros(4, 8, dtype=torch.int64, device=device)
-    gaps = mntp.draw_gaps(s.mntp, ids.shape, [0])
-    gaps = gaps if gaps is None else gaps.to(device)
-    batch = ids, ids, own_line(ids, 1 if s.isolate else None), gaps
+    batch = ids, ids, own_line(ids, 1 if s.isolate else None)
 
     streams = set()  # types of the residual stream, where it is read
     for reader in (*model.layers, model.norm):

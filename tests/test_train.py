@@ -20,7 +20,7 @@ from kill import differences, same
 from lab import checkpoint
 from lab.devices import Distributed
 from lab.files import UserError, sealed
-from lab.run import mntp, progress
+from lab.run import progress
 from lab.run import run as surroundings
 from lab.run.data import TokenDataset, load_data
 from lab.settings import REMOVED, load_config
@@ -225,35 +225,6 @@ def test_muon_takes_the_hidden_matrices_and_only_matrices_decay(optimizer):
         assert found[name] == ("Muon" if muon else "AdamW", 0.1 if p.dim() == 2 else 0), name
 
 
-def test_masked_windows_hide_what_they_ask_for(project):
-    """Of 4 windows 2 have gaps: hidden tokens reach the model as <unk>, and only they are asked for, one place earlier.
-
-    The others stay as they are.
-    """
-    config = load_config("sllama", TINY)
-    data, _, _, _ = load_data(config)
-    model = Model(config.model)
-    seen, loss = [], model.loss
-
-    def hidden(ids, **how):
-        seen.append((ids, how.get("mask")))
-        return model.hidden(ids, **how)
-
-    model.loss = lambda x, targets: seen.append(targets) or loss(x, targets)
-    windows = data.get_batch(0, 4)
-    ids, targets = windows[:, :-1], windows[:, 1:]
-    batch = ids, targets, None, mntp.draw_gaps(0.5, ids.shape, [0, 0, 0])
-    value = train.batch_loss(model, hidden, batch, config.train)
-    (blind, both_ways), asked, (plain, causal), whole = seen
-    hid = blind != ids[:2]
-    assert both_ways.all() and causal is None and torch.equal(plain, ids[2:]) and torch.equal(whole, targets[2:])
-    assert (hid.sum(1) == math.ceil(mntp.GAPS * 31)).all() and (blind[hid] == 0).all()
-    assert torch.equal(asked[:, :-1] >= 0, hid[:, 1:]) and (asked[:, -1] < 0).all()
-    assert torch.equal(asked[asked >= 0], ids[:2, 1:][hid[:, 1:]])
-    again = (loss(model.hidden(blind, mask=both_ways), asked) + loss(model.hidden(plain), whole)) / 2
-    assert value.item() == pytest.approx(again.item(), rel=1e-6)
-
-
 # --- the length of a run
 
 
@@ -347,7 +318,7 @@ HARD = ["model.dropout=0.1", "model.max_position_embeddings=512"]
 KINDS = {
     "plain": [],
     "muon": [*HARD, "train.optimizer=muon", "train.isolate=true"],
-    "bfloat16": [*HARD, "train.dtype=bfloat16", "train.mntp=0.5", "model.layer_sharing=none", "train.save_every=3"],
+    "bfloat16": [*HARD, "train.dtype=bfloat16", "model.layer_sharing=none", "train.save_every=3"],
 }
 
 
@@ -474,9 +445,9 @@ def test_what_was_made_before_settings_were_removed_goes_on_if_they_were_off(pro
     """Otherwise it is an error that names the last commit that has them."""
     run("train.max_steps=5")
     tree = checkpoint.read("out/a/last.pt")
-    for key, off in REMOVED.items():
+    for key, (off, commit) in REMOVED.items():
         section = "model" if key in ("hidden_act", "qk_norm") else "train"
-        words = f"{section}.{key}: this setting is gone; .* is the last commit that has it"
+        words = f"{section}.{key}: this setting is gone; {commit} is the last commit that has it"
         with pytest.raises(UserError, match=words):
             load_config("quick", [f"{section}.{key}=on"])
         load_config("quick", [f"{section}.{key}={off}"])
@@ -537,7 +508,7 @@ def test_a_file_system_without_locks(project, monkeypatch, capsys):
     for name in ("mine.tmp", "last.pt.k2j4h6g8.tmp"):  # a user's own, and what a killed write left
         open(f"out/a/{name}", "w").close()
     assert (
-        run("train.max_steps=1")[0] == 0 and "No locks available); let no second run write" in capsys.readouterr().out
+        run("train.max_steps=1")[0] == 0 and "No locks available); do not start a second run" in capsys.readouterr().out
     )
     assert [name for name in os.listdir("out/a") if name.endswith(".tmp")] == ["mine.tmp"]
 
@@ -621,8 +592,8 @@ def test_out_of_memory_is_one_line(project, monkeypatch, error):
         m.setattr(train, "Model", full)
         run()
     assert not os.path.exists("out/a")
-    less = "train.gradient_checkpointing=true, or half the train.batch_size and twice the train.gradient_acc"
-    with monkeypatch.context() as m, pytest.raises(UserError, match=f"step 2: out of memory.*{less}.*last.pt in out/a"):
+    less = "add train.gradient_checkpointing=true, or halve train.batch_size and double train.gradient_acc"
+    with monkeypatch.context() as m, pytest.raises(UserError, match=f"step 2: out of memory.*{less}.*out/a/last.pt"):
         before_steps(m, lambda step: full() if step == 3 else None)
         run("train.save_every=1")
     assert checkpoint.load("out/a/last.pt").provenance["steps"] == 2
@@ -691,7 +662,7 @@ def test_two_processes_follow_the_curve_of_one_and_resume_exactly(project):
 
     The losses are those of one process, which can also go on from their last.pt.
     """
-    options = ["model.max_position_embeddings=512", "train.decay_steps=12", "train.eval_every=2", "train.mntp=0.5"]
+    options = ["model.max_position_embeddings=512", "train.decay_steps=12", "train.eval_every=2"]
 
     def two_processes(out, steps):
         done = train_command(*options, f"train.out={out}", f"train.max_steps={steps}", change="pass", processes=2)
@@ -721,7 +692,7 @@ def test_a_dying_process_ends_the_run_with_a_message(project):
 @pytest.mark.skipif(fakeguard.why_not() is not None, reason=str(fakeguard.why_not()))
 def test_a_run_under_nccl(project, tmp_path_factory):
     """On a fake GPU, with a group that refuses CPU tensors: validation, steps, last.pt and the end of the run."""
-    options = ["train.optimizer=muon", "model.dropout=0.1", "train.mntp=0.5", "train.dtype=float16"]
+    options = ["train.optimizer=muon", "model.dropout=0.1", "train.dtype=float16"]
     device = ["train.device=cuda", "train.compile=false", "train.sample_tokens=4"]
     args = [str(ROOT / "tests" / "cuda_run.py"), *TINY, *device, *options]
     folder = tmp_path_factory.getbasetemp()

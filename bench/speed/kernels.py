@@ -40,7 +40,7 @@ def count(config, dtype, device):
         loss.backward()
     model.zero_grad()
     run = types.SimpleNamespace(config=config, autocast=autocast, distributed=Distributed())
-    batches = [(ids, ids, None, None)] * s.gradient_accumulation_steps
+    batches = [(ids, ids, None)] * s.gradient_accumulation_steps
     for part in ("first step", "step"):  # the first makes the optimisers' states
         with parts[part]:
             loss = train.compute_gradients(model, model.hidden, batches, scaler, run)

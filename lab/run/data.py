@@ -71,7 +71,7 @@ def load_data(config):
 
 
 def require_as_asked(config, meta):
-    """UserError if the command itself asks for text prepared in another way; those it does not name may differ."""
+    """UserError if the command line asks for text prepared in another way; settings it does not name may differ."""
     then = meta.get("settings") or {}
     for key in (word.partition("=")[0] for word in config.arguments):
         section, _, name = key.partition(".")

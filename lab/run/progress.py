@@ -39,8 +39,10 @@ def parameter_table(config):
     theirs = parameter_counts(dataclasses.replace(config, **PLAIN, num_key_value_heads=None))
     ours["total"], theirs["total"] = sum(ours.values()), sum(theirs.values())
     notes = {"embedding": config.embedding, "attention": config.attention, "mlp": config.mlp}
-    notes["head"] = "tied to the embedding" if config.tie_word_embeddings else ""
-    notes["total"] = f"layer_sharing {config.layer_sharing}"
+    if config.tie_word_embeddings:
+        notes["head"] = "tied to the embedding"
+    if config.layer_sharing != "none":
+        notes["total"] = f"layer_sharing {config.layer_sharing}"
     lines = [f"{'parameters':<12}{'this model':>12}{'plain LLaMA':>13}{'saved':>12}"]
     for part, count in ours.items():
         saved = f"{theirs[part] - count:,}" if theirs[part] != count else "-"

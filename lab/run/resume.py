@@ -21,7 +21,7 @@ import torch
 
 @dataclass
 class State:
-    """Where a run stands. last.pt keeps it, beside weights and optimisers."""
+    """Where a run stands; in last.pt, beside the weights and the state of the optimisers."""
 
     step: int = 0
     evaluated: int = -1  # the step of the last validation
@@ -98,7 +98,7 @@ def passed_words(step, plan):
 # ---------------------------------------------------------------------------------------------------------------------
 # last.pt
 
-# Settings below train that may differ when a run goes on.
+# Settings of the section train that may differ when a run continues.
 CHANGE_NO_NUMBER = {
     *("device", "compile", "gradient_checkpointing", "deterministic"),  # the same numbers, up to rounding
     *("out", "resume", "log", "save_every", "checkpoint_words", "sample_tokens"),  # what is kept and shown, and where
@@ -111,7 +111,7 @@ LENGTH = ("max_steps", "epochs", "max_words")
 def decisive(provenance):
     """{setting: value} of all that decides the numbers of a run, or which of them is its best, ckpt.pt.
 
-    One exception: another split of a step's windows into batches draws other dropout and other gaps.
+    One exception: another split of a step's windows into batches draws other dropout.
     """
     settings, data = provenance["settings"], provenance["data"]
     train = settings["train"]
@@ -128,7 +128,7 @@ def decisive(provenance):
 
 
 def differences(then, now):
-    """`key: value then, value now` of each key whose values differ; a setting that is missing is one that is off."""
+    """`key: value then, value now` of each key whose values differ; a missing setting counts as off."""
     changed = [key for key in now | then if (then.get(key) or None) != (now.get(key) or None)]
     return [f"{key}: {then.get(key)} then, {now.get(key)} now" for key in changed]
 

@@ -20,11 +20,11 @@ from lab.run.data import load_data, plan
 import torch
 import yaml
 
-MOST_SKIPPED = 20  # steps in a row: a millionth of the scale, so it was not the scale
+MOST_SKIPPED = 20  # steps in a row: at a millionth of its size, the scale is not what is wrong
 
 
 class Run:
-    """A run from its command line to its exit status, in this one of its processes. Use it as `with Run() as run`.
+    """A run from its command line to its exit status, as one of its processes sees it. Use it as `with Run() as run`.
 
     config: every setting; device, dtype: where and in what the products are computed; train_data, val_data,
     tokenizer; line_start: the token that no other may look back past, if any; steps: how many there will be;
@@ -68,9 +68,9 @@ class Run:
         # PyTorch's error has a class of its own for a GPU, and only a text for a CPU
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             raise UserError(
-                f"step {self.state.step}: out of memory ({first_line(error)[:200]}). The same steps in less: "
-                "train.gradient_checkpointing=true, or half the train.batch_size and twice the "
-                f"train.gradient_accumulation_steps. The command so changed continues from any last.pt in {self.out}"
+                f"step {self.state.step}: out of memory ({first_line(error)[:200]}). For the same steps in less, add "
+                "train.gradient_checkpointing=true, or halve train.batch_size and double "
+                f"train.gradient_accumulation_steps; the command then continues from {self.out}/last.pt if there is one"
             ) from None
         if kind is None and self.main:
             print(progress.closing_block(self))
@@ -78,11 +78,11 @@ class Run:
             self.distributed.leave(self.status)
 
     def autocast(self):
-        """In it, products are computed in the run's precision."""
+        """A context in which products are computed in the run's precision."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def compile(self, function):
-        """The function, compiled if train.compile says so or if that pays."""
+        """The function, compiled if train.compile says so or, for `auto`, if it pays."""
         tokens = self.steps * self.plan.tokens_per_step
         setting = self.config.train.compile
         self.compiled, self.why = devices.pick_compile(self.device, setting, tokens, self.dtype)
@@ -93,14 +93,14 @@ class Run:
         return os.path.join(self.out, name)
 
     # -----------------------------------------------------------------------------------------------------------------
-    # Beginning, and going on
+    # Starting and continuing
 
     def restore(self, model, optimizers, scaler):
-        """The State that the run starts from: a new one, or last.pt's, which also fills the three arguments."""
+        """The State that the run starts from: a new one, or that of last.pt, which is loaded into the arguments too."""
         here = self.last_path == self.path("last.pt")
         if self.last:
             self.state = resume.restore(self.last_path, self.last, model, optimizers, scaler)
-            self.last = None  # no need of a second copy of the weights
+            self.last = None  # it holds a second copy of the weights
         state = self.state
         if not os.path.exists(self.path("ckpt.pt")):  # lost, or in the folder that the run came from
             state.best, state.evaluated = math.inf, -1
@@ -173,7 +173,7 @@ class Run:
         return self.main and due
 
     def save(self, name, state, model, val_loss, **more):
-        """A self-contained checkpoint of the model's weights as they are now, if they are numbers."""
+        """Writes a self-contained checkpoint of the model as it is now. UserError if a weight is not a number."""
         weights = dict(model.named_parameters())
         try:
             checkpoint.check_finite(weights)
@@ -185,7 +185,7 @@ class Run:
         checkpoint.save(self.path(name), {**tree, **more})
 
     def save_last(self, state, model, optimizers, scaler):
-        """last.pt, from which the run can go on, unless nothing has happened since it was written; and losses.csv."""
+        """Writes last.pt, from which the run can continue, and losses.csv, unless no step was taken since."""
         if not self.main or state.step == self.saved_step:
             return
         state.peak_memory_mb = max(state.peak_memory_mb, devices.peak_memory_mb(self.device))
@@ -196,7 +196,7 @@ class Run:
         self.clock = time.perf_counter()
 
     def trained(self, state, loss, norm, rate, skipped):
-        """After a step: counts it and shows it. UserError if its loss is no number, or if every step overflows."""
+        """After a step: counts it and shows it. UserError if its loss is not a number, or if every step overflows."""
         elapsed = time.perf_counter() - self.clock
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
         diverged = not math.isfinite(loss + norm) and not skipped
@@ -217,7 +217,7 @@ class Run:
         self.clock = time.perf_counter()
 
     def checkpoints_due(self, state):
-        """Names of the checkpoints that are kept for the words seen, see train.checkpoint_words."""
+        """Names of the checkpoints that train.checkpoint_words wants at this number of words."""
         if not self.main or self.config.train.checkpoint_words == "none":
             return []
         return [f"chck_{millions}M.pt" for millions in resume.passed_words(state.step, self.plan)]
@@ -229,7 +229,7 @@ class Run:
 
 @contextlib.contextmanager
 def own_folder(folder):
-    """Makes the folder, if need be, and locks it against a second run; removes it if nothing was written there."""
+    """Makes the folder if necessary and keeps other runs out of it; removes it again if nothing was written there."""
     lock = os.path.join(folder, ".lock")
     require_writable(lock)
     os.makedirs(folder, exist_ok=True)
@@ -241,7 +241,7 @@ def own_folder(folder):
         except BlockingIOError:
             raise UserError(f"{folder}: another run is writing here; wait for it, or choose train.out=FOLDER") from None
         except (ImportError, OSError) as e:  # Windows, and some network file systems
-            print(f"notice: {folder} cannot be locked ({first_line(e)}); let no second run write there")
+            print(f"notice: {folder} cannot be locked ({first_line(e)}); do not start a second run there")
         for leftover in glob.glob(os.path.join(glob.escape(folder), "*.*.????????.tmp")):  # of a write that was killed
             os.unlink(leftover)
         yield
