@@ -126,7 +126,7 @@ class Progress:
         self.write_csv()
         if state.step:  # one point is no curve
             self.draw_curves()
-        trained = f"{state.last('train_loss'):.4f}"
+        trained = f"{state.last('train_loss'):.4f}" if state.step else "-"
         self.say(
             f"step {state.step:>6}  train loss {trained:>7}  val loss {val_loss:.4f}  {bits:.4f} bits per byte"
             f"  {state.seconds:.0f} s"
