@@ -135,7 +135,7 @@ REMOVED = {
     "qk_norm": (False, "b92dfc8"),
     "z_loss": (0, "b92dfc8"),
     "ema": (0, "b92dfc8"),
-    "mntp": (0, "ea04356"),
+    "mntp": (0, "822c223"),
 }
 REMOVED_VALUES = ["sentence"]  # of data.boundary
 IN_HISTORY = "{} is the last commit that has it"
