@@ -173,9 +173,8 @@ def test_what_a_submission_lacks_is_named(tmp_path):
 
     tree = whole_submission()
     tree["blimp"]["principle_A_case_1"] = tree["blimp"].pop("principle_a_case_1")
-    assert complaints(tree) == [] and "fast_eval_results/blimp/checkpoints: 19 instead of 28" in complaints(
-        tree, "strict"
-    )
+    assert complaints(tree) == []
+    assert "fast_eval_results/blimp/checkpoints: 19 instead of 28" in complaints(tree, "strict")
     tree["blimp"].pop("passive_1")
     tree["blimp"]["invented"] = {}
     tree["comps"] = None

@@ -236,7 +236,7 @@ def check(path, track="strict-small"):
 
 
 def count_predictions(parts):
-    """{part: how many of its predictions have an `id` and a `pred`}. The pipeline, too, ignores the case of a part."""
+    """{part: how many of its predictions have an `id` and a `pred`}, in lower case: the pipeline ignores it too."""
     counts = {}
     for part, value in (parts or {}).items():
         rows = (value or {}).get("predictions") or []
@@ -245,7 +245,7 @@ def count_predictions(parts):
 
 
 def differences(place, found, wanted):
-    """A line for each thing of which there are fewer or more than wanted, or none at all; {name: how many} both."""
+    """A line for each name of which there are not as many as wanted. found, wanted: {name: how many}."""
     if not any(found.values()):
         return [f"{place}: missing"]
     lines = [f"{place}/{name}: not wanted" for name in found if name not in wanted]
