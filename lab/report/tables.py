@@ -219,7 +219,6 @@ def page(results):
         changes=changes,
         limit=limit,
         warnings=warnings_of(results, labels),
-        sources=[where_from(result.origin) for result in results],
         groups="phenomena" if first.phenomena else "paradigms",
         data=os.path.basename(os.path.abspath(first.origin.data)),
         rule=rule(first.origin),
@@ -237,14 +236,6 @@ def warnings_of(results, labels):
         for warning in result.warnings:
             about.setdefault(warning, []).append(label)
     return [text if who == labels else f"{', '.join(who)}: {text}" for text, who in about.items()]
-
-
-def where_from(origin):
-    """{name: value} of the files, hashes and conventions behind a result."""
-    keys = ("before_first_token", "corpus", "steps", "words", "benchmark", "device", "torch")
-    facts = {key.replace("_", " "): getattr(origin, key) for key in keys}
-    facts |= {f"sha256 of the {key}": value for key, value in origin.sha256.items()}
-    return facts | origin.conventions
 
 
 def largest_changes(first, other, label, limit):
