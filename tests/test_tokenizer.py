@@ -1,3 +1,5 @@
+"""Any text comes back, a corpus is encoded like its texts, and training on counts is training on lines."""
+
 import io
 import random
 import struct
@@ -11,12 +13,14 @@ import numpy as np
 import pytest
 import sentencepiece
 
-LINES = [
-    "The cats chase the mice, and the mice hide.",
-    "A dog  barks at 1024 trees!",
-    "Who do the girls think that the boys saw?",
-    '\tJosé said: "naïve" – twice.',
-] * 5
+LINES = (
+    """The cats chase the mice, and the mice hide.
+A dog  barks at 1024 trees!
+Who do the girls think that the boys saw?
+\tJosé said: "naïve" – twice.
+""".splitlines()
+    * 5
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +55,6 @@ def test_any_text_comes_back(tok, text):
     assert not {tok.bos_id, tok.eos_id, tok.sp.unk_id()} & set(ids)
 
 
-@given(st.lists(anything, max_size=5))
-@settings(max_examples=50, deadline=None)
-def test_a_batch_is_its_texts_one_by_one(tok, texts):
-    assert tok.encode_batch(texts) == [tok.encode(text) for text in texts]
-
-
 BPE = {"vocab_size": 120, "model_type": "bpe"}
 AS_IT_IS = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
 OTHERS = {
@@ -81,7 +79,9 @@ def corpus_encoder(tok, request):
 def test_a_corpus_is_encoded_like_its_texts(corpus_encoder, texts):
     """Word by word where that is the same: twice, so that the second time the words are known."""
     tok = corpus_encoder.tokenizer
-    expected = [i for text in texts for i in (tok.bos_id, *tok.encode(text))]
+    one_by_one = [tok.encode(text) for text in texts]
+    assert tok.encode_batch(texts) == one_by_one
+    expected = sum(([tok.bos_id, *ids] for ids in one_by_one), [])
     for _ in range(2):
         assert np.frombuffer(corpus_encoder.encode(texts), "<u2").tolist() == expected
 
@@ -124,11 +124,9 @@ def test_pieces(tok):
 def test_counts_of_words_teach_what_the_lines_teach(odd, monkeypatch):
     """The same bytes as SentencePiece's own training on lines, wherever `odd` stands in them."""
     rng = random.Random(odd)
+    words = ["the", "cat", "dog", "ab", " ", " ", odd]
     for _ in range(5):
-        lines = ["a cat"]
-        for _ in range(60):
-            words = rng.choices(["the", "cat", "dog", "ab", " ", " ", odd], k=rng.randint(1, 30))
-            lines.append("".join(words))
+        lines = ["a cat"] + ["".join(rng.choices(words, k=rng.randint(1, 30))) for _ in range(60)]
         model = tokenizer.train(lines, 300).model_bytes
         with monkeypatch.context() as patch:
             patch.setattr(tokenizer, "lines_of", lambda _, lines=lines: iter(lines))
@@ -165,13 +163,11 @@ def test_ctrl_c_between_two_lines_stays_ctrl_c():
         tokenizer.train(lines(), 300)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a model", b"\0" * 1000, None])
+@pytest.mark.parametrize("content", [b"", b"not a model", None])
 def test_broken_files_are_refused(tok, tmp_path, content):
     path = tmp_path / "bad.model"
     path.write_bytes(tok.model_bytes[: len(tok.model_bytes) // 2] if content is None else content)
-    with pytest.raises(ValueError, match="bad.model"):
-        tokenizer.load(path)
-    with pytest.raises(UserError, match="bad.model"):
+    with pytest.raises(UserError, match="bad.model: not a SentencePiece model"):
         load_tokenizer(path)
     with pytest.raises(UserError, match="missing.model: cannot be read"):
         load_tokenizer(tmp_path / "missing.model")
@@ -182,15 +178,13 @@ def test_models_that_cannot_serve_are_refused():
         tokenizer.Tokenizer(other_model(vocab_size=100, bos_id=-1))
 
 
-def short_message(number, content):
-    """A protobuf field that is a message of at most 127 bytes, as it is written."""
-    return bytes([number << 3 | 2, len(content)]) + content
-
-
 def test_more_pieces_than_16_bits_are_refused(tok):
-    def piece(n):  # in field 1: field 1, its text, and field 2, its score
-        text = short_message(1, b"x%06d" % n)
-        return short_message(1, text + b"\x15" + struct.pack("<f", -n))
+    """More pieces, each with its text and score, written as protobuf writes them."""
+
+    def piece(n):
+        text = b"x%06d" % n
+        message = b"\x0a" + bytes([len(text)]) + text + b"\x15" + struct.pack("<f", -n)
+        return b"\x0a" + bytes([len(message)]) + message
 
     model = tok.model_bytes + b"".join(map(piece, range(420, 65536)))
     assert tokenizer.Tokenizer(model).vocab_size == 65536
