@@ -44,9 +44,9 @@ PROBE = "  Two  spaces,\ta tab, ▁ and 🙂\n"
 
 
 class Block(NamedTuple):
-    """Consecutive lines of UTF-8, joined by newlines; an empty one is a boundary of documents.
+    """Consecutive lines of UTF-8, joined by newlines; an empty one is a boundary between documents.
 
-    size: bytes of the lines with their newlines; a boundary has none.
+    size: bytes of the lines with their newlines, boundaries not counted.
     """
 
     text: bytes
@@ -89,7 +89,7 @@ def blocks(parts):
 
 
 def split(text_blocks, kb, seed, name):
-    """(validation, training) blocks of one source, both in the order they will be used in. Depends on nothing else.
+    """(validation, training) blocks of one source, in the order of their use. No other source makes a difference.
 
     Validation gets `kb` * 1000 bytes, at most a twentieth of the text.
     """
@@ -107,7 +107,7 @@ def split(text_blocks, kb, seed, name):
 
 
 def without(text_blocks, lines):
-    """The blocks without these lines, and without the blocks that have no others."""
+    """The blocks without these lines; a block that has no others is left out."""
     kept = []
     for block in text_blocks:
         rest = [line for line in block.lines() if line not in lines]
@@ -193,7 +193,7 @@ def encode_batch(model_bytes, boundary, seed, text):
 
 
 def encode(tok, text_blocks, data, each, copies=1):
-    """The tokens of the blocks, `copies` times one after the other: the first time, and every second, as they are."""
+    """The tokens of the blocks, `copies` times over; copies 2, 4, ... are cut into other pieces by BPE dropout."""
     tokens = bytearray()
     for copy in range(copies):
         seed = f"{data.seed} {copy}" if copy % 2 else None
@@ -206,7 +206,7 @@ def encode(tok, text_blocks, data, each, copies=1):
 
 
 class Text(NamedTuple):
-    """A source, cleaned and split into blocks; sha256: of what it was before."""
+    """A source, cleaned and split into blocks; sha256: of its bytes before that."""
 
     name: str
     sha256: str
@@ -232,7 +232,7 @@ def validation(texts):
             seen.update(held_out.intersection(block.lines()))
     val = interleave([without(text.val, seen) for text in texts])
     if not val:
-        raise UserError("data.source: too little text to hold lines out that are not trained on too; add more of it")
+        raise UserError("data.source: too little text to hold out a line that the rest does not have too; add some")
     return val
 
 
@@ -251,7 +251,7 @@ def training(texts, budget_mb):
 
 
 def build(config, texts, tok=None, shrink=False):
-    """({file name: bytes}, meta) of a corpus from `texts`, a Source's.
+    """({file name: bytes}, meta) of a corpus from the `texts` of a Source.
 
     tok: a Tokenizer, or None to train one; shrink: as in train_tokenizer.
     """
@@ -363,7 +363,7 @@ def report(meta, seconds):
 
 
 def find_and_prepare(config, replace=False):
-    """data.source -> a prepared folder, and BLiMP but for Pocket English, which never asks the network."""
+    """data.source -> a prepared folder; also BLiMP, unless it is Pocket English, which never needs the network."""
     name = config.data.source
     auto = name == "auto"
     there = corpus.read_meta(config.data_dir).get("source")

@@ -1,7 +1,7 @@
 """Where text comes from: BabyLM on the Hugging Face Hub, a folder of text files, or Pocket English. And BLiMP.
 
-Mirrors are named in the environment: SLLAMA_LAB_BABYLM_URL and SLLAMA_LAB_BABYLM_100M_URL, each a folder that holds
-BabyLM's six files, and SLLAMA_LAB_BLIMP_URL, the archive of BLiMP.
+Environment variables name mirrors: SLLAMA_LAB_BABYLM_URL and SLLAMA_LAB_BABYLM_100M_URL are folders with the six files
+of BabyLM, and SLLAMA_LAB_BLIMP_URL is the archive of BLiMP.
 """
 
 import codecs
@@ -38,13 +38,13 @@ class Source(NamedTuple):
 
     name: str  # in meta.json
     title: str
-    inputs: dict  # what the texts depend on, by the name that a user knows it by
+    inputs: dict  # what the texts depend on: {name that a user knows: value}
     texts: dict  # {name: function that returns its bytes, which are UTF-8}
     pairs: Callable = dict  # returns {UID: minimal pairs that belong to the texts}
 
 
 def find(config, name) -> Source:
-    """The Source that `name` stands for in data.source. UserError if it has no text, or not what data.sources asks."""
+    """The Source that data.source=`name` means. UserError if it has no text, or not what data.sources asks for."""
     if name == "pocket":
         return pocket_source(config.data)
     if name in BABYLM:
@@ -55,7 +55,7 @@ def find(config, name) -> Source:
 def folder_source(data):
     title = os.path.basename(os.path.abspath(data.source))
     if title in (*BABYLM, "pocket"):
-        raise UserError(f"data.source: rename the folder: its text would be taken for what we call `{title}`")
+        raise UserError(f"data.source: rename the folder; its text would be taken for our own source `{title}`")
     paths = text_files(data.source)
     names = choose(data.sources, list(paths))
     inputs = {f"the text of `{name}`": f"sha256 {file_sha256(paths[name])}" for name in names}
@@ -82,7 +82,7 @@ def babylm_source(data, name):
 
 def pocket_source(data):
     if data.sources:
-        print("data.sources: Pocket English has only one; the setting is ignored")
+        print("data.sources: ignored, because Pocket English has only one source")
 
     def text():
         return "".join(line + "\n" for line in pocket_english.text(data.pocket_words, data.seed)).encode()
