@@ -389,7 +389,7 @@ def find_and_prepare(config, replace=False):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Prepares a corpus in data/NAME/, and fetches BLiMP.")
-    args, config = parse_args(parser, argv)
+    args, config = parse_args(parser, argv, model=False)
     for step in config.data.clean:
         if step not in CLEANING:
             raise UserError(f"data.clean: no step `{step}`; known: {', '.join(CLEANING)}")

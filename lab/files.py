@@ -70,9 +70,9 @@ def refuse_existing(path, replace):
 
 def read_text(path, remedy):
     """What a text file holds, or standard input for `-`. UserError with the remedy if it cannot be read."""
-    if path == "-":
-        return sys.stdin.read()
     try:
+        if path == "-":
+            return sys.stdin.read()
         with open(path, encoding="utf-8-sig") as f:
             return f.read()
     except (OSError, UnicodeDecodeError) as e:

@@ -199,11 +199,19 @@ def convert(value, kind):
 
 
 def nearest(name, known):
-    """Suggests the known name that looks like `name` or has these initials (lr); lists them all if there is none."""
+    """Suggests known names: one that looks like `name`, or has its initials (lr), or all with its last word (n_heads).
+
+    Lists them all if there is none.
+    """
     name, known = str(name), [str(other) for other in known]
-    initials = {"".join(word[:1] for word in other.split("_")): other for other in known}
-    close = difflib.get_close_matches(name, known, 1) or [initials.get(name)]
-    return f"did you mean `{close[0]}`?" if close[0] else f"known: {', '.join(known)}"
+    close = difflib.get_close_matches(name, known, 1, cutoff=0.65)
+    close = close or [other for other in known if "".join(word[:1] for word in other.split("_")) == name]
+    word = name.split("_")[-1].rstrip("s")
+    if not close and len(word) > 3:
+        close = [other for other in known if word in other]
+    if close:
+        return "did you mean " + " or ".join(f"`{other}`" for other in close) + "?"
+    return f"known: {', '.join(known)}"
 
 
 def take_out_removed(values):
@@ -214,9 +222,9 @@ def take_out_removed(values):
 
 def build(section, values):
     """(its dataclass or None, complaints): converts and checks the values of one section."""
-    from model import ModelConfig  # here: it brings PyTorch, which the processes that clean text do not need
-
-    cls = ModelConfig if section == "model" else SECTIONS[section]
+    cls = SECTIONS[section]
+    if section == "model":
+        from model import ModelConfig as cls  # here: it brings PyTorch, a second or two, and prepare.py does without
     declared = {f.name: f for f in fields(cls)}
     settings = {}
     complaints = take_out_removed(values)
@@ -247,8 +255,11 @@ def model_config(values):
     return config
 
 
-def resolve(layers):
-    """({section: its dataclass}, complaints) of layers {section: {key: value}}; later ones override earlier ones."""
+def resolve(layers, model=True):
+    """({section: its dataclass}, complaints) of layers {section: {key: value}}; later ones override earlier ones.
+
+    model=False leaves the values of that section unchecked.
+    """
     values = {name: {} for name in SECTIONS}
     complaints = []
     for layer in layers:
@@ -260,10 +271,11 @@ def resolve(layers):
             else:
                 values[name].update(section)
     values["model"].setdefault("vocab_size", values["tokenizer"].get("vocab_size"))  # train.py takes the corpus's
-    sections = {}
+    sections = dict(values)
     for name in SECTIONS:
-        sections[name], found = build(name, values[name])
-        complaints += [f"{name}.{complaint}" for complaint in found]
+        if model or name != "model":
+            sections[name], found = build(name, values[name])
+            complaints += [f"{name}.{complaint}" for complaint in found]
     return sections, complaints
 
 
@@ -297,11 +309,11 @@ def tree_of(overrides):
     return tree
 
 
-def load_config(preset=None, overrides=(), path="config.yaml") -> Config:
+def load_config(preset=None, overrides=(), path="config.yaml", model=True) -> Config:
     """The settings of `path` under `preset` (default: the one the file names), then `section.key=value` overrides.
 
-    Raises UserError listing every unknown key, wrong type, value out of range and impossible combination, and whether
-    the file or the command line has it.
+    model=False leaves that section unchecked, a dictionary. Raises UserError listing every unknown key, wrong type,
+    value out of range and impossible combination, and whether the file or the command line has it.
     """
     tree = read_tree(path)
     presets = {str(name): layer or {} for name, layer in tree.pop("presets").items()}
@@ -310,9 +322,9 @@ def load_config(preset=None, overrides=(), path="config.yaml") -> Config:
     if not isinstance(presets.get(name), dict):
         raise UserError(f"{path}: there is no preset `{name}`; {nearest(name, presets)}")
     in_file = [tree, presets[name]]
-    sections, complaints = resolve([*in_file, tree_of(overrides)])
+    sections, complaints = resolve([*in_file, tree_of(overrides)], model)
     if complaints:
-        _, of_file = resolve(in_file)  # the rest comes from the command line
+        _, of_file = resolve(in_file, model)  # the rest comes from the command line
         lines = [f"{path if line in of_file else 'command line'}: {line}" for line in complaints]
         if len(lines) > 1:
             lines.insert(0, f"{len(lines)} problems")
@@ -331,7 +343,7 @@ def command_line(script, *words):
     return shlex.join(["python", path, *words])
 
 
-def parse_args(parser, argv=None):
+def parse_args(parser, argv=None, model=True):
     """Adds --preset, --config, --replace and section.key=value to an argparse parser; returns (args, Config)."""
     parser.add_argument("--preset", help="a preset of config.yaml")
     parser.add_argument("--config", default="config.yaml", help="settings file (default: config.yaml)")
@@ -340,4 +352,4 @@ def parse_args(parser, argv=None):
         "overrides", nargs="*", metavar="section.key=value", help="settings that override the file's, e.g. train.seed=1"
     )
     args = parser.parse_intermixed_args(argv)
-    return args, load_config(args.preset, args.overrides, args.config)
+    return args, load_config(args.preset, args.overrides, args.config, model)

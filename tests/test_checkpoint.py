@@ -4,6 +4,7 @@ import io
 import os
 import pathlib
 import pickle
+import sys
 
 from lab import checkpoint, files
 from lab.files import UserError
@@ -150,3 +151,9 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda a, b: events.append("rename") or replace(a, b))
     files.atomic_write(tmp_path / "file", "12345")
     assert events == ["5 bytes", "rename"]
+
+
+def test_what_is_piped_in_is_read_like_a_file(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8"))
+    with pytest.raises(UserError, match="-: cannot be read .not UTF-8 text.; save it anew"):
+        files.read_text("-", "save it anew")

@@ -4,10 +4,12 @@ import argparse
 import dataclasses
 import os
 import shutil
+import sys
 
 from conftest import ROOT
 from lab.files import UserError
 from lab.settings import convert, load_config, parse_args
+import prepare
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -91,6 +93,13 @@ def test_the_next_command_has_the_settings_of_this_one(tmp_path, monkeypatch):
     assert load(path="my.yaml").command("train.py") == f"python {ROOT}/train.py --config my.yaml"
 
 
+def test_preparing_text_starts_without_pytorch(monkeypatch):
+    """PyTorch takes longer to import than everything else together, and only the model's settings need it."""
+    monkeypatch.setitem(sys.modules, "model", None)  # an import of it fails
+    with pytest.raises(UserError, match="data.clean: no step `magic`"):
+        prepare.main(["--config", FILE, "data.clean=[magic]"])
+
+
 @pytest.mark.parametrize(
     "override, words",
     [
@@ -99,6 +108,8 @@ def test_the_next_command_has_the_settings_of_this_one(tmp_path, monkeypatch):
         ("model.attention=mla", "model.attention: 'mla': expected one of mha, skqa, pwa, rra"),
         ("model.hidden_size=20", "num_attention_heads: hidden_size/heads = 5 must be even"),
         ("train.lr=1", "did you mean `learning_rate`?"),
+        ("model.n_heads=1", "did you mean `num_attention_heads` or `num_key_value_heads`?"),
+        ("model.layers=1", "did you mean `num_hidden_layers` or `layer_sharing`?"),
         ("train.seed=!!timestamp x", "not valid YAML"),
         ("train.min_learning_rate=1", "1.0 is above learning_rate 0.0004"),
         ("train.betas=[0.9]", "betas: [0.9] is not two numbers"),
