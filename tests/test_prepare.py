@@ -291,6 +291,7 @@ def test_what_ends_before_its_last_file_leaves_nothing_to_trust(folder, monkeypa
         ("data.name=downloads", "data.name"),
         ("eval.data=data/t", "data.name"),
         ("data.source=nowhere", "`nowhere` is not a folder"),
+        ("data.source=./pocket/", "rename the folder.* our own source `pocket`"),
         ("data.source=pairs", "`pairs` is not a folder of .*, nor one of auto, pocket, babylm, babylm-100m"),
         ("data.sources=[wikki]", "did you mean `wiki`"),
         ("data.sources=[zzz]", "known: short, talk, wiki"),
@@ -329,13 +330,6 @@ def test_unusable_texts_are_refused(folder, content, words):
     with pytest.raises(UserError, match=words):
         make("data.sources=[bad]")
     assert not os.path.exists("data/t")
-
-
-@pytest.mark.parametrize("name", ["pocket", "babylm", "babylm-100m"])
-def test_no_folder_passes_for_what_it_is_not(folder, name):
-    os.rename("texts", name)
-    with pytest.raises(UserError, match=f"rename the folder.*`{name}`"):
-        make(f"data.source=./{name}/")
 
 
 def test_same_name_and_same_text(folder):
