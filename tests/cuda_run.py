@@ -1,7 +1,7 @@
 """train.py from start to saved checkpoint on a fake GPU, in a group that knows no CPU tensors, as under nccl.
 
-For a test, in a process started by fakeguard.start. Everything is train.py's own but the card's properties and the sum
-over the processes: that one refuses what nccl refuses and leaves the rest as it is.
+A test runs it in a process that fakeguard.start starts. Everything is train.py's own except the card's properties and
+the sum over the processes, which refuses what nccl refuses and changes no tensor.
 """
 
 import json

@@ -1,8 +1,8 @@
-"""A CUDA device on which nothing is computed: whatever a GPU would refuse shows on a machine without one.
+"""A CUDA device that computes nothing: it shows what a GPU would refuse on a machine without one.
 
-FakeTensorMode runs a model on tensors that have a shape, a type and a device, and no numbers. Where PyTorch has no
-CUDA, fakeguard.cpp is compiled and preloaded, so that autograd finds the device that the tensors speak of. In the
-process started so (see `start`), `fake_cuda` is the mode, and `Watch` counts what a GPU would have to do.
+FakeTensorMode runs a model on tensors that have a shape, a type and a device, but no numbers. Where PyTorch has no
+CUDA, fakeguard.cpp is compiled and preloaded, so that autograd finds the device that the tensors claim to be on. In a
+process started that way (see `start`), `fake_cuda` is the mode, and `Watch` counts what a GPU would have to do.
 """
 
 import collections
@@ -50,7 +50,7 @@ def start(arguments, folder, **kwargs):
 
 
 class RMSNorm(torch.autograd.Function):
-    """One call forward and one backward, as on CUDA; where PyTorch has none, it would come in pieces."""
+    """One call forward and one backward, as on CUDA; without CUDA, PyTorch would compute it in pieces."""
 
     @staticmethod
     def forward(ctx, x, weight):
@@ -64,7 +64,7 @@ class RMSNorm(torch.autograd.Function):
 
 
 class SiLU(torch.autograd.Function):
-    """The same."""
+    """Likewise."""
 
     @staticmethod
     def forward(ctx, x):

@@ -80,7 +80,7 @@ def test_a_run_moves_between_devices(project):
 
 
 def test_scores_are_those_of_a_cpu(tmp_path):
-    """Sharpened weights, so that scores differ by much; every decision that is no near tie is the same."""
+    """The weights are sharpened, so that scores differ widely; every decision that is not nearly a tie is the same."""
     tok = tokenizer.train([line for line in pocket_english.text(20000, seed=1) if line], 800)
     torch.manual_seed(0)
     shape = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96}

@@ -24,18 +24,18 @@ def steps(params, optimizer, n):
         generator = torch.Generator().manual_seed(number)
         for p in params:
             p.grad = torch.randn(p.shape, generator=generator)
-        params[number % 2].grad = None  # as of a part that a loss does not reach
+        params[number % 2].grad = None  # like a part that the loss does not reach
         optimizer.step()
 
 
 @theirs
 def test_equals_pytorchs():
-    """In what it does and in its state, so that either goes on from what the other has left in a last.pt."""
+    """In what it does and in its state, so that either can continue from a last.pt of the other."""
     ours, reference = parameters(), parameters()
     optimizers = Muon(ours, lr=0.02, weight_decay=0.1), torch.optim.Muon(reference, lr=0.02, weight_decay=0.1)
     steps(ours, optimizers[0], 5)
     steps(reference, optimizers[1], 5)
-    torch.testing.assert_close(ours, reference, rtol=1e-3, atol=1e-3)  # products in bfloat16, in whichever order
+    torch.testing.assert_close(ours, reference, rtol=1e-3, atol=1e-3)  # products in bfloat16, in another order
     torch.testing.assert_close(*(optimizer.state_dict()["state"] for optimizer in optimizers))
 
 
