@@ -198,7 +198,7 @@ def main(argv=None):
             loss, norm, skipped = update_weights(model, optimizers, scaler, loss, rate, run)
             run.trained(state, loss, norm, s.learning_rate * rate, skipped)
             for name in run.checkpoints_due(state):
-                run.save(name, state, model, state.last("val_loss"))
+                run.save(name, state, model)
     return run.status
 
 

@@ -583,7 +583,7 @@ ON_CPU = RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
 @pytest.mark.parametrize("error", [ON_GPU, ON_CPU], ids=["GPU", "CPU"])
 def test_out_of_memory_is_one_line(project, monkeypatch, error):
-    """What it advises goes on from where it stopped. A model that never fitted leaves no folder."""
+    """Its advice continues from where the run stopped. A model that never fitted leaves no folder."""
 
     def full(*_):
         raise error
@@ -660,7 +660,7 @@ def test_a_second_ctrl_c_ends_at_once(project):
 def test_two_processes_follow_the_curve_of_one_and_resume_exactly(project):
     """Stopped after 6 of 12 steps and continued, they reach the bits of two that never stopped; the text ends between.
 
-    The losses are those of one process, which can also go on from their last.pt.
+    The losses are those of one process, which can also continue from their last.pt.
     """
     options = ["model.max_position_embeddings=512", "train.decay_steps=12", "train.eval_every=2"]
 

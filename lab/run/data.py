@@ -89,6 +89,11 @@ def require_as_asked(config, meta):
             )
 
 
+def bits_per_byte(loss, counts):
+    """Nats per token -> bits per byte of the text itself; counts: meta.json's {"tokens", "bytes"}."""
+    return loss / math.log(2) * counts["tokens"] / counts["bytes"]
+
+
 @dataclass(frozen=True)
 class Plan:
     """How long a run is, in every unit that anybody counts in."""

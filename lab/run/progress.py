@@ -11,6 +11,7 @@ import os
 import time
 
 from lab.files import UserError, atomic_write
+from lab.run.data import bits_per_byte
 from lab.run.resume import State
 from lab.settings import command_line
 from model import parameter_counts
@@ -22,11 +23,6 @@ PLAIN = {"embedding": "full", "attention": "mha", "mlp": "full", "layer_sharing"
 DEFAULT_PAIRS = "data/blimp"  # eval.data of config.yaml
 SILENCE = 25  # seconds after which a run that is not on a terminal says something
 LONG = 5e14  # parameters x tokens: four hours where 3 M parameters train at 12,000 tokens/s
-
-
-def bits_per_byte(loss, counts):
-    """Nats per token -> bits per byte of the text itself; counts: meta.json's {"tokens", "bytes"}."""
-    return loss / math.log(2) * counts["tokens"] / counts["bytes"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from lab import checkpoint
 from lab.cli import ROOT
 from lab.devices import device_name
 from lab.files import UserError, first_line
+from lab.run.data import bits_per_byte
 from lab.settings import take_out_removed
 
 import numpy as np
@@ -71,8 +72,9 @@ def provenance(run):
     }
 
 
-def how_far(state, plan, val_loss, val_bits_per_byte):
+def how_far(state, plan, meta):
     """The other part: how far the run has come."""
+    val_loss = state.last("val_loss")
     return {
         "steps": state.step,
         "tokens": state.step * plan.tokens_per_step,
@@ -80,7 +82,7 @@ def how_far(state, plan, val_loss, val_bits_per_byte):
         "epochs": state.step * plan.epochs_per_step,
         "train_loss": state.last("train_loss"),
         "val_loss": val_loss,
-        "val_bits_per_byte": val_bits_per_byte,
+        "val_bits_per_byte": bits_per_byte(val_loss, meta["val"]),
         "seconds": state.seconds,
         "changes": state.changes,
     }
@@ -177,10 +179,10 @@ def changes(run, then, step):
     now = run.provenance
     different = differences(decisive(then), decisive(now))
     if different and run.config.train.resume != "changed":
-        go_on = "train.resume=changed goes on with the new ones"
+        go_on = "train.resume=changed continues with the new ones"
         raise UserError(f"was trained with other settings: {'; '.join(different)}. {WAYS_OUT}, {go_on}")
     if any(line.startswith("tokenizer.model") for line in different):
-        raise UserError("learned the pieces of another tokenizer, so it cannot go on; train.out=FOLDER")
+        raise UserError("learned the pieces of another tokenizer; train another model with train.out=FOLDER")
     if run.steps < step or (different and run.steps == step):
         asked = f"{step} steps are trained already, {run.steps} are asked for"
         raise UserError(f"{asked}, so nothing is left to train; {WAYS_OUT}")

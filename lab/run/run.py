@@ -156,7 +156,7 @@ class Run:
         if val_loss < state.best:
             state.best = val_loss
             if self.main:
-                self.save("ckpt.pt", state, model, val_loss)
+                self.save("ckpt.pt", state, model)
         self.clock = time.perf_counter()
 
     def is_over(self, state):
@@ -172,15 +172,14 @@ class Run:
         due = state.step % every == 0 if every else time.monotonic() - self.saved_at > 60
         return self.main and due
 
-    def save(self, name, state, model, val_loss, **more):
+    def save(self, name, state, model, **more):
         """Writes a self-contained checkpoint of the model as it is now. UserError if a weight is not a number."""
         weights = dict(model.named_parameters())
         try:
             checkpoint.check_finite(weights)
         except UserError as e:
             raise UserError(f"{self.path(name)}: not written at step {state.step}, {e}; try a lower rate") from None
-        bits = progress.bits_per_byte(val_loss, self.meta["val"])
-        made = {**self.provenance, **resume.how_far(state, self.plan, val_loss, bits)}
+        made = {**self.provenance, **resume.how_far(state, self.plan, self.meta)}
         tree = checkpoint.make(self.config.model, weights, self.tokenizer.model_bytes, made)
         checkpoint.save(self.path(name), {**tree, **more})
 
@@ -189,8 +188,7 @@ class Run:
         if not self.main or state.step == self.saved_step:
             return
         state.peak_memory_mb = max(state.peak_memory_mb, devices.peak_memory_mb(self.device))
-        training = resume.training_state(state, optimizers, scaler)
-        self.save("last.pt", state, model, state.last("val_loss"), training=training)
+        self.save("last.pt", state, model, training=resume.training_state(state, optimizers, scaler))
         self.shown.write_csv()
         self.saved_step, self.saved_at = state.step, time.monotonic()
         self.clock = time.perf_counter()
