@@ -61,12 +61,12 @@ def make(*overrides, replace=True):
     return json.load(open("data/t/meta.json"))
 
 
-def files(folder="data/t"):
-    return {path.name: file_sha256(path) for path in sorted(pathlib.Path(folder).iterdir()) if path.is_file()}
+def files():
+    return {path.name: file_sha256(path) for path in pathlib.Path("data/t").iterdir() if path.is_file()}
 
 
-def times(folder="data/t"):
-    return {path.name: path.stat().st_mtime_ns for path in pathlib.Path(folder).iterdir()}
+def times():
+    return {path.name: path.stat().st_mtime_ns for path in pathlib.Path("data/t").iterdir()}
 
 
 def texts_of(part):
@@ -143,12 +143,8 @@ def flip(path):
 def test_what_is_damaged_or_missing_is_made_again(folder, capsys):
     make()
     good, there = files(), folder / "data" / "t"
-    for damage, name in (
-        (flip, "train.bin"),
-        (os.unlink, "val.bin"),
-        (flip, "tokenizer.model"),
-        (os.unlink, "meta.json"),
-    ):
+    damages = {"train.bin": flip, "val.bin": os.unlink, "tokenizer.model": flip, "meta.json": os.unlink}
+    for name, damage in damages.items():
         damage(there / name)
         capsys.readouterr()
         make(replace=False)

@@ -232,10 +232,8 @@ class Cores:
 
     def map(self, function, parts):
         """Yields function(part) for each part, in order."""
-        parts = iter(parts)
-        first = list(itertools.islice(parts, WORTH))
-        parts = itertools.chain(first, parts)
-        if len(first) < WORTH or self.count == 1:
+        parts = list(parts)
+        if len(parts) < WORTH or self.count == 1:
             yield from map(function, parts)
             return
         if not self.executor:
