@@ -2,7 +2,6 @@
 
 import io
 import random
-import struct
 
 from lab.files import UserError, load_tokenizer
 import tokenizer
@@ -178,18 +177,13 @@ def test_models_that_cannot_serve_are_refused():
         tokenizer.Tokenizer(other_model(vocab_size=100, bos_id=-1))
 
 
-def test_more_pieces_than_16_bits_are_refused(tok):
-    """More pieces, each with its text and score, written as protobuf writes them."""
-
-    def piece(n):
-        text = b"x%06d" % n
-        message = b"\x0a" + bytes([len(text)]) + text + b"\x15" + struct.pack("<f", -n)
-        return b"\x0a" + bytes([len(message)]) + message
-
-    model = tok.model_bytes + b"".join(map(piece, range(420, 65536)))
-    assert tokenizer.Tokenizer(model).vocab_size == 65536
-    with pytest.raises(ValueError, match="65537"):
-        tokenizer.Tokenizer(model + piece(65536))
+def test_more_pieces_than_16_bits_hold_are_refused(tok, monkeypatch):
+    assert tokenizer.MOST_PIECES == np.iinfo("<u2").max + 1
+    monkeypatch.setattr(tokenizer, "MOST_PIECES", 420)  # as many as this one has
+    tokenizer.Tokenizer(tok.model_bytes)
+    monkeypatch.setattr(tokenizer, "MOST_PIECES", 419)
+    with pytest.raises(ValueError, match="mine: 420 pieces, but 16 bits hold 419"):
+        tokenizer.Tokenizer(tok.model_bytes, "mine")
 
 
 def test_a_model_without_byte_pieces_still_works():
