@@ -49,7 +49,7 @@ def atomic_write(path, content):
             os.unlink(temporary)
 
 
-def require_writable(path):
+def require_writable(path, remedy="choose another place"):
     """UserError if `path` cannot be written, as far as one can tell before there is anything to write."""
     folder = os.path.dirname(os.path.abspath(path))
     while not os.path.lexists(folder):
@@ -59,7 +59,7 @@ def require_writable(path):
             raise OSError(0, "it is a folder")
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as e:
-        raise UserError(f"{path}: cannot be written ({e.strerror}); choose another place") from None
+        raise UserError(f"{path}: cannot be written ({e.strerror}); {remedy}") from None
 
 
 def refuse_existing(path, replace):

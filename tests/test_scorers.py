@@ -200,6 +200,9 @@ def test_n_grams_of_a_prepared_text_are_a_model_as_any_other(project):
         eval_blimp.main(words)
     with pytest.raises(UserError, match="no prepared text"):
         load_scorer("ngram:nowhere")
+    shutil.copy("data/tiny/meta.json", "meta.json")  # the text itself is lost
+    with pytest.raises(UserError, match="no prepared text"):
+        load_scorer("ngram:.")
     pathlib.Path("meta.json").write_text("{}")
     with pytest.raises(UserError, match="meta.json: damaged"):
         load_scorer("ngram:.")

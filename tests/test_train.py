@@ -487,7 +487,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_training(project, out, 
     open("file", "w").close()
     os.makedirs("folder/config.yaml")
     before_steps(monkeypatch, lambda step: pytest.fail("trained"))
-    with pytest.raises(UserError, match=f"{out}.*cannot be written"):
+    with pytest.raises(UserError, match=f"{out}.*cannot be written.*choose another folder"):
         run(out=out)
 
 

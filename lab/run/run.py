@@ -229,7 +229,7 @@ class Run:
 def own_folder(folder):
     """Makes the folder if necessary and keeps other runs out of it; removes it again if nothing was written there."""
     lock = os.path.join(folder, ".lock")
-    require_writable(lock)
+    require_writable(lock, "choose another folder with train.out=FOLDER")
     os.makedirs(folder, exist_ok=True)
     with open(lock, "wb") as handle:
         try:

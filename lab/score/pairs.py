@@ -5,6 +5,7 @@ has examples.
 """
 
 from collections import Counter
+import contextlib
 import csv
 import hashlib
 import io
@@ -183,8 +184,9 @@ def recognise(pairs, path):
     extra = [uid for uid in counts if uid not in BLIMP]
     if len(extra) >= len(counts) / 2:
         folder, name = os.path.split(os.path.abspath(path))
-        if name == "pairs" and read_meta(folder).get("source") == "pocket":  # as prepare.py lays them out
-            return "POCKET ENGLISH PAIRS, NOT BLiMP", []
+        with contextlib.suppress(UserError):  # a meta.json beside somebody's own pairs need not be one of ours
+            if name == "pairs" and read_meta(folder).get("source") == "pocket":  # as prepare.py lays them out
+                return "POCKET ENGLISH PAIRS, NOT BLiMP", []
         return f"pairs of {name}, not BLiMP", []
 
     # All of BLiMP may say pair_id too, as on the Hub; the filtered paradigms are shorter

@@ -334,11 +334,11 @@ def load_ours(path, device):
 
 
 def load_ngrams(folder):
-    meta = read_meta(folder)
-    if not meta:
+    meta, train = read_meta(folder), os.path.join(folder, "train.bin")
+    if not meta or not os.path.isfile(train):
         raise UserError(f"{folder}: no prepared text; give a folder that prepare.py made, such as data/pocket")
     tokenizer = load_tokenizer(os.path.join(folder, "tokenizer.model"))
-    ids = np.fromfile(os.path.join(folder, "train.bin"), "<u2").astype(np.int64)
+    ids = np.fromfile(train, "<u2").astype(np.int64)
     model = KneserNey(ids, tokenizer.bos_id, tokenizer.vocab_size)
     origin = {"corpus": meta["corpus"], "words": meta["train"]["words"], "data": {"name": meta["name"]}}
     origin["parameters"] = sum(len(ngrams) for ngrams, *_ in model.levels)
