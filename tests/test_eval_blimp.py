@@ -5,7 +5,7 @@ import json
 import math
 import pathlib
 
-from conftest import TINY, command, refused
+from conftest import ROOT, TINY, command, refused
 import eval_blimp
 from lab import checkpoint
 from lab.files import UserError, sealed
@@ -280,14 +280,10 @@ def test_which_data_is_scored(workplace, capsys):
     "line, reason",
     [
         ("missing.pt --data mine", "missing.pt.*No such file"),
-        ("0.pt --data nowhere", "nowhere: no folder with"),
-        ("0.pt --data mine --device cuda:77", "--device cuda:77"),
         ("0.pt --data mine --max-pairs-per-paradigm 0", "--max-pairs-per-paradigm"),
         ("0.pt --data mine --compare o.pt", "o.pt"),
         ("0.pt --data mine --pll l2r", "--pll: goes with masked models"),
-        ("0.pt --data mine --group none", r"alpha.jsonl:1: no `none` among sentence_good, .* --group"),
         ("0.pt evil.data=mine", "eval"),
-        ("config.yaml --data mine", "config.yaml"),
         ("0.pt --data mine --plot p.gif", r"--plot p.gif: give a name that ends in .png"),
     ],
 )
@@ -295,6 +291,16 @@ def test_mistakes(workplace, line, reason):
     with pytest.raises(UserError, match=reason) as e:
         blimp(line)
     assert "\n" not in str(e.value)
+
+
+def test_a_missing_paradigm_is_an_error_unless_asked_for(workplace, capsys):
+    data = write(workplace / "part", {"wh_island": [pair("the cup.", "cup the.", UID="wh_island")]})
+    line = f"0.pt --data {data} --json part.json"
+    with pytest.raises(UserError, match="66 of BLiMP's 67 paradigms are missing.*--allow-incomplete"):
+        blimp(line)
+    assert not pathlib.Path("part.json").exists()
+    blimp(f"{line} --allow-incomplete")
+    assert "incomplete: true" in capsys.readouterr().out and load_json("part.json")["incomplete"] is True
 
 
 def test_outputs_that_cannot_be_written_are_found_before_scoring(workplace, monkeypatch):
@@ -331,7 +337,7 @@ def test_as_a_user_types_it(workplace):
 
 # ------------------------------------------------------------------------------------------------------ BLiMP itself
 
-SHARED = pathlib.Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+SHARED = ROOT.parent / "shared" / "data"
 
 
 @pytest.mark.skipif(not (SHARED / "blimp_filtered").is_dir(), reason="needs BabyLM's filtered BLiMP beside the project")

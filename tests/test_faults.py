@@ -1,6 +1,5 @@
-"""Faults that any command may meet: Ctrl-C, a disk that is really full, a folder of another corpus."""
+"""Faults that any command may meet: Ctrl-C, a folder of another corpus."""
 
-import json
 import os
 import shutil
 import signal
@@ -8,10 +7,10 @@ import subprocess
 import sys
 
 from conftest import ROOT, TINY, command, refused
-from lab import checkpoint, settings
+from lab import settings
 from lab.files import UserError
 from lab.run.data import load_data
-from stand_ins import save_checkpoint
+from stand_ins import pair, save_checkpoint, write
 
 import pytest
 
@@ -38,28 +37,11 @@ def test_ctrl_c_while_preparing_leaves_nothing_to_trust(project):
 
 def test_ctrl_c_while_scoring_leaves_no_scores(project):
     save_checkpoint("ckpt.pt")
-    os.mkdir("pairs")
-    with open("pairs/x.jsonl", "w") as f:
-        for i in range(30_000):
-            pair = {"sentence_good": f"The cats see {i} dogs.", "sentence_bad": f"The cats sees {i} dogs."}
-            f.write(json.dumps({**pair, "UID": "x", "pairID": str(i)}) + "\n")
+    rows = [pair(f"The cats see {i} dogs.", f"The cats sees {i} dogs.") for i in range(30_000)]
+    write(project / "pairs", {"x": rows})
     files = ["--data", "pairs", "--json", "s.json", "--csv", "s.csv"]
     interrupted_after("30,000 pairs", "eval_blimp.py", "ckpt.pt", "--device", "cpu", *files)
     assert sorted(os.listdir()) == ["ckpt.pt", "config.yaml", "data", "pairs"]
-
-
-def test_a_disk_that_is_full(project):
-    """A file system of 500 kB: room for the first last.pt, not for a ckpt.pt beside it."""
-    os.mkdir("disk")
-    mount = ["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", "disk"]
-    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("needs the right to mount")
-    try:
-        ended = command("train.py", *TINY, "train.out=disk/a", cwd=project)
-        refused(ended, "disk/a/ckpt.pt", "cannot be written", "No space left", "free some space")
-        assert checkpoint.load("disk/a/last.pt") and not [name for name in os.listdir("disk/a") if ".tmp" in name]
-    finally:
-        subprocess.run(["umount", "disk"], check=True)
 
 
 @pytest.mark.parametrize("name, other", [("train.bin", "val.bin"), ("tokenizer.model", "val.bin"), ("meta.json", None)])

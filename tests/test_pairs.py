@@ -18,7 +18,7 @@ import pytest
 
 GOOD = json.dumps(pair("a b", "b a"))
 NAMES = "sentence_good,sentence_bad\n"
-SHARED = pathlib.Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+SHARED = ROOT.parent / "shared" / "data"
 
 
 @pytest.mark.parametrize(

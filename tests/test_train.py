@@ -1,5 +1,6 @@
 """train.py: its numbers, going on to the same bits, settings that change, and what can end a run."""
 
+import collections
 import csv
 import errno
 import hashlib
@@ -14,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 from conftest import ROOT, TINY, needs_a_compiler
 from kill import differences, same
@@ -25,6 +27,7 @@ from lab.run import run as surroundings
 from lab.run.data import TokenDataset, load_data
 from lab.settings import REMOVED, load_config
 from model import Model
+from stand_ins import pair, write
 from tests import fakeguard
 import train
 
@@ -260,9 +263,7 @@ def test_a_budget_in_words(project, monkeypatch):
 
 def test_the_last_lines_can_be_read_and_pasted(project, capsys):
     """The block of `key: value`, and the command in it, with a folder and a name that a shell would take apart."""
-    os.mkdir("my pairs")
-    pair = {"sentence_good": "The cat sees it.", "sentence_bad": "The cat see it."}
-    pathlib.Path("my pairs/it.jsonl").write_text(json.dumps(pair) + "\n")
+    write(project / "my pairs", {"it": [pair("The cat sees it.", "The cat see it.")]})
     run("eval.data=my pairs", out="out/a run")
     block = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines()[-13:])
     assert block["steps"] == "12" and block["tokens"] == str(12 * 4 * 2 * 32)
@@ -281,6 +282,7 @@ def test_what_a_run_warns_of_before_its_first_step(project):
     warmup = "WARNING: the warm-up of 200 steps is longer than the run of 12: the learning rate ends at 0.0006, below"
     assert warmup in said("train.warmup=200") and "WARNING" not in said("train.warmup=0.5")
     quick = "--preset quick takes minutes"
+    assert "40 steps of 8 windows x 32 = 256 tokens" in said("train.max_steps=40")
     assert quick in said(f"train.max_steps={10**8}") and quick not in said("train.max_steps=100")
     assert not os.path.exists("out/sllama")  # nothing was written, so nothing is left
 
@@ -310,6 +312,37 @@ def test_a_run_that_is_not_on_a_terminal_speaks_of_this_session(project, monkeyp
     assert "  26 tokens/s  00:20 left" in first and "tokens_per_second: 26\n" in first
     assert "step 10 of 12  loss" in second and "  128 tokens/s  00:04 left" in second and "  26 tokens/s" not in second
     assert "seconds: 72.0" in second and f"tokens_per_second: {6 * 256 / (3 * 10 + 3 * 2):.0f}\n" in second
+
+
+LOGS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}  # train.log, its module
+
+
+@pytest.mark.parametrize("kind", LOGS)
+def test_log_sends_the_curves(kind, project, monkeypatch):
+    module, sent = mock.MagicMock(), collections.defaultdict(dict)
+    monkeypatch.setitem(sys.modules, LOGS[kind], module)
+    write(project / "pairs", {"mine": [pair("The cat saw it.", "The cat see it.")]})
+    run(f"train.log={kind}", "eval.blimp_every=4", "eval.data=pairs")
+    if kind == "tensorboard":
+        opened, closed = module.SummaryWriter, module.SummaryWriter.return_value.close
+        scalars = [call.args for call in module.SummaryWriter.return_value.add_scalar.call_args_list]
+    else:
+        opened, closed = module.init, module.finish
+        logged = [(*call.args, *call.kwargs.values()) for call in module.log.call_args_list]
+        scalars = [(name, value, step) for numbers, step in logged for name, value in numbers.items()]
+    for name, value, step in scalars:
+        sent[name][step] = value
+    assert "out/a" in str(opened.call_args) and closed.called
+    assert [*sent["train_loss"]] == [*range(1, 13)]
+    assert all([*sent[name]] == [0, 4, 8, 12] for name in ("val_loss", "bits_per_byte", "blimp"))
+    assert sent["lr"][2] == pytest.approx(1e-2) and sent["tokens_per_second"]
+
+
+@pytest.mark.parametrize("kind", LOGS)
+def test_log_without_its_package(kind, project, monkeypatch):
+    monkeypatch.setitem(sys.modules, LOGS[kind], None)  # as if it were not installed
+    with pytest.raises(UserError, match=f"pip install {kind}"):
+        run(f"train.log={kind}")
 
 
 # --- going on
