@@ -176,7 +176,7 @@ def main(argv=None):
                 run(kind, "whole " + kind, args.steps)
                 lengths[kind] = time.time() - began
             delays = [rng.uniform(0, lengths[kind] / 2) for _ in range(kills)]
-            counts += run(kind, f"parts{number}", args.steps, rng, delays)
+            counts.update(run(kind, f"parts{number}", args.steps, rng, delays))  # adds; kinds of kills at 0 stay
             if found := differences("whole " + kind, f"parts{number}"):
                 sys.exit(f"{kind}: {' and '.join(found)} differ after kills at {delays}")
             counts["runs"] += 1
