@@ -1,6 +1,7 @@
 """A tokenizer and models whose scores can be written down by hand, random models of every variant, folders of pairs."""
 
 import functools
+import io
 import json
 import random
 
@@ -13,6 +14,7 @@ from model import Model, ModelConfig
 import tokenizer
 
 import numpy as np
+import sentencepiece
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -105,13 +107,28 @@ def train_tokenizer(pieces=400):
     return tokenizer.train([line for line in pocket_english.text(3000, seed=1) if line], pieces)
 
 
+def sentencepiece_model(lines, vocab_size, **options):
+    """The bytes of a tokenizer that SentencePiece trains: plain BPE without byte pieces, changed by the options."""
+    model = io.BytesIO()
+    plain = {"model_type": "bpe", "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    options = {**plain, "hard_vocab_limit": False, "vocab_size": vocab_size, **options}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=model, minloglevel=2, **options
+    )
+    return model.getvalue()
+
+
 def save_checkpoint(path, seed=0):
-    """Writes a random model with the tokenizer of 400 pieces; its head makes differences between tokens."""
+    """Writes a random model with the tokenizer of 400 pieces, and returns what is in the file.
+
+    Layers are shared; the head makes differences between tokens.
+    """
     torch.manual_seed(seed)
-    model = Model(ModelConfig(400, 16, 2, 2, 24, max_position_embeddings=32))
+    model = Model(ModelConfig(400, 16, 2, 2, 24, max_position_embeddings=32, layer_sharing="share"))
     nn.init.normal_(model.lm_head.weight)
     tree = checkpoint.make(model.config, model.state_dict(), train_tokenizer().model_bytes, {"corpus": "test"})
     checkpoint.save(path, tree)
+    return tree
 
 
 KINDS = {

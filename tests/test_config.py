@@ -4,12 +4,10 @@ import argparse
 import dataclasses
 import os
 import shutil
-import sys
 
 from conftest import ROOT
 from lab.files import UserError
 from lab.settings import convert, load_config, parse_args
-import prepare
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -93,13 +91,6 @@ def test_the_next_command_has_the_settings_of_this_one(tmp_path, monkeypatch):
     assert load(path="my.yaml").command("train.py") == f"python {ROOT}/train.py --config my.yaml"
 
 
-def test_preparing_text_starts_without_pytorch(monkeypatch):
-    """PyTorch takes longer to import than everything else together, and only the model's settings need it."""
-    monkeypatch.setitem(sys.modules, "model", None)  # an import of it fails
-    with pytest.raises(UserError, match="data.clean: no step `magic`"):
-        prepare.main(["--config", FILE, "data.clean=[magic]"])
-
-
 @pytest.mark.parametrize(
     "override, words",
     [
@@ -152,23 +143,18 @@ def test_faults_of_the_file(text, words, tmp_path):
     assert words in found and str(path) in found and "command line" not in found
 
 
-@pytest.mark.parametrize("preset", yaml.safe_load(TEXT)["presets"])
-def test_every_preset_comes_back_from_its_resolved_file(preset, tmp_path):
-    config = load("train.seed=5", preset=preset)
-    assert saved_and_loaded(config, tmp_path) == config
-
-
 @pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
+    preset=st.sampled_from([*yaml.safe_load(TEXT)["presets"]]),
     seed=st.integers(0, 2**60),
     rate=st.floats(1e-9, 1),
     name=st.text(max_size=20),
     sources=st.none() | st.lists(st.text(max_size=9), max_size=3),
 )
-def test_any_settings_come_back_from_their_file(tmp_path_factory, seed, rate, name, sources):
+def test_any_settings_come_back_from_their_file(tmp_path_factory, preset, seed, rate, name, sources):
     """Also names that YAML might take for something else: null, 1e3, yes, a: b."""
-    c = load("train.min_learning_rate=0")
+    c = load("train.min_learning_rate=0", preset=preset)
     c.data.name, c.data.sources, c.train.seed, c.train.learning_rate = name, sources, seed, rate
     assert saved_and_loaded(c, tmp_path_factory.mktemp("c")) == c
 

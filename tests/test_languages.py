@@ -6,9 +6,7 @@ import unicodedata
 
 from conftest import ROOT
 import prepare
-import tokenizer
-
-import numpy as np
+from test_prepare import texts_of
 
 WORDS = {  # subjects, objects, verbs; how they are put together
     "georgian": ("ბიჭი გოგო ძაღლი მეფე", "სახლს ხეს წიგნს მთვარეს მდინარეს", "ხედავს, ხატავს", "{0} {1} {2}."),
@@ -35,13 +33,9 @@ def test_every_script_comes_back_from_its_tokens(tmp_path, monkeypatch):
     for language in WORDS:
         text = "".join(line + "\n" for line in sentences(language))
         (folder / "my texts" / f"{language}.txt").write_text(text, encoding="utf-8")
-    overrides = ["data.name=languages", "data.source=my texts", "data.validation_kb=2", "eval.data=my pairs"]
+    overrides = ["data.name=t", "data.source=my texts", "data.validation_kb=2", "eval.data=my pairs"]
     clean = "data.clean=[unicode_joiners, speaker_tags, markup, unwrap, spaces]"
     prepare.main([*overrides, "tokenizer.vocab_size=500", clean])
-    tok = tokenizer.load("data/languages/tokenizer.model")
-    found = []
-    for part in ("train", "val"):
-        ids = np.fromfile(f"data/languages/{part}.bin", "<u2")
-        found += [tok.decode(line[1:]) for line in np.split(ids, np.flatnonzero(ids == tok.bos_id)[1:])]
+    found = [*texts_of("train"), *texts_of("val")]
     assert sorted(found) == sorted(itertools.chain(*map(sentences, WORDS)))
     assert any("\u200c" in line for line in found)  # which Persian is spelled with

@@ -17,13 +17,13 @@ from lab.files import UserError, file_sha256, sealed
 from lab.run.data import load_data, require_as_asked
 from lab.settings import load_config
 import prepare
+from stand_ins import sentencepiece_model
 import tokenizer
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
 import pytest
-import sentencepiece
 
 # eval.data exists: no network is asked
 SMALL = ["data.name=t", "data.source=texts", "tokenizer.vocab_size=400", "eval.data=pairs"]
@@ -235,9 +235,8 @@ def test_an_existing_tokenizer(folder):
     require_as_asked(load_config("sllama", [*SMALL, *given]), meta)  # train.py, with the same settings, takes it
     assert meta["vocab_size"] == 400 and files()["tokenizer.model"] == meta["tokenizer_sha256"]
     assert len(texts_of("train")) == meta["train"]["lines"]
-    with open("unigram.model", "wb") as f:
-        lines = iter(sentences(1, 500))
-        sentencepiece.SentencePieceTrainer.train(sentence_iterator=lines, model_writer=f, vocab_size=200, minloglevel=2)
+    unigram = sentencepiece_model(sentences(1, 500), 200, model_type="unigram")
+    (folder / "unigram.model").write_bytes(unigram)
     with pytest.raises(UserError, match="data.copies: .*plain BPE"):
         make("tokenizer.model=unigram.model", "data.copies=2")
 
@@ -282,7 +281,6 @@ def test_what_ends_before_its_last_file_leaves_nothing_to_trust(folder, monkeypa
 @pytest.mark.parametrize(
     "override, words",
     [
-        ("data.clean=[unicorn]", "data.clean: no step `unicorn`; known: unicode"),
         ("data.name=../x", "data.name"),
         ("data.name=downloads", "data.name"),
         ("eval.data=data/t", "data.name"),
@@ -451,5 +449,7 @@ def test_one_enormous_line(tok):
 
 
 def test_it_starts_without_pytorch():
-    code = "import sys, prepare; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    """Which takes longer to import than everything else together, and only the model's settings need it."""
+    code = "import sys; sys.modules['torch'] = None; import prepare; prepare.main(['data.clean=[unicorn]'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "UserError: data.clean: no step `unicorn`; known: unicode" in done.stderr
