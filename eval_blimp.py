@@ -48,13 +48,14 @@ def log_probabilities(model, batch):
     """log p of each token of each sentence given the tokens before it, in nats: a list of float64 arrays.
 
     model: a Scorer, in float32 and in evaluation mode; batch: its Tokens of N sentences, of which the longest has T.
+    A sentence's `ids` begin with BOS (or what the model knows instead); ids[first:end] are those that count.
     """
     ids = pad_sequence([torch.tensor(sentence.ids) for sentence in batch], batch_first=True).to(model.device)  # (N, T)
     logits = model.logits(ids[:, :-1])  # (N, T - 1, V): at t, of the token after t
     logp = logits.log_softmax(-1)
     logp = logp.gather(-1, ids[:, 1:, None]).squeeze(-1)  # (N, T - 1): of the token that does come
     logp = logp.double().cpu().numpy()
-    return [row[sentence.first - 1 : sentence.end - 1] for row, sentence in zip(logp, batch)]
+    return [row[sentence.first - 1 : sentence.end - 1] for row, sentence in zip(logp, batch)]  # row[t] is of ids[t + 1]
 
 
 def score_tokens(model, sentences, **how):
@@ -72,10 +73,25 @@ def score(model, texts, sentences, **how):
     return scores
 
 
+def decide(scores, ties_correct=False, ties_half=False):
+    """scores (pairs, 2), good and bad -> (which pairs are correct, what each adds to the accuracy).
+
+    A pair is correct if its good sentence has the higher score; a tie is not, or is with ties_correct. With ties_half
+    it counts as half, and a coin, the same in every run, decides whether it is correct.
+    """
+    good, bad = scores.T
+    tie = good == bad
+    if ties_correct:
+        return good >= bad, good >= bad
+    if ties_half:
+        heads = np.random.default_rng(0).random(len(tie)) < 0.5
+        return (good > bad) | (tie & heads), (good > bad) + tie / 2
+    return good > bad, good > bad
+
+
 def evaluate(model, pairs, leading_space=False, ties_correct=False, ties_half=False, **how):
     """The Result of a Scorer on pairs as lab.score.pairs.read_pairs returns them. how: dtype, batch_tokens, progress.
 
-    ties_half: a tie counts as half in the accuracies; the decision itself is a coin's, the same in every run.
     Raises UserError if no pair fits into the model's context, and for scores that are NaN or infinite.
     """
     space = " " if leading_space else ""
@@ -92,14 +108,7 @@ def evaluate(model, pairs, leading_space=False, ties_correct=False, ties_half=Fa
 
     scores = score(model, texts, sentences, **how).reshape(-1, 2)
     tokens = np.array([sentence.end - sentence.first for sentence in sentences]).reshape(-1, 2)
-    good, bad = scores.T
-    correct = good >= bad if ties_correct else good > bad
-    credit = correct
-    if ties_half:
-        tie = good == bad
-        credit = correct + tie / 2
-        correct = correct | tie & (np.random.default_rng(0).random(len(tie)) < 0.5)
-
+    correct, credit = decide(scores, ties_correct, ties_half)
     result = statistics.summarize(pairs, scores, tokens, correct, credit)
     if ties_half:
         result.accuracy_range = [result.views["strict"], result.views["ties_correct"]]

@@ -81,10 +81,10 @@ def unfold_attention(attention, config):
             out[f"self_attn.{name}.weight"] = quarter.weight.repeat(4, 1)
             out[f"self_attn.{name}.bias"] = quarter.bias.repeat(4)
         return out
-    unit = torch.eye(config.hidden_size)[None]  # (1, h, h): h tokens, the unit vectors
-    images = (*attention.project(unit), attention.output(unit))  # of each, the rows of the matrix's transpose
-    for name, image in zip(names, images):
-        out[f"self_attn.{name}.weight"] = image[0].T
+    unit = torch.eye(config.hidden_size)[None]  # (1, h, h): the unit vectors, as if they were h tokens
+    products = (*attention.project(unit), attention.output(unit))  # W e_i is column i of W
+    for name, columns in zip(names, products):
+        out[f"self_attn.{name}.weight"] = columns[0].T
     return out
 
 

@@ -77,7 +77,7 @@ class ModelConfig:
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight, in float32 (Zhang and Sennrich 2019).
 
-    Its output goes into matrix products, so it is in their type already and none of them has to convert it.
+    Its output goes into several matrix products, so it is cast to their type here, once.
     """
 
     def __init__(self, size, eps):
@@ -178,9 +178,9 @@ class SharedQueryKey(Attention):
 class PermutatedWeights(Attention):
     """pwa: the rows of W_q, W_k and W_v are picked from one table of six rows, and there is no output matrix: 6 h.
 
-    The picks are the 360 permutations of (0..5) taken four at a time, in itertools' order, one after another. The
-    released code stops after these 1440 numbers (it needs 4 h of them, a quarter unused, so h <= 360); here they start
-    again. All rows come from six, so the three matrices together have rank <= 6.
+    The picks are the 360 ordered choices of four out of 0..5, in itertools' order, written one after another: 0 1 2 3,
+    0 1 2 4, 0 1 2 5, 0 1 3 2, ... After these 1440 numbers they start again (the released code stops there, and needs
+    4 h of them, so its h is at most 360). All rows come from six, so the three matrices together have rank <= 6.
     """
 
     def build(self, h, h_kv):

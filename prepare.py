@@ -71,7 +71,7 @@ def size_of(text_blocks):
 def blocks(parts):
     """A text, in parts of whole lines -> Blocks: cut at the first boundary after BLOCK bytes, or else at twice that.
 
-    Short texts get smaller blocks, so that a twentieth of any text can be put aside.
+    Short texts get smaller blocks, 200 of them, so that a twentieth of any text can be put aside.
     """
     lines = b"".join(parts).removesuffix(b"\n").split(b"\n")
     goal = min(BLOCK, sum(map(line_size, lines)) // 200)
@@ -146,7 +146,7 @@ def interleave(sources):
 # ---------------------------------------------------------------------------------------------------- 5. tokenise
 
 
-def batches(text_blocks):
+def in_batches(text_blocks):
     """The text of the blocks, about PART bytes at a time: what one process works on."""
     batch, size = [], 0
     for block in text_blocks:
@@ -162,11 +162,11 @@ def count_words(text):
     return tokenizer.count_words(text.decode().split("\n"))
 
 
-def train_tokenizer(text_blocks, vocab_size, shrink, each):
+def train_tokenizer(text_blocks, vocab_size, shrink, cores):
     """A Tokenizer of `vocab_size` pieces; with `shrink`, of fewer if the text does not support as many."""
     print("training the tokenizer", flush=True)
     counts = collections.Counter()
-    for part in each(count_words, batches(text_blocks)):
+    for part in cores.map(count_words, in_batches(text_blocks)):
         counts.update(part)
     try:
         return tokenizer.train_on_counts(counts, vocab_size)
@@ -179,7 +179,9 @@ def train_tokenizer(text_blocks, vocab_size, shrink, each):
         raise UserError(f"data.source: {e}") from None
 
 
-encoder = functools.lru_cache(1)(tokenizer.CorpusEncoder)  # one for all batches of a process
+@functools.lru_cache(1)  # one for all batches of a process
+def encoder(model_bytes):
+    return tokenizer.CorpusEncoder(model_bytes)
 
 
 def encode_batch(model_bytes, boundary, seed, text):
@@ -192,12 +194,13 @@ def encode_batch(model_bytes, boundary, seed, text):
     return encoder(model_bytes).encode(texts, random.Random(seed) if seed else None)
 
 
-def encode(tok, text_blocks, data, each, copies=1):
+def encode(tok, text_blocks, data, cores, copies=1):
     """The tokens of the blocks, `copies` times over; copies 2, 4, ... are cut into other pieces by BPE dropout."""
     tokens = bytearray()
     for copy in range(copies):
         seed = f"{data.seed} {copy}" if copy % 2 else None
-        for part in each(functools.partial(encode_batch, tok.model_bytes, data.boundary, seed), batches(text_blocks)):
+        encode_one = functools.partial(encode_batch, tok.model_bytes, data.boundary, seed)
+        for part in cores.map(encode_one, in_batches(text_blocks)):
             tokens += part
     return tokens
 
@@ -214,8 +217,8 @@ class Text(NamedTuple):
     train: list
 
 
-def clean_and_split(name, raw, data, each):
-    text_blocks = blocks(clean(in_parts(raw), data.clean, each))
+def clean_and_split(name, raw, data, cores):
+    text_blocks = blocks(clean(in_parts(raw), data.clean, cores.map))
     if not text_blocks:
         raise UserError(f"data.source: cleaning leaves nothing of `{name}`; change data.clean or data.sources")
     return Text(name, sha256(raw), *split(text_blocks, data.validation_kb, data.seed, name))
@@ -258,15 +261,15 @@ def build(config, texts, tok=None, shrink=False):
     data = config.data
     with Cores() as cores:
         print("reading and cleaning", flush=True)
-        texts = [clean_and_split(name, read(), data, cores.map) for name, read in texts.items()]
+        texts = [clean_and_split(name, read(), data, cores) for name, read in texts.items()]
         val = validation(texts)
         train, rows = training(texts, data.budget_mb)
-        tok = tok or train_tokenizer(train, config.tokenizer.vocab_size, shrink, cores.map)
+        tok = tok or train_tokenizer(train, config.tokenizer.vocab_size, shrink, cores)
         print("tokenising", flush=True)
         files = {
             "tokenizer.model": tok.model_bytes,
-            "train.bin": encode(tok, train, data, cores.map, data.copies),
-            "val.bin": encode(tok, val, data, cores.map),
+            "train.bin": encode(tok, train, data, cores, data.copies),
+            "val.bin": encode(tok, val, data, cores),
         }
     sums = {key: sum(row[key] for row in rows) for key in ("bytes", "words", "lines")}
     meta = {

@@ -2,7 +2,7 @@
 
     >>> tok = train(lines, 16000)
     >>> tok.encode("Hello  🙂\\n")
-    [1234, 259, 243, 162, 153, 133, 13]
+    [1234, 259, 243, 162, 156, 133, 13]
     >>> tok.decode(tok.encode("Hello  🙂\\n"))
     'Hello  🙂\\n'
 

@@ -56,11 +56,11 @@ def schedule(step, s, steps):
         return min(1.0, (step + 1) / warmup)
     if s.schedule == "constant":
         return 1.0
-    planned = s.decay_steps if s.decay_steps and not s.max_words else steps
+    planned = s.decay_steps if s.decay_steps and not s.max_words else steps  # a run may stop halfway down, on purpose
     done = min(1.0, (step - warmup) / max(1, planned - warmup))
-    shape = 0.5 * (1 + math.cos(math.pi * done)) if s.schedule == "cosine" else 1 - done
-    floor = s.min_learning_rate / s.learning_rate
-    return floor + (1 - floor) * shape
+    decay = 0.5 * (1 + math.cos(math.pi * done)) if s.schedule == "cosine" else 1 - done  # from 1 to 0
+    lowest = s.min_learning_rate / s.learning_rate
+    return lowest + (1 - lowest) * decay
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -68,7 +68,10 @@ def schedule(step, s, steps):
 
 
 def make_batch(windows, run):
-    """windows (B, T + 1) -> (ids (B, T), targets (B, T), mask or None)."""
+    """windows (B, T + 1) -> (ids (B, T), targets (B, T), mask).
+
+    With train.isolate the mask lets no token look back past the BOS of its own line; without, it is None.
+    """
     ids = windows[:, :-1]
     return ids, windows[:, 1:], own_line(ids, run.line_start)
 
@@ -110,7 +113,8 @@ def compute_gradients(model, hidden, batches, scaler, run):
 def update_weights(model, optimizers, scaler, loss, rate, run):
     """One step of the optimisers at `rate` times their peak; returns (loss, gradient norm, whether it was skipped).
 
-    If float16 overflowed, the whole step is skipped and the scale is halved for the next one.
+    If float16 overflowed (a finite loss, whose scaled gradient is not), the whole step is skipped and the scale is
+    halved for the next one. A loss that is not finite itself ends the run, in run.trained.
     """
     params = [p for p in model.parameters() if p.grad is not None]
     loss, stop = run.distributed.mean_gradients(params, loss)
@@ -173,7 +177,7 @@ def main(argv=None):
         optimizers = make_optimizers(model, s, run.device)
         scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
         state = run.restore(model, optimizers, scaler)  # a new one, or last.pt's
-        batches = step_batches(run, state.step)
+        batches = step_batches(run, state.step)  # of the first step; those of the next are made while it is computed
 
         while True:  # one round more than there are steps: the end is evaluated and saved
             # evaluate
@@ -196,7 +200,7 @@ def main(argv=None):
             loss = compute_gradients(model, hidden, batches, scaler, run)
             batches = step_batches(run, state.step + 1)  # while the device computes
             loss, norm, skipped = update_weights(model, optimizers, scaler, loss, rate, run)
-            run.trained(state, loss, norm, s.learning_rate * rate, skipped)
+            run.trained(state, loss, norm, s.learning_rate * rate, skipped)  # from here on, state.step is the next
             for name in run.checkpoints_due(state):
                 run.save(name, state, model)
     return run.status
