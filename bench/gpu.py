@@ -1,4 +1,4 @@
-"""What bench/gpu.sh runs: tests on a GPU, three recipes with BLiMP, compiling, precisions, memory, speed.
+"""What bench/gpu.sh runs: tests on a GPU, three recipes with BLiMP, compiling, precisions, memory, attention, speed.
 
 Environment: DATA (folder with babylm-2mb, babylm-10mb and babylm-10m as prepare.py leaves them; any that is missing is
 replaced by Pocket English and marked as a stand-in), BLIMP (its folder), DEVICE (cuda, cpu), QUICK=1 (tiny models, a
@@ -36,7 +36,7 @@ else:  # the card's 16 x 4 windows with checkpointing are for small GPUs; these 
     LARGE["llama-66m"] = LARGE["llama-26m"]
 
 
-def call(command, limit, until, cwd):
+def call(command, limit, until, cwd, environment=()):
     """Runs a command: {command, status, seconds, the end of its output and, if it failed, of its errors}.
 
     It is stopped after `limit` seconds, or when the whole script has run for `until`, both of 520 allowed.
@@ -47,7 +47,8 @@ def call(command, limit, until, cwd):
         return {**record, "status": "no time left"}
     start = time.time()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=limit, env=ENVIRONMENT)
+        env = {**ENVIRONMENT, **dict(environment)}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=limit, env=env)
         record |= {"status": done.returncode, "tail": done.stdout[-3000:]}
         if done.returncode:
             record["errors"] = done.stderr[-1500:]
@@ -68,7 +69,7 @@ def block(record):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Stages: functions of (state, run, put); run(command, limit) -> record, put(name, record or value)
+# Stages: functions of (state, run, put); run(command, limit, environment) -> record, put(name, record or value)
 
 
 def environment(state, run, put):
@@ -122,10 +123,10 @@ def sllama(state, run, put):
     recipe("sllama", 150, state, run, put)
 
 
-def step(preset, run, *options):
+def step(preset, run, *options, **environment):
     """Tokens a second, peak memory, and the seconds of the first step, of training steps on random tokens."""
     settings = ["--preset", preset, *TINY, *LARGE.get(preset, []), f"train.device={DEVICE}", *options]
-    record = run(module("bench.speed.step", "--steps", "2" if QUICK else "20", *settings), 60)
+    record = run(module("bench.speed.step", "--steps", "2" if QUICK else "20", *settings), 60, environment)
     return block(record) if record["status"] == 0 else record
 
 
@@ -158,6 +159,13 @@ def memory(state, run, put):
         put(" ".join(["llama-66m", *options]), step("llama-66m", run, "train.compile=false", *options))
 
 
+def attention(state, run, put):
+    """cuDNN's kernel, PyTorch's default on recent cards, and without it."""
+    for deprioritized in ("0", "1"):
+        found = step("sllama", run, "train.compile=false", TORCH_CUDNN_SDPA_DEPRIORITIZED=deprioritized)
+        put(f"sllama, TORCH_CUDNN_SDPA_DEPRIORITIZED={deprioritized}", found)
+
+
 def transformers(state, run, put):
     """If time is left: tokens a second beside transformers, both compiled."""
     if QUICK:
@@ -167,8 +175,8 @@ def transformers(state, run, put):
 
 
 # seconds of the whole script after which a stage starts nothing more; time that one leaves goes to the next
-ORDER = (environment, data, tests, sllama, compiling, precisions, cards, memory, transformers)
-STAGES = dict(zip(ORDER, (40, 60, 140, 270, 310, 380, 460, 490, 520)))
+ORDER = (environment, data, tests, sllama, compiling, precisions, cards, memory, attention, transformers)
+STAGES = dict(zip(ORDER, (40, 60, 140, 270, 310, 380, 460, 490, 510, 520)))
 
 SHORT = ["--preset", "quick", *TINY, f"train.device={DEVICE}", "train.compile=false", "train.dtype=float32"]
 SHORT += ["train.max_steps=20", "train.decay_steps=20", "train.warmup=2", "train.gradient_accumulation_steps=2"]
@@ -233,8 +241,8 @@ def main():
                 continue
             records = result["stages"][name] = {}
 
-            def run(command, limit, until=until):
-                return call(command, limit, until, folder)
+            def run(command, limit, environment=(), until=until):
+                return call(command, limit, until, folder, environment)
 
             def put(key, value, records=records, name=name):
                 records[key] = value
