@@ -1,8 +1,10 @@
 """A tokenizer and models whose scores can be written down by hand, random models of every variant, folders of pairs."""
 
+import csv
 import functools
 import io
 import json
+import pathlib
 import random
 
 import eval_blimp
@@ -168,6 +170,19 @@ def write(folder, files):
         text = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(text)
     return str(folder)
+
+
+def load_json(path):
+    return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+
+
+def load_csv(path):
+    with open(path, encoding="utf-8", newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def folder_bytes(folder):
+    return {path.name: path.read_bytes() for path in pathlib.Path(folder).iterdir()}
 
 
 def read(folder, files):

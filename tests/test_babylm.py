@@ -11,7 +11,7 @@ from conftest import ROOT
 from lab import checkpoint
 from lab.files import UserError
 from lab.hub import babylm
-from stand_ins import plainly, save_checkpoint
+from stand_ins import load_json, plainly, save_checkpoint
 
 import numpy as np
 import pytest
@@ -62,8 +62,7 @@ def score():
 
 def chosen(path):
     """{part: {id: what is chosen}} of a predictions.json."""
-    with open(f"results/m/{path}/predictions.json", encoding="utf-8") as f:
-        parts = json.load(f)
+    parts = load_json(f"results/m/{path}/predictions.json")
     return {part: {row["id"]: row["pred"] for row in rows["predictions"]} for part, rows in parts.items()}
 
 
@@ -71,9 +70,9 @@ def test_predictions_in_the_pipelines_format(work, capsys):
     missing = score()
     assert "data/fast_eval/supplement_fast" in missing and "run/chck_2M.pt" in missing and len(missing) == 17 + 4
     assert len(capsys.readouterr().out.splitlines()) == 7 + 2 * 2
-    scores = json.loads((work / "results/m/scores.json").read_text())
+    scores = load_json("results/m/scores.json")
     assert scores.keys() == {"main", "chck_1M", "chck_20M"} and scores["main"]["comps"]["items"] == 2
-    found = {path.parent.name: json.loads(path.read_text()).keys() for path in work.rglob("main/**/predictions.json")}
+    found = {path.parent.name: load_json(path).keys() for path in work.rglob("main/**/predictions.json")}
     assert found == {
         "blimp_filtered": {"a_B"},
         "supplement_filtered": {"turn_taking"},
@@ -215,55 +214,47 @@ def test_command(work, capsys):
 
 # --- docs/babylm.md, to the letter: in one shell, in its order, with stand-ins for downloads and pipeline
 
-SMALL = """
+PYTHON = f"""#!/bin/bash
+case "$1" in
+-m) if [ "$2" = venv ]; then cp -r "$STAND_INS/venv" "$3"; exit; fi; exec {sys.executable} "$@" ;;
 prepare.py) set -- "$@" data.source=pocket data.pocket_words=100000 data.validation_kb=4 tokenizer.vocab_size=1000 ;;
 train.py) set -- "$@" model.hidden_size=16 model.num_hidden_layers=1 model.num_attention_heads=2 \
   model.intermediate_size=24 model.max_position_embeddings=64 model.embedding=full model.layer_sharing=none \
   train.batch_size=256 train.gradient_accumulation_steps=1 train.max_words=1.1e6 train.eval_every=1000 \
   train.eval_windows=8 train.sample_tokens=0 train.device=cpu train.compile=false train.dtype=float32 ;;
-"""
-STAND_INS = {
-    "bin/python": f"""case "$1" in
--m) if [ "$2" = venv ]; then cp -r "$STAND_INS/venv" "$3"; exit; fi; exec {sys.executable} "$@" ;;
-{SMALL}esac
-exec {sys.executable} {ROOT}/"$@"
-""",
-    "bin/git": """case "$*" in
-"clone https://github.com/babylm-org/babylm-eval") cp -r "$STAND_INS/pipeline" babylm-eval ;;
-"-C babylm-eval checkout "*) test -d babylm-eval/strict ;;
 esac
-""",
-    "bin/hf": 'test -e "$4/README.md"\necho "$*" >> "$STAND_INS/log"\n',
-    "bin/unzip": 'test -e "$1"\n',
-    "venv/bin/pip": 'test -e "$3"\n',
-    "venv/bin/python": """echo "$*" >> "$STAND_INS/log"
-while [ $# -gt 0 ]; do
-  case "$1" in
+exec {sys.executable} {ROOT}/"$@"
+"""
+# As any program or script of others, it notes its words and looks for the files among them; a download is a copy.
+OTHERS = """#!/bin/bash
+echo "$*" >> "$STAND_INS/log"
+for word in "$@"; do
+  case "$word" in
+  https:*) cp -r "$STAND_INS/pipeline" babylm-eval || exit 1 ;;
   scripts.download_evals) cp -r "$STAND_INS/evaluation_data" . || exit 1 ;;
-  evaluation_pipeline/*) test -e "$1" || exit 1 ;;
-  --data_path | --model_path_or_name) test -e "$2" || exit 1 ;;
+  USER/*) ;;
+  */* | *.txt | *.zip) test -e "$word" || exit 1 ;;
   esac
-  shift
 done
-""",
-    "pipeline/strict/scripts/eval_finetuning.sh": 'test -d "$2" && test "$(command -v python)" -ef .venv/bin/python\n',
-    "pipeline/strict/scripts/eval_aoa.sh": 'test "$(command -v python)" -ef .venv/bin/python\n',
-    "pipeline/strict/scripts/collate_preds.sh": """test -d "$1" || exit 1
-cp "$STAND_INS/whole.json" "results/$(basename "$1")/all_full_preds_and_fast_scores_causal.json"
-""",
-}
-EMPTY = """pipeline/strict/requirements.txt pipeline/strict/evaluation_pipeline/global_piqa/dl.py
-evaluation_data/full_eval/reading/reading_data.csv evaluation_data/fast_eval/reading/reading_data.csv
-evaluation_data/fast_eval/ewok_fast.zip venv/bin/huggingface-cli""".split()
+case "$0" in
+scripts/collate*) cp "$STAND_INS/whole.json" "results/$(basename "$1")/all_full_preds_and_fast_scores_causal.json" ;;
+scripts/*) test "$(command -v python)" -ef .venv/bin/python ;;
+esac
+"""
+FILES_OF_OTHERS = """bin/git bin/hf bin/unzip venv/bin/pip venv/bin/python venv/bin/huggingface-cli
+pipeline/strict/scripts/eval_finetuning.sh pipeline/strict/scripts/eval_aoa.sh
+pipeline/strict/scripts/collate_preds.sh pipeline/strict/requirements.txt
+pipeline/strict/evaluation_pipeline/global_piqa/dl.py evaluation_data/full_eval/reading/reading_data.csv
+evaluation_data/fast_eval/reading/reading_data.csv evaluation_data/fast_eval/ewok_fast.zip""".split()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a Unix shell")
 def test_the_page_runs_to_the_letter(tmp_path):
     stand_ins, clone = tmp_path / "stand-ins", tmp_path / "clone"
-    for name, content in {**dict.fromkeys(EMPTY, ""), **STAND_INS}.items():
+    for name, content in {**dict.fromkeys(FILES_OF_OTHERS, OTHERS), "bin/python": PYTHON}.items():
         path = stand_ins / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("#!/bin/bash\n" + content)
+        path.write_text(content)
         path.chmod(0o755)
     write_tasks(stand_ins / "evaluation_data")
     (stand_ins / "whole.json").write_text(json.dumps(whole_submission()))

@@ -1,17 +1,16 @@
 """The rule, accuracies of models that can be worked out by hand, and the command with all that can go wrong."""
 
-import csv
 import json
 import math
 import pathlib
 
-from conftest import ROOT, TINY, command, refused
+from conftest import ROOT, command, refused
 import eval_blimp
 from lab import checkpoint
 from lab.files import UserError, sealed
 from lab.score import pairs, scoring, statistics
 from lab.score.scorers import Ours
-from stand_ins import History, Table, V, Words, by_hand, pair, plainly, read, score, uniform, write
+from stand_ins import History, Table, V, Words, by_hand, load_csv, load_json, pair, plainly, read, score, uniform, write
 
 import numpy as np
 import pytest
@@ -131,15 +130,6 @@ def blimp(line):
     eval_blimp.main(line.split())
 
 
-def load_json(path):
-    return json.loads(pathlib.Path(path).read_text())
-
-
-def load_csv(path):
-    with open(path, encoding="utf-8", newline="") as f:
-        return list(csv.DictReader(f))
-
-
 @pytest.mark.slow
 def test_all_outputs_agree(workplace, capsys):
     blimp("0.pt --data mine --compare 1.pt --json o/r.json --csv o/p.csv --predictions o/b.json --plot o/p.png")
@@ -193,22 +183,6 @@ def test_an_existing_result_is_replaced_only_when_asked(workplace, monkeypatch):
     assert pathlib.Path("r.json").read_text() == "somebody else's"
     blimp("0.pt --data mine --json r.json --replace")
     assert load_json("r.json")["pairs"] == 90
-
-
-@pytest.mark.slow
-def test_training_scores_a_fixed_subset(workplace):
-    """eval.blimp_every: at validations in those steps and at the end, the accuracy is in losses.csv."""
-    import train
-
-    overrides = "train.out=out/t train.sample_tokens=0 eval.data=mine eval.blimp_every=8 eval.blimp_pairs=2"
-    train.main([*TINY, *overrides.split()])
-    rows = [row for row in load_csv("out/t/losses.csv") if row["blimp"]]
-    scores = [float(row["blimp"]) for row in rows]
-    assert [row["step"] for row in rows] == ["0", "8", "12"] and all(row["val_loss"] for row in rows)
-    assert set(scores) <= {k / 6 for k in range(7)}  # 3 paradigms of 2 pairs
-    model, ckpt = checkpoint.load_model("out/t/ckpt.pt")
-    assert ckpt.provenance["steps"] == 12
-    assert scores[-1] == eval_blimp.quick_accuracy(model, ckpt.tokenizer, "mine", 2)
 
 
 def test_learning_curve(workplace, monkeypatch, capsys):

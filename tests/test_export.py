@@ -13,7 +13,7 @@ from lab.files import UserError
 from lab.hub.folder import tokenizer_files
 from lab.text import pocket_english
 from model import ATTENTION
-from stand_ins import sentencepiece_model
+from stand_ins import folder_bytes, sentencepiece_model
 from test_model import ARRAYS, CASES, EVERY, label, of_case, random_model, tiny
 import tokenizer
 
@@ -372,21 +372,17 @@ def test_a_released_checkpoint_is_the_same_model_in_bfloat16(make, tmp_path):
 # --- the folder
 
 
-def listing(folder):
-    return {name: (folder / name).read_bytes() for name in os.listdir(folder)}
-
-
 def test_a_folder_is_written_into_only_when_asked(make, tmp_path):
     path, other, folder = make()[0], make("plain", "other.pt")[0], tmp_path / "sub" / "hf"
     to_folder(path, folder)
     (folder / "notes").write_text("mine")
-    before = listing(folder)
+    before = folder_bytes(folder)
     for checkpoint_of_either in (path, other):
         with pytest.raises(UserError, match="hf: exists; .* --replace"):
             to_folder(checkpoint_of_either, folder)
-    assert listing(folder) == before
+    assert folder_bytes(folder) == before
     to_folder(other, folder, "--replace", "--license", "mit")
-    after = listing(folder)
+    after = folder_bytes(folder)
     assert after["notes"] == b"mine" and after["model.safetensors"] != before["model.safetensors"]
     assert b"license: mit" in after["README.md"]
 
@@ -394,7 +390,7 @@ def test_a_folder_is_written_into_only_when_asked(make, tmp_path):
 def test_a_failure_leaves_the_folder_as_it_was(make, tmp_path, monkeypatch):
     folder = tmp_path / "hf"
     to_folder(make()[0], folder)
-    before, write = listing(folder), export.atomic_write
+    before, write = folder_bytes(folder), export.atomic_write
 
     def full(name, content):
         if name.endswith("config.json"):
@@ -404,7 +400,7 @@ def test_a_failure_leaves_the_folder_as_it_was(make, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "atomic_write", full)
     with pytest.raises(UserError, match="disk full"):
         to_folder(make("plain", "other.pt")[0], folder, "--replace")
-    assert listing(folder) == before
+    assert folder_bytes(folder) == before
 
 
 def card_of(folder):

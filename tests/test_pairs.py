@@ -9,8 +9,7 @@ from conftest import ROOT
 import eval_blimp
 from lab.files import UserError, sealed
 from lab.score.pairs import BLIMP, read_pairs
-from stand_ins import pair, write
-from test_eval_blimp import load_json
+from stand_ins import load_json, pair, write
 
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -27,14 +27,6 @@ def test_uniform_model(value):
     assert scores.dtype == np.float64
 
 
-def test_bigram_model_reads_the_correct_neighbour():
-    table = np.zeros((V, V))
-    table[1, 3], table[3, 4] = math.log(9 * V), math.log(9 * V)  # BOS -> a, a -> b: odds 9 V : V - 1
-    likely, rest = 9 * V / (9 * V + V - 1), 1 / (9 * V + V - 1)
-    scores = score(Table(table), ["a b", "a a", "b a"])
-    assert scores == pytest.approx([2 * math.log(likely), math.log(likely * rest), math.log(rest / V)], abs=1e-5)
-
-
 def test_order_duplicates_and_empty_input():
     texts = ["b a", "a", "b a", "c", "a"]
     scores = score(History(), texts)

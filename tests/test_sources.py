@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import http.server
 import io
-import json
 import os
 import shutil
 import socket
@@ -17,6 +16,7 @@ from lab.files import UserError
 from lab.text import sources
 from lab.text.sources import DownloadError
 import prepare
+from stand_ins import load_json
 
 import pytest
 
@@ -180,7 +180,7 @@ def mirror(monkeypatch):
 
 def make(*overrides):
     prepare.main([*TINY, *overrides])
-    return json.load(open("data/t/meta.json"))
+    return load_json("data/t/meta.json")
 
 
 def test_babylm_and_blimp(mirror, capsys):
@@ -220,7 +220,7 @@ def test_auto_falls_back_and_says_so(mirror, capsys):
         make("data.seed=5", "--replace")
     with pytest.raises(UserError, match="404.*data.source=pocket"):
         make("data.source=babylm", "data.name=b")
-    assert json.load(open("data/t/meta.json")) == meta
+    assert load_json("data/t/meta.json") == meta
 
 
 @pytest.mark.parametrize("blimp, words", [(None, "404"), (archive({"data/one.jsonl": b"x"}), "does not match")])

@@ -10,8 +10,8 @@ from lab import checkpoint
 from lab.files import UserError
 from lab.score import surprisal
 from lab.score.scorers import Ours, load_scorer
-from stand_ins import History, Words, by_hand, plainly, uniform
-from test_eval_blimp import blimp, load_csv
+from stand_ins import History, Words, by_hand, load_csv, plainly, uniform
+from test_eval_blimp import blimp
 
 import numpy as np
 import pytest

@@ -10,8 +10,7 @@ import eval_blimp
 from lab.report import tables
 from lab.score import statistics
 from lab.score.scorers import Ours
-from stand_ins import Words, lively, pair, read, uniform, write
-from test_eval_blimp import load_csv, load_json
+from stand_ins import Words, lively, load_csv, load_json, pair, read, uniform, write
 
 import numpy as np
 import pytest

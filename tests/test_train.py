@@ -1,7 +1,6 @@
 """train.py: its numbers, going on to the same bits, settings that change, and what can end a run."""
 
 import collections
-import csv
 import errno
 import hashlib
 import itertools
@@ -18,6 +17,7 @@ import time
 from unittest import mock
 
 from conftest import ROOT, TINY, needs_a_compiler
+import eval_blimp
 from kill import differences, same
 from lab import checkpoint
 from lab.devices import Distributed
@@ -26,8 +26,9 @@ from lab.run import progress
 from lab.run import run as surroundings
 from lab.run.data import TokenDataset, load_data
 from lab.settings import REMOVED, load_config
+from lab.text import pocket_english
 from model import Model
-from stand_ins import pair, write
+from stand_ins import folder_bytes, load_csv, load_json, pair, write
 from tests import fakeguard
 import train
 
@@ -41,8 +42,7 @@ import torch
 def run(*overrides, out="out/a"):
     """Trains in this process; returns (exit status, last.pt's dictionary, rows of losses.csv)."""
     status = train.main([*TINY, f"train.out={out}", *overrides])
-    with open(f"{out}/losses.csv") as f:
-        return status, checkpoint.read(f"{out}/last.pt"), list(csv.DictReader(f))
+    return status, checkpoint.read(f"{out}/last.pt"), load_csv(f"{out}/losses.csv")
 
 
 def before_steps(monkeypatch, act):
@@ -83,15 +83,11 @@ def column(rows, name):
     return [float(row[name]) for row in rows if row[name]]
 
 
-def folder_bytes(folder):
-    return {name: pathlib.Path(folder, name).read_bytes() for name in os.listdir(folder)}
-
-
 def copy_corpus(folder, **changes):
     """The tiny corpus in another folder, with changes in meta.json."""
     shutil.copytree("data/tiny", folder)
     path = pathlib.Path(folder, "meta.json")
-    path.write_text(json.dumps(sealed({**json.loads(path.read_text()), **changes})))
+    path.write_text(json.dumps(sealed({**load_json(path), **changes})))
 
 
 # --- schedule and data
@@ -233,7 +229,7 @@ def test_muon_takes_the_hidden_matrices_and_only_matrices_decay(optimizer):
 
 def test_epochs_as_the_budget(project):
     """An epoch is one copy: where half of the file is the text, and half the text again, two are as long as one."""
-    meta = json.load(open("data/tiny/meta.json"))
+    meta = load_json("data/tiny/meta.json")
     copy_corpus("data/half", name="half", copies=2, tokens_per_word=meta["tokens_per_word"] / 2)
     _, one, _ = run("train.max_steps=null", "train.epochs=0.1", out="out/one")
     _, two, _ = run("train.max_steps=null", "train.epochs=0.2", "data.name=half", out="out/two")
@@ -290,8 +286,7 @@ def test_what_a_run_warns_of_before_its_first_step(project):
 def test_its_config_repeats_a_run(project):
     one = run()[2]
     train.main(["--config", "out/a/config.yaml", "train.out=out/b"])
-    with open("out/b/losses.csv") as f:
-        assert column(csv.DictReader(f), "train_loss") == column(one, "train_loss")
+    assert column(load_csv("out/b/losses.csv"), "train_loss") == column(one, "train_loss")
 
 
 def test_a_run_that_is_not_on_a_terminal_speaks_of_this_session(project, monkeypatch, capsys):
@@ -319,10 +314,11 @@ LOGS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "
 
 @pytest.mark.parametrize("kind", LOGS)
 def test_log_sends_the_curves(kind, project, monkeypatch):
+    """With the accuracy on the first pairs of each paradigm, at validations in the steps asked for and at the end."""
     module, sent = mock.MagicMock(), collections.defaultdict(dict)
     monkeypatch.setitem(sys.modules, LOGS[kind], module)
-    write(project / "pairs", {"mine": [pair("The cat saw it.", "The cat see it.")]})
-    run(f"train.log={kind}", "eval.blimp_every=4", "eval.data=pairs")
+    write(project / "pairs", pocket_english.pairs(0, 3))
+    rows = run(f"train.log={kind}", "eval.data=pairs", "eval.blimp_every=8", "eval.blimp_pairs=2")[2]
     if kind == "tensorboard":
         opened, closed = module.SummaryWriter, module.SummaryWriter.return_value.close
         scalars = [call.args for call in module.SummaryWriter.return_value.add_scalar.call_args_list]
@@ -334,8 +330,11 @@ def test_log_sends_the_curves(kind, project, monkeypatch):
         sent[name][step] = value
     assert "out/a" in str(opened.call_args) and closed.called
     assert [*sent["train_loss"]] == [*range(1, 13)]
-    assert all([*sent[name]] == [0, 4, 8, 12] for name in ("val_loss", "bits_per_byte", "blimp"))
+    assert [*sent["val_loss"]] == [*sent["bits_per_byte"]] == [0, 4, 8, 12] and [*sent["blimp"]] == [0, 8, 12]
     assert sent["lr"][2] == pytest.approx(1e-2) and sent["tokens_per_second"]
+    model, ckpt = checkpoint.load_model("out/a/ckpt.pt")  # the last step's is the best
+    assert sent["blimp"][12] == eval_blimp.quick_accuracy(model, ckpt.tokenizer, "pairs", 2)
+    assert column(rows, "blimp") == [*sent["blimp"].values()]
 
 
 @pytest.mark.parametrize("kind", LOGS)
@@ -407,7 +406,7 @@ def test_a_changed_setting_is_never_ignored(project, steps):
 def test_another_text_is_another_setting(project):
     run("train.max_steps=5")
     tokens = np.fromfile("data/tiny/train.bin", dtype="<u2")[:4000]
-    train_part = json.load(open("data/tiny/meta.json"))["train"]
+    train_part = load_json("data/tiny/meta.json")["train"]
     sha256 = hashlib.sha256(tokens.tobytes()).hexdigest()
     copy_corpus("data/other", train={**train_part, "tokens": 4000, "sha256": sha256})
     tokens.tofile("data/other/train.bin")
@@ -708,9 +707,7 @@ def test_two_processes_follow_the_curve_of_one_and_resume_exactly(project):
     assert differences("out/whole", "out/parts") == []
     _, last, one = run(*options, out="out/one")
     assert last["provenance"]["epochs"] > 1
-    with open("out/whole/losses.csv") as f:
-        two = list(csv.DictReader(f))
-    for rows in (two, run(*options, out="out/mixed")[2]):
+    for rows in (load_csv("out/whole/losses.csv"), run(*options, out="out/mixed")[2]):
         for name in ("train_loss", "val_loss"):
             assert column(rows, name) == pytest.approx(column(one, name), abs=1e-4)
 
