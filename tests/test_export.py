@@ -432,14 +432,11 @@ def test_model_card(make, tmp_path):
     for line in f"""\
 **{model.num_params():,} parameters** were trained
 Training text: {subset}.
-Language: en.
-`attention: pwa`
 99 words of text, 990 seen by the model in all.
 | wiki | 666,667 | 112,345 |
 | odd: \\|name | 5 | 1 |
 | words | 990 |
 | train.learning_rate | 0.0003 |
-| train.save_every | null |
 BLiMP, a subset: **61.25 %** of 134 minimal pairs
 - 134 of 67,000 pairs
 | npi_licensing | 75.00 | 14 |

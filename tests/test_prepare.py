@@ -346,14 +346,10 @@ def joined(lines):
     return ("\n".join(lines) + "\n").encode()
 
 
-def blocks_of(lines):
-    return prepare.blocks([joined(lines)])
-
-
 @given(lines_st, st.integers(1, 50))
 @settings(max_examples=200, deadline=None)
 def test_blocks_are_the_text_in_order(lines, at):
-    found = blocks_of(lines)
+    found = prepare.blocks([joined(lines)])
     assert flat(found) == [line for line in lines if line]
     for block in found:
         assert block.size == len(joined(flat([block]))) > 1

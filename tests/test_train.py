@@ -116,18 +116,14 @@ def test_schedule_shapes():
     assert fractions("cosine", 200, 99) == pytest.approx([0.5])  # a warm-up that is longer than the run
 
 
-def bin_file(path, n):
-    np.arange(n, dtype="<u2").tofile(path)
-    return str(path)
-
-
 SIZES = {"tokens": st.integers(9, 400), "T": st.integers(2, 8), "size": st.integers(1, 7)}
 
 
 @settings(max_examples=25, deadline=None)
 @given(**SIZES, world=st.sampled_from([1, 2, 3]), seed=st.integers(0, 3))
 def test_each_window_once_an_epoch_at_any_world_size(tmp_path_factory, tokens, T, size, world, seed):
-    path = bin_file(tmp_path_factory.mktemp("w") / "x.bin", tokens)
+    path = str(tmp_path_factory.mktemp("w") / "x.bin")
+    np.arange(tokens, dtype="<u2").tofile(path)
     alone = TokenDataset(path, T, seed)
     ranks = [TokenDataset(path, T, seed) for _ in range(world)]
     seen, n = [], len(alone)
