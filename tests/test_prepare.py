@@ -1,6 +1,7 @@
 """From text to bins: everything once and in order, the same bytes for the same settings, and nothing half made."""
 
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tracemalloc
+import unicodedata
 
 from conftest import ROOT, command
 from lab import corpus
@@ -239,6 +241,33 @@ def test_an_existing_tokenizer(folder):
     (folder / "unigram.model").write_bytes(unigram)
     with pytest.raises(UserError, match="data.copies: .*plain BPE"):
         make("tokenizer.model=unigram.model", "data.copies=2")
+
+
+LANGUAGES = {  # subjects, objects, verbs; how they are put together
+    "georgian": ("ბიჭი გოგო ძაღლი მეფე", "სახლს ხეს წიგნს მთვარეს მდინარეს", "ხედავს, ხატავს", "{0} {1} {2}."),
+    "hindi": ("लड़का राजा कुत्ता बच्चा", "घर पेड़ चाँद फूल तारा", "देखता है, ढूँढता है", "{0} {1} {2}।"),
+    "arabic": ("الولد الملك الكلب الطفل", "البيت الشجرة الكتاب القمر النهر", "يرى, يرسم", "{0} {2} {1}."),
+    "chinese": ("男孩 国王 小狗 孩子", "房子 树 书 月亮 河", "看见了, 画了", "{0}{2}{1}。"),
+    "persian": ("پسر پادشاه سگ کودک", "خانه درخت کتاب ماه رود", "را می\u200cبیند, را می\u200cکشد", "{0} {1} {2}."),
+}
+
+
+def sentences_in(language):
+    subjects, objects, verbs, frame = LANGUAGES[language]
+    for number, *words in itertools.product(range(1, 8), subjects.split(), objects.split(), verbs.split(", ")):
+        yield unicodedata.normalize("NFC", f"{number} {frame.format(*words)}")
+
+
+def test_every_script_comes_back_from_its_tokens(folder):
+    (folder / "languages").mkdir()
+    for language in LANGUAGES:
+        text = "".join(line + "\n" for line in sentences_in(language))
+        (folder / "languages" / f"{language}.txt").write_text(text, encoding="utf-8")
+    clean = "data.clean=[unicode_joiners, speaker_tags, markup, unwrap, spaces]"
+    make(clean, "data.source=languages", "data.validation_kb=2", "tokenizer.vocab_size=500")
+    found = [*texts_of("train"), *texts_of("val")]
+    assert sorted(found) == sorted(itertools.chain(*map(sentences_in, LANGUAGES)))
+    assert any("\u200c" in line for line in found)  # which Persian is spelled with
 
 
 @pytest.mark.slow
