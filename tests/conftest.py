@@ -30,7 +30,7 @@ needs_a_compiler = pytest.mark.skipif(
 
 # Slow is what trains, compiles, starts processes or takes more than a second, and `make check` leaves it out: all of
 # these files, every test that takes one of these fixtures or calls one of these functions, and what is marked so.
-SLOW_FILES = """test_babylm test_bench test_cuda_fake test_faults test_fuzz test_gpu test_kill test_models
+SLOW_FILES = """test_babylm test_bench test_cuda_fake test_faults test_fuzz test_gpu test_kill
 test_notebook test_readme test_sample test_systems""".split()
 SLOW_FIXTURES = {"project", "walk"}
 SLOW_CALLS = {"command", "compile", "run", "Popen", "subprocess"}

@@ -7,9 +7,11 @@ import pathlib
 import pickle
 import sys
 
+from conftest import ROOT
 from lab import checkpoint, files
 from lab.files import UserError
-from stand_ins import save_checkpoint, train_tokenizer
+from lab.text import pocket_english
+from stand_ins import save_checkpoint, score, train_tokenizer
 
 import pytest
 import torch
@@ -110,6 +112,19 @@ def test_what_else_a_user_gives_is_called_by_its_name(good, tmp_path):
         refuses(path, "cannot be read (Permission denied)")
     finally:
         os.seteuid(me)
+
+
+@pytest.mark.slow
+def test_the_model_that_comes_along_is_what_its_card_says():
+    """And it knows some English."""
+    path = ROOT / "models" / "llama-3m.pt"
+    model, ckpt = checkpoint.load_model(path)
+    card = (ROOT / "models" / "README.md").read_text(encoding="utf-8")
+    assert ckpt.sha256 in card and f"{model.num_params():,}" in card
+    assert path.stat().st_size < 7e6 and {w.dtype for w in ckpt.weights.values()} == {torch.bfloat16}
+    rows = [row for found in pocket_english.pairs(0, 10).values() for row in found]
+    good, bad = (score(model, [row[f"sentence_{which}"] for row in rows], ckpt.tokenizer) for which in ("good", "bad"))
+    assert (good > bad).mean() > 0.6
 
 
 # --- files
