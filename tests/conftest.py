@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 
+from hypothesis import HealthCheck, settings
 import numpy as np
 import pytest
 
@@ -16,6 +17,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background: children would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny, the tests run side by side, and some fork: more threads hang
+settings.register_profile("lab", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("lab")  # the same examples every time, however busy the machine is
 TINY = """
 data.name=tiny tokenizer.vocab_size=1000
 model.hidden_size=32 model.num_hidden_layers=2 model.num_attention_heads=2 model.intermediate_size=48

@@ -86,7 +86,7 @@ odd_text = st.text("=-_#[]{}|<>\\*A:. \t\n'&;♪", max_size=40)
 
 
 @given(any_text | odd_text)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_cleaning_always_ends_in_lines(text):
     """No step breaks, invents characters of lines, or leaves what a second pass of `spaces` would change."""
     once = cleaned(text.replace("\r", "\n") + "\n")

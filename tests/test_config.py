@@ -144,7 +144,7 @@ def test_faults_of_the_file(text, words, tmp_path):
 
 
 @pytest.mark.slow
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     preset=st.sampled_from([*yaml.safe_load(TEXT)["presets"]]),
     seed=st.integers(0, 2**60),

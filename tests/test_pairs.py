@@ -52,7 +52,7 @@ LINE = st.binary() | st.text().map(str.encode) | NEARLY | CELLS
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(NEARLY, min_size=1, max_size=2) | st.lists(LINE, min_size=1, max_size=4), st.booleans())
 def test_any_line_is_a_pair_or_an_error_that_names_it(tmp_path_factory, lines, table):
     """Of any bytes: pairs that can be printed and written, or a UserError that names the line of the file."""

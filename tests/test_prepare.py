@@ -376,7 +376,7 @@ def joined(lines):
 
 
 @given(lines_st, st.integers(1, 50))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_blocks_are_the_text_in_order(lines, at):
     found = prepare.blocks([joined(lines)])
     assert flat(found) == [line for line in lines if line]
@@ -388,7 +388,7 @@ def test_blocks_are_the_text_in_order(lines, at):
 
 
 @given(st.lists(st.lists(st.integers(1, 50), min_size=1), min_size=1, max_size=5))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_interleave_keeps_all_and_balances(sizes):
     sources = [[prepare.Block(i, size) for size in sizes_of_one] for i, sizes_of_one in enumerate(sizes)]
     largest, shares = max(max(source) / sum(source) for source in sizes), [0] * len(sizes)
@@ -410,7 +410,7 @@ texts_st = st.lists(st.lists(words_st, min_size=30, max_size=150), min_size=1, m
 
 @pytest.mark.slow
 @given(texts_st, st.floats(0.0001, 0.002), st.integers(0, 2**60), st.sampled_from(["line", "document"]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_corpus_keeps_the_promises(tok, texts, mb, seed, boundary):
     """Whatever the text: the same bytes twice; no validation line in training; budgets that are equal, used up and not
     exceeded; a smaller one takes a part of what a larger one takes, and validates on the same text."""

@@ -130,7 +130,7 @@ def test_scores_are_the_plain_ones(kind):
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_any_sequences_in_any_layout(data):
     """However they share prefixes, in any row length and batch: the masks and positions are those of each alone."""

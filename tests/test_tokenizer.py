@@ -37,7 +37,7 @@ anything = st.lists(odd | st.text(max_size=5), max_size=12).map("".join)
 @example("▁ leading and trailing ▁")
 @example("".join(map(chr, range(256))))
 @example("\U0010fffd▁\U0010fffc")
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_text_comes_back(tok, text):
     ids = tok.encode(text)
     assert tok.decode(ids) == text
@@ -63,7 +63,7 @@ def corpus_encoder(tok, request):
 
 
 @given(texts=st.lists(anything, max_size=5))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_corpus_is_encoded_like_its_texts(corpus_encoder, texts):
     """Word by word where that is the same: twice, so that the second time the words are known."""
     tok = corpus_encoder.tokenizer
@@ -90,7 +90,7 @@ def test_bpe_dropout(tok):
 
 
 @given(texts=st.lists(anything, max_size=5))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_any_text_comes_back_from_other_pieces(tok, texts):
     tokens = tokenizer.CorpusEncoder(tok.model_bytes).encode(texts, random.Random(0))
     ids = np.frombuffer(tokens, "<u2")

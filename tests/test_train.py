@@ -119,7 +119,7 @@ def test_schedule_shapes():
 SIZES = {"tokens": st.integers(9, 400), "T": st.integers(2, 8), "size": st.integers(1, 7)}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(**SIZES, world=st.sampled_from([1, 2, 3]), seed=st.integers(0, 3))
 def test_each_window_once_an_epoch_at_any_world_size(tmp_path_factory, tokens, T, size, world, seed):
     path = str(tmp_path_factory.mktemp("w") / "x.bin")
