@@ -80,13 +80,12 @@ def decide(scores, ties_correct=False, ties_half=False):
     it counts as half, and a coin, the same in every run, decides whether it is correct.
     """
     good, bad = scores.T
+    correct = good >= bad if ties_correct else good > bad
+    if not ties_half:
+        return correct, correct
     tie = good == bad
-    if ties_correct:
-        return good >= bad, good >= bad
-    if ties_half:
-        heads = np.random.default_rng(0).random(len(tie)) < 0.5
-        return (good > bad) | (tie & heads), (good > bad) + tie / 2
-    return good > bad, good > bad
+    heads = np.random.default_rng(0).random(len(tie)) < 0.5
+    return correct | (tie & heads), correct + tie / 2
 
 
 def evaluate(model, pairs, leading_space=False, ties_correct=False, ties_half=False, **how):

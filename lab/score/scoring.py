@@ -101,9 +101,8 @@ def in_batches(rule, model, sentences, dtype="float32", batch_tokens=None, progr
     # Longest first: a batch that is too large fails at once
     different = sorted(dict.fromkeys(sentences), key=lambda tokens: -len(tokens.ids))
     at_once = batch_tokens or tokens_at_once(model)
-    bar = tqdm(total=len(different), desc="scoring", unit="sentence", disable=None if progress else True, leave=False)
     found, batches = {}, 0
-    with evaluation_mode(model.model, model.device.type, dtype), bar:
+    with evaluation_mode(model.model, model.device.type, dtype), progress_bar(len(different), progress) as bar:
         while len(found) < len(different):
             start = len(found)
             batch = different[start : start + max(1, at_once // model.work(different[start]))]
@@ -114,6 +113,11 @@ def in_batches(rule, model, sentences, dtype="float32", batch_tokens=None, progr
             if batches % 32 == 0:
                 give_back_freed_memory()
     return [found[tokens] for tokens in sentences]
+
+
+def progress_bar(sentences, shown):
+    """A bar that counts sentences, on a terminal if it is to be shown, and nowhere else."""
+    return tqdm(total=sentences, desc="scoring", unit="sentence", disable=None if shown else True, leave=False)
 
 
 def give_back_freed_memory():
@@ -215,9 +219,8 @@ def log_likelihoods(model, sequences, starts=None, dtype="float32", batch_tokens
     tasks = list(zip(sequences, starts or [1] * len(sequences)))
     number = {task: i for i, task in enumerate(dict.fromkeys(tasks))}
     sequences, starts = [ids for ids, _ in number], [start for _, start in number]
-    bar = tqdm(total=len(number), desc="scoring", unit="sentence", disable=None if progress else True, leave=False)
     scores = np.zeros(len(number))
-    with evaluation_mode(model, device.type, dtype), bar:
+    with evaluation_mode(model, device.type, dtype), progress_bar(len(number), progress) as bar:
         for batch in batches(sequences, starts, batch_tokens):
             log_p = token_log_probabilities(model, batch)
             np.add.at(scores, batch.sequence, log_p.cpu().double().numpy())
