@@ -139,11 +139,11 @@ def test_figures_show_presets_that_exist(monkeypatch):
     monkeypatch.chdir(ROOT)
     found = figures.ours()
     assert {"10m-words-3m", "2mb-3m", "sllama"} <= found.keys() and figures.text_of(found["sllama"][0]) == "10 M words"
-    assert figures.core_minutes({"minutes": "3", "device": "cpu, x86_64, 1 thread"}) == 3
+    assert figures.core_minutes({"name": "sllama", "minutes": "3", "device": "cpu, x86_64, 2 threads"}) == 6
     written = {}
     monkeypatch.setattr(figures, "atomic_write", written.__setitem__)
     figures.main()
-    assert len(written) == 2 and all(png.startswith(b"\x89PNG") for png in written.values())
+    assert len(written) == 3 and all(png.startswith(b"\x89PNG") for png in written.values())
 
 
 # --- gpu.sh
