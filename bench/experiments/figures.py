@@ -24,7 +24,6 @@ from matplotlib.transforms import Bbox
 import yaml
 
 COLOURS = {"2 MB": "tab:blue", "10 MB": "tab:green", "10 M words": "tab:red"}  # of the text, whatever its epochs
-RENAMED = {"tuned-10m-words": "10m-words-12m"}  # presets that had other names when run
 PLACES = [(8, -3), (8, 7), (8, -14), (-8, -3), (-8, 7), (-8, -14), (8, 17), (8, -24)]  # of a label, points from its dot
 
 
@@ -48,9 +47,8 @@ def ours(path="results/final.csv"):
         presets = yaml.safe_load(f)["presets"]
     found = {}
     for row in read(path):
-        name = RENAMED.get(row["name"], row["name"])
-        if name in presets and row["accuracy"]:
-            found.setdefault(name, []).append(row)
+        if row["name"] in presets and row["accuracy"]:
+            found.setdefault(row["name"], []).append(row)
     return found
 
 
@@ -106,15 +104,13 @@ def draw(path, title, of_row, published=()):
 def draw_clock(path):
     """Writes a figure of the minutes of results/clock.csv, whose rows are pairs: a published recipe and ours."""
     rows = read("results/clock.csv")
-    places = [-i - 0.5 * (i // 2) for i in range(len(rows))]  # from top to bottom, with a gap after each pair
     figure = Figure(figsize=(8, 3), layout="constrained", dpi=100)
     axes = figure.subplots()
-    axes.set(xlabel="minutes of one core")
     colours = ["tab:blue" if row["reaches"] == "yes" else "lightgray" for row in rows]
-    bars = axes.barh(places, [float(row["minutes"]) for row in rows], color=colours)
+    bars = axes.barh([row["name"] for row in rows], [float(row["minutes"]) for row in rows], color=colours)
     axes.bar_label(bars, fmt=" {:.0f}")
-    axes.set_yticks(places, [row["name"] for row in rows])
-    axes.margins(x=0.1)
+    axes.invert_yaxis()
+    axes.set(xlabel="minutes of one core", xlim=(0, 550))
     save(figure, path)
 
 
