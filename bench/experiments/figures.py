@@ -7,7 +7,6 @@ those of the fastest seed, as other work ran beside some, and bars reach from th
 assets/clock.png from results/clock.csv.
 """
 
-import csv
 import io
 import os
 import re
@@ -121,8 +120,8 @@ def save(figure, path):
 
 
 def main():
-    with open("results/published.csv", newline="", encoding="utf-8") as f:
-        published = [(int(row["parameters"]) / 1e6, float(row["blimp"]), row["model"]) for row in csv.DictReader(f)]
+    reported = read("results/published.csv")
+    published = [(int(row["parameters"]) / 1e6, float(row["blimp"]), row["model"]) for row in reported]
     draw("assets/minutes.png", "minutes of one core", core_minutes)
     draw_clock("assets/clock.png")
     draw("assets/parameters.png", "parameters, millions", lambda row: int(row["parameters"]) / 1e6, published)
