@@ -54,7 +54,7 @@ def log_probabilities(model, batch):
     logits = model.logits(ids[:, :-1])  # (N, T - 1, V): at t, of the token after t
     logp = logits.log_softmax(-1)
     logp = logp.gather(-1, ids[:, 1:, None]).squeeze(-1)  # (N, T - 1): of the token that does come
-    logp = logp.double().cpu().numpy()
+    logp = logp.cpu().double().numpy()
     return [row[sentence.first - 1 : sentence.end - 1] for row, sentence in zip(logp, batch)]  # row[t] is of ids[t + 1]
 
 
@@ -189,7 +189,7 @@ def parse_arguments(argv):
     files.add_argument("--plot", metavar="FILE", help=plot_help)
     files.add_argument("--html", metavar="FILE", help="a page: each model compared with MODEL2, or with the first")
     files.add_argument("--replace", action="store_true", help="replace these files if they exist")
-    args = p.parse_args(argv)
+    args = p.parse_intermixed_args(argv)
     if args.max_pairs_per_paradigm is not None and args.max_pairs_per_paradigm < 1:
         raise UserError("--max-pairs-per-paradigm: must be at least 1")
     if args.surprisal and not args.csv:

@@ -58,8 +58,8 @@ def why_unusable(name):
 def send(tensor, device):
     """The tensor on the device. A GPU fetches it from pinned memory while the CPU goes on."""
     if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)  # Apple's would read the memory after it has been freed (pytorch#189690)
 
 
 def device_name(device):
@@ -197,6 +197,8 @@ class Distributed:
             torch.cuda.set_device(device)
             dist.init_process_group("nccl", device_id=device)
             self.device = device
+        elif device.type == "mps":
+            raise UserError("train.device: gloo knows no mps tensors; leave torchrun out, or take train.device=cpu")
         else:
             dist.init_process_group("gloo")
 
@@ -207,7 +209,7 @@ class Distributed:
         except RuntimeError as e:
             raise UserError(
                 f"another process of this run has ended, so this one ends too ({first_line(e)}); its own "
-                "message says why. The same command continues from last.pt"
+                "message says why. The same command (without --replace) continues from last.pt"
             ) from None
 
     def mean_gradients(self, params, loss):

@@ -35,6 +35,7 @@ class Run:
         parser = argparse.ArgumentParser(description="Train a model on a prepared corpus.")
         args, self.config = settings.parse_args(parser, argv)
         self.replace = args.replace or "train.resume=never" in args.overrides
+        self.again = settings.same_command(args)
         self.distributed = devices.Distributed()
         self.main = self.distributed.main  # the process that writes and speaks
         self.out, s, processes = self.config.out_dir, self.config.train, self.distributed.size
@@ -65,12 +66,12 @@ class Run:
 
     def __exit__(self, kind, error, trace):
         self.exits.close()
-        # PyTorch's error has a class of its own for a GPU, and only a text for a CPU
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        # What PyTorch's errors have in common is their text: that of a CPU, that of a GPU
+        if "can't allocate memory" in str(error) or "out of memory" in str(error):
             raise UserError(
                 f"step {self.state.step}: out of memory ({first_line(error)[:200]}). For the same steps in less, add "
                 "train.gradient_checkpointing=true, or halve train.batch_size and double "
-                f"train.gradient_accumulation_steps; the command then continues from {self.out}/last.pt if there is one"
+                f"train.gradient_accumulation_steps; {self.again} then continues from {self.out}/last.pt if it is there"
             ) from None
         if kind is None and self.main:
             print(progress.closing_block(self))
@@ -141,7 +142,7 @@ class Run:
 
     def evaluation_is_due(self, state):
         due = state.step % self.config.train.eval_every == 0 or state.step == self.steps
-        return due and state.evaluated != state.step
+        return state.evaluated < 0 or (due and state.evaluated != state.step)  # below 0: there is no ckpt.pt yet
 
     def blimp_is_due(self, state):
         every = self.config.eval.blimp_every

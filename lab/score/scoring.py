@@ -154,7 +154,7 @@ def pseudo_log_probabilities(model, batch):
     for ids, mask, place, target in zip(*chunks):
         logits = model.logits_at(place, ids, mask)  # (rows, V)
         logp.append(logits.log_softmax(-1).gather(-1, target[:, None]).squeeze(-1))
-    logp = torch.cat(logp).double().cpu().numpy()
+    logp = torch.cat(logp).cpu().double().numpy()
     return np.split(logp, np.cumsum([sentence.end - sentence.first for sentence in batch])[:-1])
 
 

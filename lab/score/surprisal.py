@@ -127,7 +127,7 @@ def log_p_space(begins, model, batch):
     ids = pad_sequence([torch.tensor(tokens.ids) for tokens in batch], batch_first=True).to(model.device)  # (N, T)
     places = torch.from_numpy(np.flatnonzero(begins)).to(model.device)
     logp = model.logits(ids).log_softmax(-1)[..., places].logsumexp(-1)  # (N, T): of the token after t
-    return [row[tokens.first - 1 : tokens.end] for row, tokens in zip(logp.double().cpu().numpy(), batch)]
+    return [row[tokens.first - 1 : tokens.end] for row, tokens in zip(logp.cpu().double().numpy(), batch)]
 
 
 def correction(begins, text, stops, spaces):
