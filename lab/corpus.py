@@ -11,6 +11,8 @@ import os
 
 from lab.files import UserError, atomic_write, file_sha256, read_json, sealed
 
+BABYLM_FILES = ["bnc_spoken", "childes", "gutenberg", "open_subtitles", "simple_wiki", "switchboard"]
+
 
 def read_meta(folder):
     """What meta.json holds, {} if there is none. UserError if it cannot be read, or is not as it was written."""

@@ -303,9 +303,9 @@ def tree_of(overrides):
             raise UserError(f"command line: `{item}`: expected section.key=value, such as train.seed=1")
         tree.setdefault(section, {})[key] = parse_yaml(text, f"command line: {item}")
     length = tree.get("train", {})
-    for key, other in (("epochs", "max_steps"), ("max_steps", "epochs")):
-        if length.get(key) is not None:  # given alone, it takes the place of the other
-            length.setdefault(other, None)
+    if length.get("epochs") is not None or length.get("max_steps") is not None:  # in place of what the file has
+        for key in ("epochs", "max_steps", "max_words"):
+            length.setdefault(key, None)
     return tree
 
 
@@ -341,6 +341,14 @@ def command_line(script, *words):
     """One of our commands, quoted for a shell in the current folder: python train.py --preset quick 'data.name=a b'."""
     path = script if os.path.samefile(ROOT, os.curdir) else os.path.join(ROOT, script)
     return shlex.join(["python", path, *words])
+
+
+def same_command(args):
+    """What continues a run: the same command, without the words that would start it anew or from another folder."""
+    gone = ["--replace"] if args.replace else []
+    known = ("train.resume=auto", "train.resume=changed")
+    gone += [word for word in args.overrides if word.startswith("train.resume=") and word not in known]
+    return "the same command without " + " ".join(gone) if gone else "the same command"
 
 
 def parse_args(parser, argv=None, model=True):

@@ -59,10 +59,13 @@ def test_overrides_win_and_are_typed():
     assert c.data.sources == ["a", "b"] and c.data_dir == os.path.join("data", "10")
 
 
-def test_the_length_typed_takes_the_place_of_the_file_s():
+def test_the_length_typed_takes_the_place_of_the_file_s(tmp_path):
     assert load("train.epochs=1").train.max_steps is None
     assert load("train.max_steps=9", preset="llama-26m").train.epochs is None
     assert "either max_steps or epochs" in complaint("train.epochs=1", "train.max_steps=9")
+    words = saved_and_loaded(load("train.max_words=5e6"), tmp_path)
+    assert words.train.max_words == 5e6
+    assert load("train.max_steps=9", path=str(tmp_path / "resolved.yaml")).train.max_words is None
 
 
 def test_everything_wrong_is_said_at_once_and_where_it_stands(tmp_path):

@@ -204,10 +204,11 @@ def test_training_on_a_text_prepared_in_another_way_is_refused(folder):
     for said in ([], ["data.copies=2"], ["data.source=auto"], ["data.source=moved/texts/"]):
         assert load_data(load_config("sllama", ["data.name=t", *said]))[2]["settings"]["data.copies"] == 2
     for said, words in (
-        ("data.copies=3", "data.copies=2, and not 3"),
-        ("data.source=pocket", "data.source=texts, and"),
+        ("data.copies=3", "data/t: was prepared with data.copies=2, and not 3"),
+        ("data.source=pocket", "data/t: was prepared with data.source=texts, and"),
+        ("model.vocab_size=999", "model.vocab_size: data/t has 400 pieces; leave it out"),
     ):
-        with pytest.raises(UserError, match=f"data/t: was prepared with {words}.*data.name=NAME"):
+        with pytest.raises(UserError, match=f"{words}.*data.name=NAME"):
             load_data(load_config("sllama", ["data.name=t", said]))
 
 

@@ -12,7 +12,10 @@ import time
 import zipfile
 
 from conftest import ROOT
+from lab.corpus import BABYLM_FILES
 from lab.files import UserError
+from lab.run.data import load_data
+from lab.settings import load_config
 from lab.text import sources
 from lab.text.sources import DownloadError
 import prepare
@@ -232,6 +235,24 @@ def test_babylm_without_blimp_is_a_notice(mirror, capsys, blimp, words):
     out = capsys.readouterr().out
     assert "THERE IS NO BLIMP" in out and words in out
     assert not os.path.exists("data/blimp") and not os.path.exists("data/downloads/BLiMP.zip")
+
+
+def test_a_run_may_ask_for_all_sources_of_babylm(mirror):
+    """null means all of them, when it is said to train.py too."""
+    mirror |= {f"/b/{name}.train.txt": text(name.encode()) for name in BABYLM_FILES}
+    make("data.source=babylm")
+    config = load_config("sllama", ["data.name=t", "data.sources=null"])
+    with pytest.raises(UserError, match="was prepared with data.sources=.*'simple_wiki', 'childes'"):
+        load_data(config)
+    make("data.source=babylm", "data.sources=null", "--replace")
+    assert len(load_data(config)[2]["sources"]) == 6
+
+
+def test_pairs_of_ones_own_need_no_blimp(mirror, capsys):
+    os.makedirs("data/blimp")
+    open("data/blimp/mine.csv", "w").close()
+    make()
+    assert "BLIMP" not in capsys.readouterr().out and not os.path.exists("data/downloads/BLiMP.zip")
 
 
 def test_blimp_replaces_no_folder(mirror, capsys):

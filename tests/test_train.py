@@ -426,10 +426,20 @@ def test_going_on_with_changed_settings_is_noted(project, capsys):
     line = "at step 5: train.learning_rate: 0.01 then, 0.005 now"
     assert line in last["training"]["changes"] and line in checkpoint.load("out/a/ckpt.pt").provenance["changes"]
     assert f"changed {line}" in capsys.readouterr().out and float(rows[-1]["lr"]) == 5e-3
+    assert last["training"]["best"] == min(column(rows, "val_loss"))
     with pytest.raises(UserError, match="12 steps are trained already, 12 are asked for, so nothing is left to train"):
         run(*constant)
     with pytest.raises(UserError, match=r"does not fit the changed settings \(size mismatch for \w+"):
         run(*constant, "train.learning_rate=5e-3", "train.max_steps=14", "model.hidden_size=64")
+
+
+def test_a_loss_on_other_text_is_not_compared(project, monkeypatch):
+    run("train.max_steps=5")
+    validate, losses = train.validate, []
+    monkeypatch.setattr(train, "validate", lambda *args: losses.append(9 + validate(*args)) or losses[-1])
+    _, last, rows = run("train.isolate=true", "train.resume=changed")
+    assert float(rows[5]["val_loss"]) == losses[0] and last["training"]["best"] == min(losses)
+    assert checkpoint.load("out/a/ckpt.pt").provenance["val_loss"] == min(losses)
 
 
 def test_a_run_of_another_length_says_what_becomes_of_the_schedule(project, capsys):
@@ -607,9 +617,10 @@ def test_weights_that_are_no_numbers_do_not_replace_good_ones(project, monkeypat
 
 ON_GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
 ON_CPU = RuntimeError("DefaultCPUAllocator: can't allocate memory")
+ON_APPLE = RuntimeError("MPS backend out of memory (MPS allocated: 9 GiB)")
 
 
-@pytest.mark.parametrize("error", [ON_GPU, ON_CPU], ids=["GPU", "CPU"])
+@pytest.mark.parametrize("error", [ON_GPU, ON_CPU, ON_APPLE], ids=["GPU", "CPU", "Apple"])
 def test_out_of_memory_is_one_line(project, monkeypatch, error):
     """Its advice continues from where the run stopped. A model that never fitted leaves no folder."""
 
@@ -672,6 +683,12 @@ def test_a_signal_ends_after_the_step_and_the_run_goes_on(project, monkeypatch):
     assert done.returncode == 130 and "the same command continues" in done.stdout, done.stdout + done.stderr
     assert checkpoint.load("out/a/last.pt").provenance["steps"] == 3 and "Traceback" not in done.stderr
     assert "notice: torch.compile does not work here" in done.stdout and "compile off" in done.stdout
+
+    # What would start anew, or from elsewhere, is not to be repeated
+    done = train_command("train.out=out/b", "train.resume=out/a/last.pt", "--replace", change=PRESS)
+    again = "the same command without --replace train.resume=out/a/last.pt continues from out/b/last.pt"
+    assert done.returncode == 130 and again in done.stdout, done.stdout + done.stderr
+    assert checkpoint.load("out/b/ckpt.pt").provenance["val_loss"] < 9 and "val_loss: inf" not in done.stdout
 
 
 def test_a_second_ctrl_c_ends_at_once(project):

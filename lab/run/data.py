@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import math
 import os
 
-from lab.corpus import read_meta
+from lab.corpus import BABYLM_FILES, read_meta
 from lab.files import UserError, file_sha256, load_tokenizer
 
 import numpy as np
@@ -75,6 +75,11 @@ def require_as_asked(config, meta):
     then = meta.get("settings") or {}
     for key in (word.partition("=")[0] for word in config.arguments):
         section, _, name = key.partition(".")
+        if key == "model.vocab_size" and config.model.vocab_size != meta["vocab_size"]:
+            raise UserError(
+                f"{key}: {config.data_dir} has {meta['vocab_size']} pieces; leave it out, or prepare another corpus "
+                "with tokenizer.vocab_size=N data.name=NAME"
+            )
         if key not in then or key in ("data.name", "tokenizer.model"):
             continue
         if key == "tokenizer.vocab_size" and then[key] is None:  # an existing tokenizer has its own
@@ -82,6 +87,8 @@ def require_as_asked(config, meta):
         now = getattr(getattr(config, section), name)
         if name == "source":
             now = os.path.basename(os.path.abspath(now))  # of a folder, which may have moved, its name
+        if key == "data.sources" and now is None:
+            now = BABYLM_FILES
         if now not in (then[key], "auto"):  # auto: whichever could be had
             raise UserError(
                 f"{config.data_dir}: was prepared with {key}={then[key]}, and not {now}; leave {key} out, or prepare "

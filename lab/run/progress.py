@@ -225,9 +225,7 @@ def closing_block(run):
     lines = [f"{key}: {value}" for key, value in numbers.items()]
     if state.step < run.steps:
         path = run.path("last.pt")
-        return "\n".join(
-            [f"stopped at step {state.step} of {run.steps}; the same command continues from {path}", *lines]
-        )
+        return "\n".join([f"stopped at step {state.step} of {run.steps}; {run.again} continues from {path}", *lines])
     pairs = run.config.eval.data
     words = [best] if pairs == DEFAULT_PAIRS else [best, "--data", pairs]
     return "\n".join([*lines, f"next: {command_line('eval_blimp.py', *words)}"])

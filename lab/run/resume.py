@@ -108,6 +108,8 @@ CHANGE_NO_NUMBER = {
     *("max_steps", "epochs", "max_words"),  # a longer or shorter run of the same
 }
 LENGTH = ("max_steps", "epochs", "max_words")
+# What a validation loss is measured with.
+YARDSTICK = ("val.bin", "train.eval_windows", "train.isolate", "model.max_position_embeddings")
 
 
 def decisive(provenance):
@@ -170,7 +172,10 @@ def find_last(run):
         for section in ("model", "train"):
             if gone := take_out_removed(tree["provenance"]["settings"][section]):
                 raise UserError(f"{section}.{gone[0]}")
-        tree["training"]["changes"] += changes(run, tree["provenance"], tree["training"]["step"])
+        changed = changes(run, tree["provenance"], tree["training"]["step"])
+        tree["training"]["changes"] += changed
+        if any(f": {key}: " in line for line in changed for key in YARDSTICK):
+            tree["training"] |= {"best": math.inf, "evaluated": -1}  # of the old text; the two cannot be compared
     return own if here else path, tree
 
 

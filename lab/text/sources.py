@@ -15,6 +15,7 @@ import sys
 import tempfile
 from typing import NamedTuple
 
+from lab.corpus import BABYLM_FILES
 from lab.files import UserError, file_sha256
 from lab.settings import nearest
 from lab.text import pocket_english
@@ -27,7 +28,6 @@ BABYLM = {  # data.source: title, address (the second one's revision is not pinn
     "babylm": ("BabyLM 2026 strict-small", f"{HUB}Strict-Small/resolve/c92ab16b4f08858304b0815706065b3354d8fc0a"),
     "babylm-100m": ("BabyLM 2026 strict", f"{HUB}Strict/resolve/main"),
 }
-BABYLM_FILES = ["bnc_spoken", "childes", "gutenberg", "open_subtitles", "simple_wiki", "switchboard"]
 BLIMP_URL = "https://raw.githubusercontent.com/alexwarstadt/blimp/3e56b06fcabca9b30822fc66435fca6b1aa40bb1/BLiMP.zip"
 BLIMP_SHA256 = "172a1a714d72e72a89e8384dd531483f3d0f8a9aee3d33dccaf7992d8cecbb73"
 CONTROL = bytes(set(range(32)) - set(b"\t\n\v\f\r\x1b")) + b"\x7f"
@@ -172,8 +172,8 @@ def download(url, path, sha256=None):
 
 
 def get_blimp(folder):
-    """Downloads BLiMP to `folder` if no *.jsonl is there. Training works without it, so failure is a notice."""
-    if glob.glob(os.path.join(glob.escape(folder), "*.jsonl")):
+    """Downloads BLiMP to `folder` if no pairs are there. Training works without it, so failure is a notice."""
+    if os.path.isdir(folder) and any(name.endswith((".jsonl", ".csv", ".tsv")) for name in os.listdir(folder)):
         return
     archive = os.path.join(DOWNLOADS, "BLiMP.zip")
     parent = os.path.dirname(os.path.abspath(folder))
