@@ -12,6 +12,7 @@ import os
 from lab.files import UserError, atomic_write, file_sha256, read_json, sealed
 
 BABYLM_FILES = ["bnc_spoken", "childes", "gutenberg", "open_subtitles", "simple_wiki", "switchboard"]
+PAIR_FILES = (".jsonl", ".csv", ".tsv")  # how files of minimal pairs end
 
 
 def read_meta(folder):
@@ -60,6 +61,10 @@ def differences(there, settings):
         if old != new and (same_source or (name in there and name in settings)):
             lines += f"\n  - {name}: {old} there, {new} now"
     return lines
+
+
+def holds_pairs(folder):
+    return os.path.isdir(folder) and any(name.endswith(PAIR_FILES) for name in os.listdir(folder))
 
 
 def pairs_sha256(folder):

@@ -172,10 +172,10 @@ def find_last(run):
         for section in ("model", "train"):
             if gone := take_out_removed(tree["provenance"]["settings"][section]):
                 raise UserError(f"{section}.{gone[0]}")
-        changed = changes(run, tree["provenance"], tree["training"]["step"])
-        tree["training"]["changes"] += changed
-        if any(f": {key}: " in line for line in changed for key in YARDSTICK):
-            tree["training"] |= {"best": math.inf, "evaluated": -1}  # of the old text; the two cannot be compared
+        tree["training"]["changes"] += changes(run, tree["provenance"], tree["training"]["step"])
+        then, now = decisive(tree["provenance"]), decisive(run.provenance)
+        if differences(*({key: made.get(key) for key in YARDSTICK} for made in (then, now))):
+            tree["training"] |= {"best": math.inf, "evaluated": -1}  # the old losses and the new cannot be compared
     return own if here else path, tree
 
 

@@ -13,12 +13,10 @@ import json
 import os
 import pathlib
 
-from lab.corpus import read_meta
+from lab.corpus import PAIR_FILES, holds_pairs, read_meta
 from lab.files import UserError, read_text
 
 import yaml
-
-ENDINGS = (".jsonl", ".csv", ".tsv")
 
 # {paradigm: how many of its 1000 pairs are in the BabyLM challenge's filtered BLiMP}
 BLIMP = yaml.safe_load((pathlib.Path(__file__).parent / "blimp.yaml").read_text(encoding="utf-8"))
@@ -31,7 +29,7 @@ def find_data(wanted, meta):
     """(folder, why): `wanted`, config.yaml's eval.data, if it holds pairs, else the folder of the corpus in `meta`."""
     own = os.path.join("data", str(meta.get("name")), "pairs")
     for folder, why in ((wanted, "eval.data"), (own, "the corpus's own")):
-        if os.path.isdir(folder) and any(name.endswith(ENDINGS) for name in os.listdir(folder)):
+        if holds_pairs(folder):
             return folder, why
     raise UserError(
         f"{wanted}: no minimal pairs there, nor in {own}; `python prepare.py` provides them, or give --data DIR"
@@ -68,7 +66,7 @@ def read_pairs(path, limit=None, split="all", good=None, bad=None, group=None):
     return kept, info
 
 
-def data_files(path, endings=ENDINGS):
+def data_files(path, endings=PAIR_FILES):
     """The files with one of these endings in a folder, sorted by name, or the one file that `path` is."""
     if os.path.isfile(path):
         return [path]

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from typing import NamedTuple
 
-from lab.corpus import BABYLM_FILES
+from lab.corpus import BABYLM_FILES, holds_pairs
 from lab.files import UserError, file_sha256
 from lab.settings import nearest
 from lab.text import pocket_english
@@ -173,7 +173,7 @@ def download(url, path, sha256=None):
 
 def get_blimp(folder):
     """Downloads BLiMP to `folder` if no pairs are there. Training works without it, so failure is a notice."""
-    if os.path.isdir(folder) and any(name.endswith((".jsonl", ".csv", ".tsv")) for name in os.listdir(folder)):
+    if holds_pairs(folder):
         return
     archive = os.path.join(DOWNLOADS, "BLiMP.zip")
     parent = os.path.dirname(os.path.abspath(folder))
